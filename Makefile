@@ -1,0 +1,30 @@
+# The two commands a newcomer types. Each makes .venv if it is missing and installs into it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: brats test soak lint clean
+
+brats: $(STAMP)  ## phantom (or your data: MANIFEST=...) -> train -> infer -> evaluate -> report
+	$(BIN)/python pipelines/brats.py $(if $(MANIFEST),--manifest $(MANIFEST))
+
+test: $(STAMP) lint  ## all tests with reduced counts
+	$(BIN)/python -m pytest
+
+soak: $(STAMP)  ## the full counts of every figure that is claimed
+	CMT_SOAK=1 $(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; use make PYTHON=/path/to/python" >&2; exit 64; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

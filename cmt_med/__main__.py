@@ -1,0 +1,27 @@
+"""``cmt-med VERB``, the same commands as ``python -m cmt_med.VERB``."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from cmt_med.cli import run_app
+from cmt_med.evaluate import evaluate
+from cmt_med.infer import infer
+from cmt_med.train import train
+
+
+def main() -> int:
+    """Run the command named on the command line."""
+    app = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True,
+        help="Segmentation of medical images with CMT networks: train, infer, evaluate.",
+    )  # fmt: skip
+    for command in (train, infer, evaluate):
+        app.command()(command)
+    return run_app(app)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

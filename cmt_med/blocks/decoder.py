@@ -1,0 +1,44 @@
+"""One step of a UNETR-style decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cmt_med.blocks.conv import conv, crop_to, norm_layer, upconv
+
+
+class ResidualConvBlock(nn.Module):
+    """Two 3×3(×3) convolutions with norms, activation and a shortcut: (B, C, *S) -> (B, C', *S)."""
+
+    def __init__(self, *, spatial_dims: int, in_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = conv(spatial_dims, in_channels, out_channels, 3)
+        self.norm1 = norm_layer(norm, spatial_dims, out_channels)
+        self.conv2 = conv(spatial_dims, out_channels, out_channels, 3)
+        self.norm2 = norm_layer(norm, spatial_dims, out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = conv(spatial_dims, in_channels, out_channels, 1)
+        self.act = nn.LeakyReLU(0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act(self.norm1(self.conv1(x)))
+        return self.act(self.norm2(self.conv2(out)) + self.shortcut(x))
+
+
+class UpBlock(nn.Module):
+    """Double the resolution, join the encoder's features of that scale, convolve.
+
+    Maps (B, C_in, *S) and a skip (B, C, *2S) to (B, C, *2S); a skip of odd size crops the upsampled grid.
+    """
+
+    def __init__(self, *, spatial_dims: int, in_channels: int, skip_channels: int, norm: str) -> None:
+        super().__init__()
+        self.up = upconv(spatial_dims, in_channels, skip_channels)
+        self.conv = ResidualConvBlock(
+            spatial_dims=spatial_dims, in_channels=2 * skip_channels, out_channels=skip_channels, norm=norm
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.conv(torch.cat([crop_to(self.up(x), skip.shape[2:]), skip], dim=1))

@@ -1,0 +1,85 @@
+"""What the commands share: options, logging, exit codes, and errors without a traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from cmt_med import errors
+
+# typer keeps its own copy of click since 0.20-odd; either way, this is the UsageError that it raises.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def run_command(command: Callable[..., int | None], arguments: list[str] | None = None) -> int:
+    """Run one typer command function and return its exit code (docs: errors.py)."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(command)
+    return run_app(app, arguments)
+
+
+def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
+    """Run a typer application and return its exit code; errors are printed with their four parts."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for noisy in ("ignite", "monai", "matplotlib", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    debug = "--debug" in (sys.argv if arguments is None else arguments)
+    try:
+        code: Any = app(args=arguments, standalone_mode=False)
+        return code if isinstance(code, int) else errors.EXIT_DONE
+    except errors.CmtError as error:
+        if debug:
+            traceback.print_exc()
+        print(error.message(), file=sys.stderr)
+        return error.exit_code
+    except _UsageError as error:
+        print(f"[E_USAGE] {error.format_message()}\n  fix: see --help", file=sys.stderr)
+        return errors.EXIT_USAGE
+    except (typer.Abort, KeyboardInterrupt):
+        print("[E_INTERRUPTED] interrupted\n  fix: the same command resumes it", file=sys.stderr)
+        return errors.EXIT_INTERRUPTED
+    except typer.Exit as leaving:
+        return int(leaving.exit_code)
+    except Exception:
+        traceback.print_exc()
+        print("[E_BUG] this is a fault of cmt_med, not of your input\n  fix: report it with the lines above", file=sys.stderr)
+        return errors.EXIT_BUG
+
+
+def use_threads(count: int | None) -> None:
+    """Limit the threads of tensor operations; call before long work."""
+    import torch
+
+    if count is not None:
+        os.environ["OMP_NUM_THREADS"] = str(count)
+        torch.set_num_threads(count)
+
+
+def pick_device(name: str) -> Any:
+    """A device from ``auto``, ``cpu`` or ``cuda:0``.
+
+    Raises:
+        ConfigError: for an unknown or absent device.
+    """
+    import torch
+
+    if name == "auto":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+            raise RuntimeError("not available on this machine")
+    except RuntimeError as error:
+        raise errors.ConfigError(
+            f"device {name!r} cannot be used", where="--device", why=str(error).splitlines()[0], fix="use auto or cpu"
+        ) from error
+    return device

@@ -1,0 +1,337 @@
+"""The schema of an experiment: plain YAML, strictly typed, without any code in it.
+
+Unknown, duplicate or ill-typed keys are errors that name the key, its line and the nearest right spelling.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cmt_med.errors import ConfigError
+
+MAX_CONFIG_BYTES = 1_000_000
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+
+
+class Region(Section):
+    """A target made of labels; regions may overlap and are predicted independently."""
+
+    name: str
+    labels: list[str] = Field(min_length=1, description="names of the labels it consists of")
+    write: str = Field(description="name of the label painted where it is predicted; later regions paint over earlier")
+
+
+class Split(Section):
+    """Which cases are held out for validation; cases of one patient (`group`) always stay together."""
+
+    by: Literal["last", "random", "fold", "none"] = "random"
+    count: Positive | None = Field(None, description="number of cases, for last and random")
+    fraction: Fraction | None = Field(None, description="share of the cases, for last and random")
+    fold: Annotated[int, Field(ge=0)] = Field(0, description="the fold held out, for fold")
+    folds: Annotated[int, Field(ge=2)] = Field(5, description="number of seeded folds, if the manifest has none")
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Split:
+        if self.by in ("last", "random") and (self.count is None) == (self.fraction is None):
+            raise ValueError(f"by: {self.by} needs either count or fraction")
+        return self
+
+
+class Data(Section):
+    manifest: str = Field(description="case list: MSD dataset.json or MONAI datalist JSON")
+    channels: list[str] = Field(min_length=1, description="input channels by name, in the network's order")
+    regions: list[Region] | None = Field(None, description="overlapping targets; without it, one class per label")
+    split: Split = Split(by="random", fraction=0.2)
+    spacing: list[PositiveFloat] | None = Field(None, description="voxel size in mm to resample to; null keeps it")
+    crop_foreground: bool = Field(False, description="crop to the part that differs from the background")
+    normalise: Literal["image", "foreground"] = Field("image", description="voxels that z-scores are taken over")
+    slice_axis: Literal[0, 1, 2] | None = Field(None, description="axis (right, front, top) that 2D slices lie across")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare batches; results are the same")
+
+
+class Network(Section):
+    name: str = "cmt_unetr"
+    spatial_dims: Literal[2, 3] = 3
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the network")
+
+
+class Augmentation(Section):
+    """Probabilities and ranges; each is drawn per patch."""
+
+    flip: Fraction = 0.5
+    flip_axes: list[Annotated[int, Field(ge=0, le=2)]] | None = Field(None, description="null for every axis")
+    affine: Fraction = 0.5
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    intensity: Fraction = Field(0.5, description="probability of a change of brightness and contrast")
+    gamma: Fraction = 0.2
+    noise: Fraction = 0.15
+    blur: Fraction = 0.0
+
+
+class Optimizer(Section):
+    lr: PositiveFloat = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup: Fraction = Field(0.05, description="share of the steps over which the learning rate rises")
+    clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
+
+
+class Train(Section):
+    epochs: Positive | None = None
+    max_minutes: PositiveFloat | None = Field(None, description="bound on the whole training, validation included")
+    batch_size: Positive = Field(2, description="patches per step, over all processes")
+    accumulate: Positive = Field(1, description="batches per optimizer step")
+    patches_per_case: Positive = Field(1, description="patches drawn from each case in an epoch")
+    patch_size: list[Positive] = Field(description="in voxels at the network's spacing")
+    foreground_fraction: Fraction = Field(0.5, description="share of patches centred on a labelled voxel")
+    deep_supervision: bool = True
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.995, description="decay of the averaged weights; 0 for none")
+    amp: bool = Field(True, description="bf16 autocast on a GPU; CPUs compute in float32")
+    validate_every: Positive = Field(1, description="epochs between validations")
+    validation_cases: Positive | None = Field(None, description="at most so many cases while training; all at the end")
+    select: Literal["last", "best"] = Field("last", description="weights that become the model; best looks at validation")
+    patience: Positive | None = Field(None, description="validations without gain after which training stops")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Train:
+        if self.epochs is None and self.max_minutes is None:
+            raise ValueError("set epochs, max_minutes or both")
+        if self.patience is not None and self.select == "last":
+            raise ValueError("patience stops by the validation score, so it needs select: best")
+        return self
+
+
+class Inference(Section):
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch_size: Positive = 1
+    tta: Literal["none", "flips"] = "none"
+    threshold: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="for regions")
+
+
+class Experiment(Section):
+    """A whole experiment."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    output: str = Field(description="run folder")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: Data
+    network: Network = Network()
+    augmentation: Augmentation = Augmentation()
+    optimizer: Optimizer = Optimizer()
+    train: Train
+    inference: Inference = Inference()
+
+    @model_validator(mode="after")
+    def _dimensions_agree(self) -> Experiment:
+        dims = self.network.spatial_dims
+        if len(self.train.patch_size) != dims:
+            raise ValueError(f"train.patch_size has {len(self.train.patch_size)} numbers, network.spatial_dims is {dims}")
+        if (dims == 2) != (self.data.slice_axis is not None):
+            raise ValueError("data.slice_axis is for 2D networks, which need it; 3D networks must not have it")
+        if self.data.spacing is not None and len(self.data.spacing) != 3:
+            raise ValueError("data.spacing needs three numbers")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses duplicate keys and aliases, and reads ``1e-3`` as a number."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 leaves out floats without a dot or a signed exponent, reads 1:30 as 90 and yes/no/on/off as booleans; YAML 1.2's
+# core schema, which people expect, does not.
+_CORE = {
+    "tag:yaml.org,2002:float": (
+        re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$", re.I),
+        "-+0123456789.",
+    ),
+    "tag:yaml.org,2002:int": (re.compile(r"^[-+]?\d+$"), "-+0123456789"),
+    "tag:yaml.org,2002:bool": (re.compile(r"^(?:true|false)$", re.I), "tTfF"),
+    "tag:yaml.org,2002:null": (re.compile(r"^(?:~|null|)$", re.I), ["~", "n", "N", ""]),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _first) in _CORE.items():
+    _Loader.add_implicit_resolver(_tag, _pattern, list(_first))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))  # 012 is twelve, not octal ten
+)
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Read and check an experiment.
+
+    Args:
+        path: the YAML file.
+        overrides: ``a.b=value`` items, values in YAML, which replace or add keys.
+
+    Raises:
+        ConfigError: naming key, line and the nearest right spelling.
+    """
+    text = _read(path)
+    tree, lines = _parse(text, str(path))
+    for item in overrides:
+        _override(tree, lines, item)
+    return _validate(tree, lines, str(path))
+
+
+def dump_config(experiment: Experiment) -> str:
+    """The resolved experiment as YAML."""
+    return yaml.safe_dump(experiment.model_dump(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _read(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise ConfigError(
+                "the config is too large", where=str(path), why=f"{size} bytes, at most {MAX_CONFIG_BYTES} are read"
+            )
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            "the config cannot be read", where=str(path), why=error.strerror or str(error), fix="check --config"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the config is not UTF-8 text", where=str(path), fix="save it as UTF-8") from error
+
+
+def _parse(text: str, source: str) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ConfigError(
+            "the config is not valid YAML",
+            where=f"{source}, line {mark.line + 1}" if mark else source,
+            why=str(getattr(error, "problem", None) or error),
+            fix="correct that line",
+        ) from error
+    except (RecursionError, ValueError) as error:
+        raise ConfigError("the config is not valid YAML", where=source, why=str(error)) from error
+    if not isinstance(tree, dict):
+        raise ConfigError("the config is not a mapping", where=source, fix="start from a file in configs/")
+    lines: dict[tuple[str, ...], str] = {}
+    _collect_lines(node, (), source, lines)
+    return tree, lines
+
+
+def _collect_lines(node: Any, path: tuple[str, ...], source: str, lines: dict[tuple[str, ...], str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, str(key.value))
+            lines[here] = f"{source}, line {key.start_mark.line + 1}"
+            _collect_lines(value, here, source, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            here = (*path, str(index))
+            lines[here] = f"{source}, line {value.start_mark.line + 1}"
+            _collect_lines(value, here, source, lines)
+
+
+def _override(tree: dict[str, Any], lines: dict[tuple[str, ...], str], item: str) -> None:
+    key, separator, text = item.partition("=")
+    path = tuple(key.strip().split("."))
+    if not separator or not all(path):
+        raise ConfigError("--set needs key=value", where=repr(item), fix="write for example --set optimizer.lr=3e-4")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError("--set has a value that is not YAML", where=repr(item), why=str(error)) from error
+    target: Any = tree
+    for part in path[:-1]:
+        if isinstance(target, list) and part.isdigit() and int(part) < len(target):
+            target = target[int(part)]
+            continue
+        if isinstance(target, dict) and target.get(part) is None:
+            target[part] = {}
+        target = target[part] if isinstance(target, dict) else None
+        if not isinstance(target, dict | list):
+            raise ConfigError("--set goes below a value", where=repr(item), why=f"{part} has no keys")
+    if isinstance(target, list):
+        if not (path[-1].isdigit() and int(path[-1]) < len(target)):
+            raise ConfigError("--set names no item of a list", where=repr(item), fix=f"use 0 to {len(target) - 1}")
+        target[int(path[-1])] = value
+    else:
+        target[path[-1]] = value
+    lines[path] = f"--set {item}"
+
+
+def _validate(tree: dict[str, Any], lines: dict[tuple[str, ...], str], source: str) -> Experiment:
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = tuple(str(part) for part in first["loc"])
+        line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), source)
+        key = ".".join(path) or "the whole config"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        if first["type"] == "extra_forbidden":
+            known = _keys_at(path[:-1])
+            near = difflib.get_close_matches(path[-1], known, 1, 0.6)
+            elsewhere = [".".join(p) for p in _all_keys() if p[-1] == path[-1]]
+            hint = near[0] if near else (f"{elsewhere[0]}, which is where it belongs" if elsewhere else "")
+            raise ConfigError(
+                f"unknown key {key}{more}",
+                where=line,
+                why="a key that nothing reads is usually a slip of the pen",
+                fix=f"did you mean {hint}?" if hint else f"known keys here: {', '.join(known)}",
+            ) from error
+        raise ConfigError(
+            f"wrong value for {key}{more}" if first["type"] != "missing" else f"missing key {key}{more}",
+            where=line,
+            why=first["msg"].removeprefix("Value error, "),
+            fix=f"it was given {first['input']!r}" if first["type"] not in ("missing", "value_error") else "correct it",
+        ) from error
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _section_of(arg))), None)
+
+
+def _keys_at(path: tuple[str, ...]) -> list[str]:
+    section: type[Section] | None = Experiment
+    for part in path:
+        if section is not None and part in section.model_fields:
+            section = _section_of(section.model_fields[part].annotation)
+    return list(section.model_fields) if section is not None else []
+
+
+def _all_keys(section: type[Section] = Experiment, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    keys: list[tuple[str, ...]] = []
+    for name, field in section.model_fields.items():
+        keys.append((*prefix, name))
+        below = _section_of(field.annotation)
+        if below is not None:
+            keys.extend(_all_keys(below, (*prefix, name)))
+    return keys

@@ -1,0 +1,94 @@
+"""Batches of patches whose content depends on (seed, epoch, index) alone, not on workers or on where a run was cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from monai.transforms.compose import Compose
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cmt_med.data.cache import Entry
+
+
+class PatchSet(Dataset[dict[str, Tensor]]):
+    """Random patches of cached cases, addressed by (epoch, index)."""
+
+    def __init__(self, entries: Sequence[Entry], transform: Compose, *, patches_per_case: int, seed: int) -> None:
+        self.entries, self.transform = list(entries), transform
+        self.patches_per_case, self.seed = patches_per_case, seed
+        self.points = [entry.points() for entry in self.entries]
+
+    def __len__(self) -> int:
+        return len(self.entries) * self.patches_per_case
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, index = key
+        case = index % len(self.entries)
+        entry = self.entries[case]
+        self.transform.set_random_state(seed=keyed_seed(self.seed, epoch, index))
+        drawn = self.transform({"image": entry.image(), "label": entry.label(), "points": self.points[case]})
+        return {
+            "image": torch.as_tensor(drawn["image"]).as_subclass(torch.Tensor).float(),
+            "label": torch.as_tensor(drawn["label"]).as_subclass(torch.Tensor).to(torch.uint8),
+            "case": torch.tensor(case),
+        }
+
+
+class KeyedBatches(Sampler[list[tuple[int, int]]]):
+    """The endless stream of batches of one rank, from step ``start`` on.
+
+    Sample j of the stream is item ``j mod n`` of epoch ``j div n``'s permutation, which is keyed by (seed, epoch).
+    """
+
+    def __init__(self, length: int, *, batch_size: int, seed: int, start: int, rank: int = 0, world: int = 1) -> None:
+        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step = self.start
+        while True:
+            first = step * self.batch_size
+            batch = [self._key(first + i) for i in range(self.batch_size)]
+            yield batch[self.rank :: self.world]
+            step += 1
+
+    def _key(self, sample: int) -> tuple[int, int]:
+        epoch, position = divmod(sample, self.length)
+        return epoch, int(_permutation(self.seed, epoch, self.length)[position])
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, length: int) -> "np.typing.NDArray[np.int64]":
+    return np.random.default_rng([seed, epoch, 0x0DE5]).permutation(length)
+
+
+def keyed_seed(*key: int) -> int:
+    """A seed in 32 bits from a tuple of integers, the same on every machine."""
+    return int(np.random.SeedSequence(list(key)).generate_state(1)[0])
+
+
+def patch_loader(
+    patches: PatchSet, *, batch_size: int, start: int, workers: int, rank: int = 0, world: int = 1
+) -> DataLoader[dict[str, Tensor]]:
+    """Batches ``{"image": (B, C, *S), "label": (B, 1, *S), "case": (B,)}`` without end, from step ``start`` on.
+
+    ``batch_size`` counts all ranks together.
+    """
+    stream = KeyedBatches(
+        len(patches), batch_size=batch_size, seed=patches.seed, start=start, rank=rank, world=world
+    )
+    return DataLoader(
+        patches,
+        batch_sampler=stream,
+        num_workers=workers,
+        worker_init_fn=_one_thread if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

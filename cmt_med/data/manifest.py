@@ -1,0 +1,290 @@
+"""Case lists: MSD ``dataset.json`` and MONAI datalist JSON, and seeded splits that keep patients together."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmt_med.config import Region, Split
+from cmt_med.data.names import TUMOUR_LABELS, canonical_channel, canonical_label
+from cmt_med.errors import ConfigError, DataError
+
+CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$")
+MAX_MANIFEST_BYTES = 200_000_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: files by channel, and what is known beside them.
+
+    ``images`` maps a channel to its file and, for a 4D file with several channels, the position in it (else None).
+    ``group`` is the patient: splits never separate the cases of one group.
+    """
+
+    name: str
+    images: dict[str, tuple[Path, int | None]]
+    label: Path | None = None
+    mask: Path | None = None
+    group: str = ""
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set: its cases, channels and labels.
+
+    ``labels`` maps names (canonical, background first) to values in the files.
+    """
+
+    path: Path
+    name: str
+    cases: tuple[Case, ...]
+    channels: tuple[str, ...]
+    labels: dict[str, int]
+    demo: bool = False
+    test: tuple[Case, ...] = field(default=())
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read a case list; relative paths are relative to its folder.
+
+    Understood: ``training`` / ``test`` lists of ``{"image": ..., "label": ...}``, where an image is one 3D file, one 4D
+    file, a list of files in the order of ``modality`` (or ``channel_names``), or a mapping from channel to file; optional
+    ``id``, ``group``, ``fold`` and ``mask`` (foreground) for each case; ``labels`` in either direction.
+
+    Raises:
+        DataError: E_MANIFEST, naming the entry.
+    """
+    content = _read(path)
+    channels = _channel_names(content, path)
+    labels = _label_values(content, path)
+    listed = content.get("training")
+    if not isinstance(listed, list):
+        raise _fault(path, "the list 'training' is missing", "add \"training\": [{\"image\": ..., \"label\": ...}, ...]")
+    cases = tuple(_case(entry, f"training[{i}]", path, channels) for i, entry in enumerate(listed))
+    listed_test = content.get("test", [])
+    test = tuple(
+        _case(entry, f"test[{i}]", path, channels)
+        for i, entry in enumerate(listed_test if isinstance(listed_test, list) else [])
+    )
+    seen: dict[str, int] = {}
+    for i, case in enumerate(cases):
+        if case.name in seen:
+            raise _fault(
+                path, f"case name {case.name!r} stands twice", f"give training[{seen[case.name]}] or training[{i}] an id"
+            )
+        seen[case.name] = i
+    if not channels and cases:
+        channels = tuple(cases[0].images)
+    return Manifest(
+        path=path,
+        name=str(content.get("name", path.stem)),
+        cases=cases,
+        channels=channels,
+        labels=labels,
+        demo=content.get("demo") is True,
+        test=test,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise _fault(path, "the case list is too large", f"at most {MAX_MANIFEST_BYTES} bytes are read")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            "the case list cannot be read",
+            where=str(path),
+            why=error.strerror or str(error),
+            fix="check data.manifest (--set data.manifest=FILE)",
+            code="E_IO",
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise _fault(path, f"the case list is not JSON: {error}", "see data_manifests/README.md for the format") from error
+    if not isinstance(content, dict):
+        raise _fault(path, "the case list is not a JSON object", "see data_manifests/README.md for the format")
+    return content
+
+
+def _channel_names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
+    names = content.get("modality", content.get("channel_names", {}))
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict):
+        raise _fault(path, "'modality' is not a mapping", 'write "modality": {"0": "FLAIR", ...}')
+    try:
+        ordered = [names[key] for key in sorted(names, key=int)]
+    except ValueError as error:
+        raise _fault(path, "'modality' has a key that is no number", 'write "modality": {"0": "FLAIR", ...}') from error
+    channels = tuple(canonical_channel(str(name)) for name in ordered)
+    if len(set(channels)) != len(channels):
+        raise _fault(path, f"two channels mean the same: {ordered}", "give each channel a name of its own")
+    return channels
+
+
+def _label_values(content: dict[str, Any], path: Path) -> dict[str, int]:
+    labels = content.get("labels", {})
+    if not isinstance(labels, dict):
+        raise _fault(path, "'labels' is not a mapping", 'write "labels": {"0": "background", "1": "tumour"}')
+    values: dict[str, int] = {}
+    for key, item in labels.items():
+        name, value = (item, key) if str(key).lstrip("-").isdigit() else (key, item)
+        if not str(value).isdigit():
+            raise _fault(path, f"label {name!r} has the value {value!r}", "use integers from 0 on")
+        canonical = canonical_label(str(name))
+        if canonical in values or int(value) in values.values():
+            raise _fault(path, f"label {name!r} = {value} repeats a name or a value", "name each value once")
+        values[canonical] = int(value)
+    if values and 0 not in values.values():
+        raise _fault(path, "no label has the value 0", 'add "0": "background"')
+    return dict(sorted(values.items(), key=lambda item: item[1]))
+
+
+def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case:
+    if isinstance(entry, str):
+        entry = {"image": entry}
+    if not isinstance(entry, dict) or "image" not in entry:
+        raise _fault(path, f"{where} has no image", 'write {"image": ..., "label": ...}')
+    image = entry["image"]
+    files: dict[str, tuple[Path, int | None]]
+    if isinstance(image, dict):
+        files = {canonical_channel(str(name)): (_file(file, where, path), None) for name, file in image.items()}
+        if len(files) != len(image):
+            raise _fault(path, f"{where} names one channel twice", "give each channel one file")
+    elif isinstance(image, list):
+        if len(image) != len(channels):
+            raise _fault(
+                path, f"{where} has {len(image)} files, 'modality' names {len(channels)}", "name every file's channel"
+            )
+        files = {name: (_file(file, where, path), None) for name, file in zip(channels, image, strict=True)}
+    else:
+        file = _file(image, where, path)
+        names = channels or ("image",)
+        files = {name: (file, i if len(names) > 1 else None) for i, name in enumerate(names)}
+    first = next(iter(files.values()))[0]
+    name = str(entry.get("id", _stem(first)))
+    if not CASE_NAME.match(name):
+        raise _fault(path, f"{where} has the case name {name!r}", "use letters, digits, . _ + - (at most 200)")
+    fold = entry.get("fold")
+    if fold is not None and not (isinstance(fold, int) and fold >= 0):
+        raise _fault(path, f"{where} has fold {fold!r}", "use whole numbers from 0 on")
+    return Case(
+        name=name,
+        images=files,
+        label=_file(entry["label"], where, path) if entry.get("label") else None,
+        mask=_file(entry["mask"], where, path) if entry.get("mask") else None,
+        group=str(entry.get("group", name)),
+        fold=fold,
+    )
+
+
+def _file(value: Any, where: str, path: Path) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise _fault(path, f"{where} has {value!r} where a file is expected", "write the path as text")
+    return path.parent / value
+
+
+def _stem(file: Path) -> str:
+    name = file.name
+    for ending in (".nii.gz", ".nii", ".nrrd", ".mha"):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name
+
+
+def _fault(path: Path, what: str, fix: str) -> DataError:
+    return DataError(what, where=str(path), why="no case is guessed from a list that does not add up", fix=fix,
+                     code="E_MANIFEST")  # fmt: skip
+
+
+def region_values(regions: Sequence[Region], labels: dict[str, int]) -> list[tuple[str, list[int], int]]:
+    """Each region as (name, label values, value to write) in a data set's own numbers.
+
+    A tumour part of another year that this data set does not have (NET in BraTS 2021) is left out.
+
+    Raises:
+        ConfigError: for a label name that the data set does not know, or a region without any label in it.
+    """
+    resolved = []
+    for region in regions:
+        values = []
+        for name in region.labels:
+            canonical = canonical_label(name)
+            if canonical in labels:
+                values.append(labels[canonical])
+            elif canonical not in TUMOUR_LABELS:
+                raise _unknown_label(name, region, labels)
+        write = canonical_label(region.write)
+        if not values or write not in labels:
+            raise _unknown_label(region.write if values else ", ".join(region.labels), region, labels)
+        resolved.append((region.name, values, labels[write]))
+    return resolved
+
+
+def _unknown_label(name: str, region: Region, labels: dict[str, int]) -> ConfigError:
+    return ConfigError(
+        f"region {region.name} uses a label that the data set does not have",
+        where=f"data.regions: {name}",
+        why=f"the case list names {', '.join(labels) or 'no labels'}",
+        fix="correct data.regions or the case list's labels",
+    )
+
+
+def split_cases(cases: Sequence[Case], split: Split, seed: int) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases; all cases of one group fall on the same side.
+
+    Raises:
+        ConfigError: if either side would be empty, or a patient's cases lie in several folds of the manifest.
+    """
+    if split.by == "none":
+        return list(cases), []
+    groups: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda c: c.name):
+        groups.setdefault(case.group, []).append(case)
+    if split.by == "fold":
+        held = _fold_groups(groups, split, seed)
+    else:
+        wanted = split.count if split.count is not None else math.ceil((split.fraction or 0) * len(cases))
+        order = list(groups)
+        if split.by == "random":
+            order = [order[i] for i in np.random.default_rng([seed, 0x5B11]).permutation(len(order))]
+        held, taken = set(), 0
+        for group in reversed(order):
+            if taken >= wanted:
+                break
+            held.add(group)
+            taken += len(groups[group])
+    training = [case for case in cases if case.group not in held]
+    validation = sorted((case for case in cases if case.group in held), key=lambda c: c.name)
+    if not training or not validation:
+        raise ConfigError(
+            "the split leaves one side empty",
+            where="data.split",
+            why=f"{len(cases)} cases of {len(groups)} patients give {len(training)} to train, {len(validation)} to validate",
+            fix="change data.split, or set data.split.by=none to train on all cases without validation",
+        )
+    return training, validation
+
+
+def _fold_groups(groups: dict[str, list[Case]], split: Split, seed: int) -> set[str]:
+    if all(case.fold is not None for members in groups.values() for case in members):
+        mixed = [group for group, members in groups.items() if len({case.fold for case in members}) > 1]
+        if mixed:
+            raise ConfigError(
+                "one patient's cases lie in several folds",
+                where=f"group {mixed[0]}",
+                why="validation would see a patient that was trained on",
+                fix="correct 'fold' in the case list",
+            )
+        return {group for group, members in groups.items() if members[0].fold == split.fold}
+    order = np.random.default_rng([seed, 0x5B11]).permutation(len(groups))
+    names = list(groups)
+    return {names[g] for position, g in enumerate(order) if position % split.folds == split.fold}

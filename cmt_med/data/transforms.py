@@ -1,0 +1,246 @@
+"""MONAI dictionary transforms: the deterministic part, which is cached and inverted, and the random part.
+
+Keys of the dictionaries: ``image`` (C, *S) float32, ``label`` (1, *S) integers, ``foreground`` (1, *S) booleans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.compose import Compose
+from monai.transforms.croppad.dictionary import CropForegroundd
+from monai.transforms.intensity.dictionary import (
+    RandAdjustContrastd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+)
+from monai.transforms.post.dictionary import Invertd
+from monai.transforms.spatial.dictionary import Orientationd, RandAffined, RandFlipd, Spacingd
+from monai.transforms.transform import MapTransform, Randomizable
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmt_med.config import Augmentation, Data, Train
+from cmt_med.data.gate import Loaded
+from cmt_med.errors import ConfigError
+
+POINTS_PER_LABEL = 4096
+"""Voxels of each label remembered for sampling patches; enough to cover a lesion, small beside the volume."""
+
+FOREGROUND_MARGIN = 4  # voxels kept around the foreground
+
+
+def background_value(channel: NDArray[np.float32]) -> float | None:
+    """The value outside the object, if there is one: that of more than half of the voxels on the volume's faces.
+
+    Not every data set has zero there (the five BRATS-2013 patients have a negative constant).
+    """
+    faces = np.concatenate([np.take(channel, index, axis).ravel() for axis in range(3) for index in (0, -1)])
+    values, counts = np.unique(faces, return_counts=True)
+    most = int(np.argmax(counts))
+    return float(values[most]) if counts[most] > 0.5 * faces.size else None
+
+
+def foreground_of(loaded: Loaded) -> NDArray[np.bool_]:
+    """The object's voxels (D1, D2, D3): the case's mask, else where any channel differs from its background value.
+
+    The whole volume where no background can be told apart.
+    """
+    if loaded.mask is not None:
+        return loaded.mask
+    result = np.zeros(loaded.grid.shape, dtype=bool)
+    for channel in loaded.image:
+        value = background_value(channel)
+        if value is None:
+            return np.ones(loaded.grid.shape, dtype=bool)
+        result |= channel != value
+    return result if result.any() else np.ones(loaded.grid.shape, dtype=bool)
+
+
+def as_dictionary(loaded: Loaded) -> dict[str, MetaTensor]:
+    """A loaded case as MONAI transforms take it."""
+    affine = torch.as_tensor(loaded.grid.affine)
+    arrays: dict[str, NDArray[Any]] = {"image": loaded.image, "foreground": foreground_of(loaded)[None].astype(np.uint8)}
+    if loaded.label is not None:
+        arrays["label"] = loaded.label[None]
+    return {key: MetaTensor(torch.from_numpy(np.ascontiguousarray(a)), affine=affine) for key, a in arrays.items()}
+
+
+class NormaliseForegroundd(MapTransform):
+    """z-score per channel over the foreground; outside it, zero."""
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        result = dict(data)
+        inside = data["foreground"][0] > 0
+        for key in self.key_iterator(result):
+            image = result[key].clone()
+            for channel in image:
+                values = channel[inside]
+                channel.sub_(values.mean()).div_(values.std(correction=0).clamp_min(1e-6))
+            result[key] = image * inside
+        return result
+
+
+class NormaliseImaged(MapTransform):
+    """z-score per channel over all voxels."""
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            axes = tuple(range(1, image.ndim))
+            mean, std = image.mean(axes, keepdim=True), image.std(axes, correction=0, keepdim=True)
+            result[key] = (image - mean) / std.clamp_min(1e-6)
+        return result
+
+
+def preprocessing(data: Data | Mapping[str, Any], *, with_label: bool) -> Compose:
+    """The deterministic transforms of a data set: to RAS, to the network's spacing, crop, normalise.
+
+    Args:
+        data: ``data`` section of an experiment, or the ``preprocessing`` entry of a model.
+        with_label: whether the dictionary has a label.
+    """
+    settings = preprocessing_settings(data) if isinstance(data, Data) else data
+    keys = ["image", "foreground"] + (["label"] if with_label else [])
+    nearest = ["bilinear", "nearest", "nearest"][: len(keys)]
+    steps: list[Any] = [Orientationd(keys, axcodes="RAS", labels=None)]
+    if settings["spacing"] is not None:
+        steps.append(Spacingd(keys, pixdim=settings["spacing"], mode=nearest, padding_mode="border"))
+    if settings["crop_foreground"]:
+        steps.append(CropForegroundd(keys, source_key="foreground", margin=FOREGROUND_MARGIN, allow_smaller=True))
+    normalise = NormaliseForegroundd if settings["normalise"] == "foreground" else NormaliseImaged
+    steps.append(normalise(["image"]))
+    return Compose(steps)
+
+
+def preprocessing_settings(data: Data) -> dict[str, Any]:
+    """What :func:`preprocessing` depends on; part of the model and of the cache's key."""
+    return {"spacing": data.spacing, "crop_foreground": data.crop_foreground, "normalise": data.normalise}
+
+
+def invert_probabilities(probabilities: Tensor, preprocessed: Mapping[str, Any], transform: Compose) -> Tensor:
+    """Bring probabilities (K, *S') on the preprocessed grid back to the input's own grid (K, *S).
+
+    Cropping and axis order are undone exactly, a change of spacing linearly; outside the crop everything is zero.
+    """
+    undo = Invertd("probabilities", transform, orig_keys="image", nearest_interp=False)
+    result = undo({"image": preprocessed["image"], "probabilities": MetaTensor(probabilities)})["probabilities"]
+    return torch.as_tensor(result.as_tensor())
+
+
+class RandPatchd(MapTransform, Randomizable):
+    """Cut a patch with a random centre, padding with zeros where it leaves the volume.
+
+    With probability ``foreground_fraction`` the centre is a voxel of a label (each label equally likely), drawn from
+    ``points`` (L, n, 3); else it is uniform over the places where the patch lies inside. Reads only the patch from a
+    memory-mapped volume.
+    """
+
+    def __init__(self, keys: Sequence[str], size: Sequence[int], foreground_fraction: float) -> None:
+        MapTransform.__init__(self, keys)
+        self.size, self.foreground_fraction = tuple(size), foreground_fraction
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        shape = data[self.keys[0]].shape[1:]
+        start = self._draw(shape, data["points"])
+        result: dict[Hashable, Any] = {}
+        for key in self.keys:
+            result[key] = _cut(data[key], start, self.size)
+        return result
+
+    def _draw(self, shape: Sequence[int], points: Sequence[NDArray[np.int16]]) -> list[int]:
+        present = [p for p in points if len(p)]
+        wants_label, which, along = self.R.random(3)
+        anywhere = self.R.random(3)
+        start = []
+        centre = None
+        if present and wants_label < self.foreground_fraction:
+            chosen = present[int(which * len(present))]
+            centre = chosen[int(along * len(chosen))]
+        for axis, (n, p) in enumerate(zip(shape, self.size, strict=True)):
+            low, high = min(0, n - p), max(0, n - p)  # the patch covers the volume, or lies inside it
+            if centre is not None:
+                start.append(int(np.clip(int(centre[axis]) - p // 2, low, high)))
+            elif n < p:
+                start.append(low // 2)
+            else:
+                start.append(int(anywhere[axis] * (high + 1)))
+        return start
+
+
+def _cut(array: NDArray[Any], start: Sequence[int], size: Sequence[int]) -> Tensor:
+    """The box at ``start`` with ``size`` of (C, *S), zeros outside: (C, *size)."""
+    source, pads = [slice(None)], [(0, 0)]
+    for n, s, p in zip(array.shape[1:], start, size, strict=True):
+        begin, end = max(0, s), min(n, s + p)
+        source.append(slice(begin, end))
+        pads.append((begin - s, s + p - end))
+    cut = np.asarray(array[tuple(source)])
+    if any(a or b for a, b in pads):
+        return torch.from_numpy(np.pad(cut, pads))
+    return torch.from_numpy(cut.copy())
+
+
+class SqueezeSliced(MapTransform):
+    """Drop the axis of length one that a 2D patch of a volume has across the slice."""
+
+    def __init__(self, keys: Sequence[str], axis: int) -> None:
+        super().__init__(keys)
+        self.axis = axis
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {key: data[key].squeeze(1 + self.axis) for key in self.keys}
+
+
+def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
+    """The random part: a patch, then spatial and intensity changes, each with its own draw.
+
+    The patch is cut with a margin, from which the affine change takes its content.
+    """
+    keys = ["image", "label"]
+    margin = 1.0 + (settings.scale if settings.affine else 0.0)
+    cut = [int(np.ceil(n * margin)) for n in train.patch_size]
+    steps: list[Any] = []
+    if data.slice_axis is None:
+        steps.append(RandPatchd(keys, cut, train.foreground_fraction))
+    else:
+        cut.insert(data.slice_axis, 1)
+        steps += [RandPatchd(keys, cut, train.foreground_fraction), SqueezeSliced(keys, data.slice_axis)]
+    dims = len(train.patch_size)
+    angle = float(np.deg2rad(settings.rotate_degrees))
+    steps.append(
+        RandAffined(
+            keys,
+            prob=settings.affine,
+            rotate_range=[angle] * (3 if dims == 3 else 1),
+            scale_range=[settings.scale] * dims,
+            spatial_size=train.patch_size,
+            mode=["bilinear", "nearest"],
+            padding_mode="zeros",
+        )
+    )
+    axes = settings.flip_axes if settings.flip_axes is not None else list(range(dims))
+    if any(axis >= dims for axis in axes):
+        raise ConfigError("a flip axis does not exist", where=f"augmentation.flip_axes={axes}", fix=f"use 0 to {dims - 1}")
+    steps += [RandFlipd(keys, prob=settings.flip, spatial_axis=axis) for axis in axes]
+    image = ["image"]
+    if settings.intensity:
+        steps += [
+            RandScaleIntensityd(image, factors=0.2, prob=settings.intensity, channel_wise=True),
+            RandShiftIntensityd(image, offsets=0.2, prob=settings.intensity, channel_wise=True),
+        ]
+    if settings.gamma:
+        steps.append(RandAdjustContrastd(image, prob=settings.gamma, gamma=(0.7, 1.5)))
+    if settings.noise:
+        steps.append(RandGaussianNoised(image, prob=settings.noise, std=0.15))
+    if settings.blur:
+        sigma = (0.5, 1.0)
+        steps.append(RandGaussianSmoothd(image, prob=settings.blur, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma))
+    return Compose(steps)

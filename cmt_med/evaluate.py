@@ -1,0 +1,150 @@
+"""``cmt-med evaluate``: score predictions against references."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cmt_med.cli import Debug, run_command
+from cmt_med.data.manifest import Case, Manifest, load_manifest
+from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
+from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
+from cmt_med.evaluation.report_data import score_folder, write_metrics
+from cmt_med.files import require_writable_folder
+from cmt_med.reports.html import write_report
+
+_ENDINGS = (".nii.gz", ".nii")
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Option(help="Folder of label maps, as infer writes it.")],
+    references: Annotated[Path, typer.Option(help="Folder of label maps of the same names, or a case list (.json).")],
+    output: Annotated[Path, typer.Option(help="Report folder.")],
+    labels: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE[,VALUE...]; needed where the predictions have no run.json.")
+    ] = None,
+    empty: Annotated[str, typer.Option(help="Rule for empty references: challenge or nan.")] = "challenge",
+    debug: Debug = False,
+) -> int:
+    """Score predictions against references.
+
+    Writes OUTPUT/report.html, metrics.json and metrics.csv. A case list may number its labels differently from the
+    model: targets are matched by name. With a case list, the cases scored are those that were predicted (run.json).
+    """
+    if empty not in EMPTY_RULES:
+        raise ConfigError(f"rule {empty!r} is unknown", where="--empty", fix=f"use {' or '.join(EMPTY_RULES)}")
+    rule: EmptyRule = "nan" if empty == "nan" else "challenge"
+    run = _run_of(predictions)
+    targets = _targets(labels, run)
+    cases: dict[str, Case] = {}
+    reference_targets: Mapping[str, Sequence[int]] = targets
+    if references.suffix.lower() == ".json":
+        manifest = load_manifest(references)
+        cases = {case.name: case for case in manifest.cases if case.label is not None}
+        if "cases" in run:
+            cases = {name: case for name, case in cases.items() if name in set(run["cases"])}
+        reference_files = {name: case.label for name, case in cases.items() if case.label is not None}
+        if run and not labels:
+            reference_targets = _targets_in(manifest, targets, run["labels"])
+    else:
+        reference_files = _volumes(references)
+    if not reference_files:
+        raise DataError("there are no references", where=str(references), fix="check --references", code="E_IO")
+    require_writable_folder(output)
+    scored, failures = score_folder(
+        _volumes(predictions), reference_files, targets, reference_targets=reference_targets, rule=rule
+    )
+    notice = str(run.get("notice", ""))
+    metrics = write_metrics(
+        output, scored, targets, rule=rule, failures=failures, extra={"run": run, "notice": notice}
+    )
+    report = write_report(
+        output, metrics, title=f"Evaluation of {run.get('model', predictions.name)}", cases=cases,
+        predictions=_volumes(predictions), references=reference_files, banner=notice,
+    )  # fmt: skip
+    print_summary(metrics)
+    print(f"report: {report}")
+    return EXIT_SOME_FAILED if failures else EXIT_DONE
+
+
+def print_summary(metrics: Mapping[str, Any]) -> None:
+    """The table of means on standard output."""
+    if metrics.get("notice"):
+        print(metrics["notice"])
+    print(f"{'target':24s} {'Dice':>7s}  95% interval       n  empty  missed  false positive")
+    for target, row in metrics["summary"].items():
+        counts = "".join(f"{row[key]:>8d}" for key in ("n_empty", "n_missed", "n_false_positive") if key in row)
+        print(f"{target[:24]:24s} {row['mean']:7.4f}  {row['low']:.4f} – {row['high']:.4f} {row['n']:4d} {counts}")
+    print(f"rule: {metrics['empty_rule_text']}")
+
+
+def _run_of(predictions: Path) -> dict[str, Any]:
+    if not predictions.is_dir():
+        raise DataError("there are no predictions", where=str(predictions), fix="check --predictions", code="E_IO")
+    try:
+        content = json.loads((predictions / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DataError("run.json is damaged", where=str(predictions), fix="run infer again", code="E_FORMAT") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _targets(labels: list[str] | None, run: Mapping[str, Any]) -> dict[str, list[int]]:
+    if not labels:
+        if "targets" not in run:
+            raise ConfigError(
+                "what to score is not known", where="--labels",
+                why="the predictions have no run.json", fix="name the labels: --labels tumour=1 --labels edema=2",
+            )  # fmt: skip
+        return {str(name): [int(v) for v in values] for name, values in run["targets"].items()}
+    targets = {}
+    for item in labels:
+        name, _, values = item.partition("=")
+        if not name or not all(part.strip().isdigit() for part in values.split(",")):
+            raise ConfigError("--labels needs NAME=VALUE[,VALUE]", where=repr(item))
+        targets[name] = [int(part) for part in values.split(",")]
+    return targets
+
+
+def _targets_in(manifest: Manifest, targets: Mapping[str, list[int]], labels: Mapping[str, int]) -> dict[str, list[int]]:
+    """The model's targets in the numbers of a case list, matched by label name."""
+    names = {value: name for name, value in labels.items()}
+    strange = [name for name in manifest.labels if name not in labels]
+    if strange:
+        raise DataError(
+            f"the references have labels that the model does not know: {', '.join(strange)}",
+            where=str(manifest.path),
+            why=f"the model knows {', '.join(labels)}",
+            fix="rename them in the case list's 'labels', or name what to score with --labels",
+            code="E_LABEL",
+        )
+    return {
+        target: [manifest.labels[names[value]] for value in values if names[value] in manifest.labels]
+        for target, values in targets.items()
+    }
+
+
+def _volumes(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError("not a folder", where=str(folder), fix="give a folder of label maps", code="E_IO")
+    found = {}
+    for path in sorted(folder.iterdir()):
+        ending = next((e for e in _ENDINGS if path.name.endswith(e)), None)
+        if ending and not path.name.startswith(".") and not path.name.endswith(f"_prob{ending}"):
+            found[path.name.removesuffix(ending)] = path
+    return found
+
+
+def main() -> int:
+    """Run the command."""
+    return run_command(evaluate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""An inference folder: a label map and a record for each case, resumable, where one bad case never stops the others."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from cmt_med.data.gate import Grid, load_case
+from cmt_med.data.manifest import Case
+from cmt_med.data.transforms import background_value
+from cmt_med.errors import CmtError, OutputError
+from cmt_med.files import sha256, write_bytes, write_json
+from cmt_med.inference.predict import Predictor
+
+log = logging.getLogger(__name__)
+
+
+def infer_cases(
+    predictor: Predictor, cases: Sequence[Case], folder: Path, *, probabilities: bool = False, banner: str = ""
+) -> list[dict[str, str]]:
+    """Predict every case into ``folder``; finished cases of the same inputs, model and settings are kept.
+
+    Returns:
+        The failures, which ``failures.json`` has, too.
+
+    Raises:
+        OutputError: if the folder cannot be written.
+    """
+    failures: list[dict[str, str]] = []
+    for number, case in enumerate(cases, 1):
+        try:
+            done = _infer_case(predictor, case, folder, probabilities=probabilities, banner=banner)
+            log.info("%d/%d %s: %s", number, len(cases), case.name, "done" if done else "kept from an earlier run")
+        except OutputError:
+            raise
+        except CmtError as error:
+            failures.append({"case": case.name} | error.as_dict())
+            log.error("%d/%d %s failed\n%s", number, len(cases), case.name, error.message())
+    write_json(folder / "failures.json", failures)
+    card = predictor.card
+    write_json(
+        folder / "run.json",
+        {
+            "model": card.name,
+            "weights_sha256": card.weights_sha256,
+            "labels": card.labels,
+            "targets": card.targets,
+            "settings": card.inference.model_dump(),
+            "provenance": card.provenance,
+            "cases": [case.name for case in cases],
+            "failed": [failure["case"] for failure in failures],
+            "notice": banner,
+        },
+    )
+    return failures
+
+
+def _infer_case(predictor: Predictor, case: Case, folder: Path, *, probabilities: bool, banner: str) -> bool:
+    output, record = folder / f"{case.name}.nii.gz", folder / f"{case.name}.json"
+    card = predictor.card
+    inputs = {name: case.images[name][0] for name in card.channels if name in case.images}
+    if output.resolve() in {path.resolve() for path in inputs.values()}:
+        raise OutputError("the output would overwrite the input", where=str(output), fix="choose another --output")
+    key: dict[str, Any] = {
+        "input_sha256": {name: sha256(path) for name, path in inputs.items() if path.is_file()},
+        "weights_sha256": card.weights_sha256,
+        "settings": card.inference.model_dump(),
+    }
+    if _is_done(output, record, key) and (not probabilities or (folder / f"{case.name}_prob.nii.gz").exists()):
+        return False
+    loaded = load_case(case, card.channels)
+    found = predictor.probabilities(loaded)
+    labels = predictor.labels(found)
+    source = inputs[card.channels[0]]
+    write_volume(output, labels, loaded.grid, source)
+    if probabilities:
+        write_volume(folder / f"{case.name}_prob.nii.gz", found.movedim(0, -1).numpy(), loaded.grid, source)
+    voxel_ml = float(np.prod(loaded.grid.spacing)) / 1000.0
+    flags = [f"{name} is constant" for name, c in zip(card.channels, loaded.image, strict=True) if c.min() == c.max()]
+    flags += [f"{a} and {b} are the same image" for a, b in _copies(card.channels, loaded.image)]
+    if not labels.any():
+        flags.append("the mask is empty")
+    volumes = {name: float(np.isin(labels, values).sum()) * voxel_ml for name, values in card.targets.items()}
+    write_json(
+        record,
+        key
+        | {
+            "case": case.name,
+            "output_sha256": sha256(output),
+            "volumes_ml": volumes,
+            "flags": flags,
+            "background": {n: background_value(c) for n, c in zip(card.channels, loaded.image, strict=True)},
+            "notice": banner,
+        },
+    )
+    return True
+
+
+def write_volume(path: Path, array: NDArray[Any], grid: Grid, source: Path) -> None:
+    """Write an array on ``grid`` as NIfTI, with the units and codes of the header of ``source``."""
+    header = nib.load(source).header
+    image = nib.Nifti1Image(array, grid.affine)
+    for name in ("xyzt_units", "qform_code", "sform_code"):
+        if isinstance(header, nib.Nifti1Header):
+            image.header[name] = header[name]
+    if int(image.header["sform_code"]) == 0 and int(image.header["qform_code"]) == 0:
+        image.set_sform(grid.affine, 1)
+    elif int(image.header["qform_code"]) > 0:
+        image.set_qform(grid.affine, int(image.header["qform_code"]))
+        if int(image.header["sform_code"]) > 0:
+            image.set_sform(grid.affine, int(image.header["sform_code"]))
+    content = image.to_bytes()
+    write_bytes(path, gzip.compress(content, 4, mtime=0) if path.name.endswith(".gz") else content)
+
+
+def _is_done(output: Path, record: Path, key: Mapping[str, Any]) -> bool:
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    same = all(content.get(name) == value for name, value in key.items())
+    return same and output.is_file() and sha256(output) == content.get("output_sha256")
+
+
+def _copies(channels: Sequence[str], image: NDArray[np.float32]) -> list[tuple[str, str]]:
+    pairs = [(i, j) for i in range(len(channels)) for j in range(i + 1, len(channels))]
+    return [(channels[i], channels[j]) for i, j in pairs if np.array_equal(image[i], image[j])]

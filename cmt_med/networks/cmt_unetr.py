@@ -1,0 +1,93 @@
+"""CMT-UNETR: the CMT backbone with a UNETR-style decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cmt_med.blocks.conv import channels_last, conv, crop_to
+from cmt_med.blocks.decoder import UpBlock
+from cmt_med.blocks.embedding import depth_to_space
+from cmt_med.networks.backbone import CMTBackbone
+
+SUPERVISED_SCALES = 2
+"""Auxiliary outputs under deep supervision, at strides 4 and 8."""
+
+
+class CMTUNETR(nn.Module):
+    """Segmentation network for images and volumes of any size: (B, C, *S) -> logits (B, num_classes, *S).
+
+    The decoder joins the encoder's grid at every scale and ends at half resolution, where a linear layer predicts the
+    logits of each 2×2(×2) cell: the two full-resolution blocks of a usual UNETR decoder are most of its cost.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        num_classes: channels of the logits.
+        deep_supervision: in train mode, return a list: the logits, then those at strides 4 and 8.
+        stem_channels, dims, depths, head_dim, attention, kv_strides, window, ffn_ratio, drop_path, norm: see
+            :class:`cmt_med.networks.backbone.CMTBackbone`; ``norm`` is the decoder's, too.
+
+    Raises:
+        NetworkError: if the settings do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        spatial_dims: int,
+        in_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        stem_channels: int = 32,
+        dims: Sequence[int] = (64, 128, 256),
+        depths: Sequence[int] = (2, 2, 2),
+        head_dim: int = 32,
+        attention: Sequence[str] = ("lightweight", "lightweight", "lightweight"),
+        kv_strides: Sequence[int] = (4, 2, 1),
+        window: int = 6,
+        ffn_ratio: float = 3.0,
+        drop_path: float = 0.0,
+        norm: str = "instance",
+    ) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.backbone = CMTBackbone(
+            spatial_dims=spatial_dims,
+            in_channels=in_channels,
+            stem_channels=stem_channels,
+            dims=dims,
+            depths=depths,
+            head_dim=head_dim,
+            attention=attention,
+            kv_strides=kv_strides,
+            window=window,
+            ffn_ratio=ffn_ratio,
+            drop_path=drop_path,
+            norm=norm,
+        )
+        widths = self.backbone.out_channels
+        self.ups = nn.ModuleList(
+            UpBlock(spatial_dims=spatial_dims, in_channels=widths[i + 1], skip_channels=widths[i], norm=norm)
+            for i in range(len(widths) - 1)
+        )
+        self.head = conv(spatial_dims, widths[0], num_classes * 2**spatial_dims, 1)
+        self.auxiliary = nn.ModuleList()
+        if deep_supervision:
+            scales = range(1, min(1 + SUPERVISED_SCALES, len(self.ups)))
+            self.auxiliary.extend(conv(spatial_dims, widths[i], num_classes, 1) for i in scales)
+        self.to(memory_format=torch.channels_last if spatial_dims == 2 else torch.channels_last_3d)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        size = x.shape[2:]
+        features = self.backbone(channels_last(x))
+        grid = features[-1]
+        coarse: list[Tensor] = []
+        for i in reversed(range(len(self.ups))):
+            grid = self.ups[i](grid, features[i])
+            if self.training and 1 <= i <= len(self.auxiliary):
+                coarse.insert(0, self.auxiliary[i - 1](grid))
+        logits = crop_to(depth_to_space(self.head(grid)), size)
+        return [logits, *coarse] if self.training and self.deep_supervision else logits

@@ -1,0 +1,1 @@
+"""Reports from saved results; no model runs here."""

@@ -1,0 +1,504 @@
+"""``cmt-med train``: train a network from one YAML file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import ignite.distributed as idist
+import torch
+import typer
+from torch import Tensor
+
+import cmt_med
+from cmt_med.cli import Debug, pick_device, run_command, use_threads
+from cmt_med.config import Experiment, dump_config, load_config
+from cmt_med.data.cache import Entry, default_cache_folder, prepare
+from cmt_med.data.loader import PatchSet, patch_loader
+from cmt_med.data.manifest import Case, Manifest, load_manifest, region_values, split_cases
+from cmt_med.data.names import canonical_channel
+from cmt_med.data.phantom import BANNER, make_phantom
+from cmt_med.data.transforms import augmentation, preprocessing_settings
+from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
+from cmt_med.evaluate import print_summary
+from cmt_med.evaluation.baseline import ThresholdBaseline
+from cmt_med.evaluation.report_data import score_folder, write_metrics
+from cmt_med.files import read_lines, require_writable_folder, write_json, write_text
+from cmt_med.inference.folder import infer_cases
+from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
+from cmt_med.inference.predict import Predictor, Windows
+from cmt_med.networks import build_network
+from cmt_med.reports.html import write_report
+from cmt_med.training.fit import Parts, fit
+from cmt_med.training.losses import segmentation_loss
+from cmt_med.training.validation import validator
+
+PHANTOM_MANIFEST = "brats_phantom.json"
+DEMO_MINUTES = 9.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data of an experiment, checked and cached."""
+
+    manifest: Manifest
+    training: list[Case]
+    validation: list[Case]
+    training_entries: list[Entry]
+    validation_entries: list[Entry]
+    channels: list[str]
+    regions: list[tuple[str, list[int], int]] | None
+
+
+def train(
+    config: Annotated[Path, typer.Option(help="The experiment, a YAML file; see configs/.")],
+    set: Annotated[list[str] | None, typer.Option(help="KEY=VALUE that replaces a key, e.g. optimizer.lr=3e-4.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder; default: output of the config.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; run one step and one validation case.")] = False,
+    limit: Annotated[int | None, typer.Option(min=2, help="Use at most so many cases.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    debug: Debug = False,
+) -> int:
+    """Train a network from one YAML file, then segment and score the held-out cases.
+
+    The run folder gets model/ (give it to infer), report/report.html, checkpoints/, log.jsonl and tensorboard/. The same
+    command again resumes an interrupted run (exit code 75). Runs unchanged under torchrun.
+    """
+    started = time.monotonic()
+    use_threads(threads)
+    overrides = list(set or []) + ([f"output={json.dumps(str(output))}"] if output is not None else [])
+    experiment = load_config(config, overrides)
+    folder = Path(experiment.output)
+    chosen = pick_device(device)
+    with _processes(chosen):
+        main = idist.get_rank() == 0
+        if not main:
+            logging.getLogger().setLevel(logging.ERROR)
+        if main:
+            if fresh:
+                _clear(folder)
+            require_writable_folder(folder)
+            _ensure_phantom(Path(experiment.data.manifest))
+        idist.barrier()
+        manifest = load_manifest(Path(experiment.data.manifest))
+        experiment = _bound_demo(experiment, manifest, overrides)
+        banner = BANNER if manifest.demo else ""
+        if banner:
+            log.warning("%s: these are synthetic volumes; no score below says anything about patients", banner)
+        if main:
+            data = _prepare(experiment, manifest, limit)
+        idist.barrier()
+        if not main:
+            data = _prepare(experiment, manifest, limit)
+        network = _network(experiment, data, deep_supervision=experiment.train.deep_supervision).to(chosen)
+        parts = _parts(experiment, data, network)
+        if main:
+            write_text(folder / "config.yaml", dump_config(experiment))
+            write_json(folder / "environment.json", _environment(chosen, experiment.seed))
+        if dry_run:
+            return _dry_run(experiment, data, parts, folder)
+        stop = _listen_for_signals()
+        per_case = len(data.validation) / max(1, len(_monitored(experiment, data)))
+        outcome = fit(
+            parts,
+            experiment.train,
+            experiment.optimizer,
+            seed=experiment.seed,
+            folder=folder,
+            started=started,
+            reserve=lambda validation_seconds: 10.0 + 1.5 * per_case * validation_seconds,
+            stop_requested=stop,
+            banner=banner,
+        )
+        if not main:
+            idist.barrier()
+            return EXIT_DONE
+        weights = {name: t for name, t in outcome.weights.items() if not name.startswith("auxiliary.")}
+        card = _card(experiment, data, outcome, network)
+        card = save_model(folder / "model", card, weights)
+        code = _report(experiment, data, card, folder, chosen, banner)
+        idist.barrier()
+    return code
+
+
+# ---- what goes in
+
+
+def _ensure_phantom(path: Path) -> None:
+    if path.exists() or path.name != PHANTOM_MANIFEST:
+        return
+    log.info("making phantom heads for a first run (%s)", path)
+    make_phantom(path, path.parent / "brats_phantom")
+
+
+def _bound_demo(experiment: Experiment, manifest: Manifest, overrides: list[str]) -> Experiment:
+    given = {item.partition("=")[0].strip() for item in overrides}
+    if not manifest.demo or given & {"train.epochs", "train.max_minutes"}:
+        return experiment
+    log.info(
+        "%s: bound to %g minutes for a first run; --set train.epochs=... or train.max_minutes=... lifts that",
+        BANNER, DEMO_MINUTES,
+    )  # fmt: skip
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"max_minutes": DEMO_MINUTES})})
+
+
+def _prepare(experiment: Experiment, manifest: Manifest, limit: int | None) -> Prepared:
+    settings = experiment.data
+    channels = [canonical_channel(name) for name in settings.channels]
+    if len(set_of := {*channels}) != len(channels):
+        raise ConfigError("a channel is named twice", where=f"data.channels={settings.channels}", fix=f"use {set_of}")
+    strange = [name for name in channels if name not in manifest.channels]
+    if strange:
+        raise ConfigError(
+            f"the data set has no channel {', '.join(strange)}",
+            where="data.channels",
+            why=f"the case list names {', '.join(manifest.channels)}",
+            fix=f"--set data.channels='[{', '.join(manifest.channels)}]'",
+        )
+    labelled = [case for case in manifest.cases if case.label is not None]
+    if not manifest.labels or not labelled:
+        raise DataError(
+            "there is nothing to learn from", where=str(manifest.path),
+            why="no labels are named" if not manifest.labels else "no case has a label",
+            fix='add "labels": {"0": "background", ...} and a "label" for each case', code="E_MANIFEST",
+        )  # fmt: skip
+    regions = region_values(settings.regions, manifest.labels) if settings.regions is not None else None
+    if limit is not None:
+        labelled = labelled[:limit]
+    training, validation = split_cases(labelled, settings.split, experiment.seed)
+    log.info(
+        "%s: %d cases to train, %d to validate; channels %s; labels %s",
+        manifest.name, len(training), len(validation), ", ".join(channels),
+        ", ".join(f"{name} {value}" for name, value in manifest.labels.items()),
+    )  # fmt: skip
+    entries = _cache_all([*training, *validation], channels, manifest, experiment)
+    return Prepared(
+        manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, regions
+    )
+
+
+def _cache_all(cases: list[Case], channels: list[str], manifest: Manifest, experiment: Experiment) -> list[Entry]:
+    folder = default_cache_folder()
+    settings = preprocessing_settings(experiment.data)
+
+    def one(case: Case) -> Entry | DataError:
+        try:
+            return prepare(case, channels=channels, labels=manifest.labels, settings=settings, folder=folder)
+        except DataError as error:
+            return error
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        results = list(pool.map(one, cases))
+    faults = [result for result in results if isinstance(result, DataError)]
+    if faults:
+        for fault in faults[1:10]:
+            log.error("%s", fault.message())
+        if len(faults) > 1:
+            faults[0].what += f" ({len(faults)} cases are faulty; all are checked before training starts)"
+        raise faults[0]
+    log.info("%d cases checked and preprocessed in %.0f s (%s)", len(cases), time.monotonic() - begun, folder)
+    return [result for result in results if isinstance(result, Entry)]
+
+
+def _network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
+    torch.manual_seed(experiment.seed)
+    return build_network(**_network_arguments(experiment, data), deep_supervision=deep_supervision)
+
+
+def _network_arguments(experiment: Experiment, data: Prepared) -> dict[str, Any]:
+    return {
+        "name": experiment.network.name,
+        "spatial_dims": experiment.network.spatial_dims,
+        "in_channels": len(data.channels),
+        "num_classes": len(data.regions) if data.regions is not None else len(data.manifest.labels),
+        **experiment.network.options,
+    }
+
+
+def _monitored(experiment: Experiment, data: Prepared) -> list[Entry]:
+    wanted = experiment.train.validation_cases
+    entries = data.validation_entries
+    if wanted is None or wanted >= len(entries):
+        return entries
+    return [entries[i * len(entries) // wanted] for i in range(wanted)]
+
+
+def _parts(experiment: Experiment, data: Prepared, network: torch.nn.Module) -> Parts:
+    settings = experiment.train
+    transform = augmentation(experiment.data, settings, experiment.augmentation)
+    patches = PatchSet(
+        data.training_entries, transform, patches_per_case=settings.patches_per_case, seed=experiment.seed
+    )
+    world, rank = idist.get_world_size(), idist.get_rank()
+    if settings.batch_size % world:
+        raise ConfigError(
+            "the batch does not divide by the processes",
+            where=f"train.batch_size={settings.batch_size}, {world} processes",
+            fix="make it a multiple; it counts patches over all processes",
+        )
+    classes = list(data.manifest.labels.values())
+
+    def batches(start: int) -> Iterator[dict[str, Tensor]]:
+        return iter(
+            patch_loader(
+                patches, batch_size=settings.batch_size, start=start, workers=experiment.data.workers,
+                rank=rank, world=world,
+            )
+        )  # fmt: skip
+
+    monitored = _monitored(experiment, data)
+    validate = None
+    if monitored:
+        validate = validator(
+            monitored,
+            Windows(
+                tuple(settings.patch_size), experiment.inference.overlap, experiment.inference.batch_size,
+                experiment.data.slice_axis,
+            ),
+            targets=_targets(data),
+            classes=classes,
+            regions=data.regions,
+            threshold=experiment.inference.threshold,
+        )  # fmt: skip
+    per_step = settings.batch_size * settings.accumulate
+    described = experiment.model_dump(exclude={"output": True, "train": {"epochs", "max_minutes"}})
+    identity = [described, [entry.folder.name for entry in data.training_entries]]
+    return Parts(
+        network=network,
+        loss=segmentation_loss(classes, [values for _, values, _ in data.regions] if data.regions is not None else None),
+        batches=batches,
+        validate=validate,
+        steps_per_epoch=max(1, -(-len(patches) // per_step)),
+        case_names=[case.name for case in data.training],
+        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def _targets(data: Prepared) -> dict[str, list[int]]:
+    if data.regions is not None:
+        return {name: values for name, values, _ in data.regions}
+    return {name: [value] for name, value in data.manifest.labels.items() if value != 0}
+
+
+# ---- what comes out
+
+
+def _card(experiment: Experiment, data: Prepared, outcome: Any, network: torch.nn.Module) -> ModelCard:
+    regions = None
+    if data.regions is not None:
+        regions = [RegionCard(name=name, values=values, write=write) for name, values, write in data.regions]
+    return ModelCard(
+        name=experiment.name,
+        network=_network_arguments(experiment, data),
+        channels=data.channels,
+        labels=data.manifest.labels,
+        regions=regions,
+        preprocessing=preprocessing_settings(experiment.data),
+        slice_axis=experiment.data.slice_axis,
+        patch_size=experiment.train.patch_size,
+        inference=experiment.inference,
+        provenance={
+            "demo": data.manifest.demo,
+            "notice": BANNER if data.manifest.demo else "",
+            "data_set": data.manifest.name,
+            "training_cases": len(data.training),
+            "validation_cases": len(data.validation),
+            "steps": outcome.steps,
+            "epochs": round(outcome.epochs, 2),
+            "minutes": round(outcome.seconds / 60, 2),
+            "stopped_by": outcome.stopped_by,
+            "selected": experiment.train.select,
+            "seed": experiment.seed,
+            "parameters": sum(p.numel() for n, p in network.named_parameters() if not n.startswith("auxiliary.")),
+            "cmt_med": cmt_med.__version__,
+            "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d"),
+        },
+        validation=None,
+    )
+
+
+def _report(
+    experiment: Experiment, data: Prepared, card: ModelCard, folder: Path, device: torch.device, banner: str
+) -> int:
+    """Segment the held-out cases with the model as saved, score them on their own grids, and write the report."""
+    if not data.validation:
+        log.info("no cases are held out, so there is no report; the model is in %s", folder / "model")
+        return EXIT_DONE
+    card, weights = load_model(folder / "model")
+    network = build_network(**card.network)
+    network.load_state_dict(weights, strict=True)
+    predicted = folder / "validation"
+    failures = infer_cases(Predictor(network, card, device), data.validation, predicted, banner=banner)
+    references = {case.name: case.label for case in data.validation if case.label is not None}
+    predictions = {name: predicted / f"{name}.nii.gz" for name in references if (predicted / f"{name}.nii.gz").exists()}
+    targets = card.targets
+    scored, unscored = score_folder(predictions, references, targets, rule="challenge")
+    failures = failures or unscored
+    selection = {
+        "last": "The last averaged weights: these cases chose nothing.",
+        "best": "The checkpoint was chosen on these cases: the scores are optimistic.",
+    }
+    extra: dict[str, Any] = {
+        "notice": banner,
+        "selection": selection[experiment.train.select],
+        "provenance": card.provenance,
+        "rate_gflops": dense_convolution_rate(),
+    }
+    if data.regions is not None:
+        extra["threshold_baseline"] = _threshold_baseline(data)
+    metrics = write_metrics(folder / "report", scored, targets, rule="challenge", failures=failures, extra=extra)
+    save_model(folder / "model", card.model_copy(update={"validation": metrics["summary"]}), weights)
+    page = write_report(
+        folder / "report", metrics, title=experiment.name, cases={case.name: case for case in data.validation},
+        predictions=predictions, references=references, log_rows=read_lines(folder / "log.jsonl"),
+        settings=dump_config(experiment), banner=banner,
+    )  # fmt: skip
+    print_summary(metrics)
+    for target, row in extra.get("threshold_baseline", {}).items():
+        print(f"best threshold for {target}: Dice {row['dice']:.4f} ({row['channel']} {row['rule']})")
+    print(f"dense 3×3×3 convolutions on this machine now: {extra['rate_gflops']:.0f} GFLOP/s")
+    print(f"model: {folder / 'model'}\nreport: {page}")
+    return EXIT_SOME_FAILED if failures else EXIT_DONE
+
+
+def _threshold_baseline(data: Prepared) -> dict[str, dict[str, Any]]:
+    baseline = ThresholdBaseline(data.channels, _targets(data))
+    for entry in data.validation_entries:
+        image = entry.image()
+        baseline.add(image, entry.label()[0], (image != 0).any(axis=0))
+    return baseline.best()
+
+
+def dense_convolution_rate(seconds: float = 1.0) -> float:
+    """GFLOP/s of a dense 3×3×3 convolution (64 channels, 32³, channels-last) with the threads in use now."""
+    x = torch.randn(1, 64, 32, 32, 32).to(memory_format=torch.channels_last_3d)
+    layer = torch.nn.Conv3d(64, 64, 3, padding=1).to(memory_format=torch.channels_last_3d)
+    flops = 2 * 64 * 64 * 27 * 32**3
+    best, begun = float("inf"), time.monotonic()
+    with torch.inference_mode():
+        while time.monotonic() - begun < seconds:
+            start = time.perf_counter()
+            layer(x)
+            best = min(best, time.perf_counter() - start)
+    return flops / best / 1e9
+
+
+def _dry_run(experiment: Experiment, data: Prepared, parts: Parts, folder: Path) -> int:
+    batch = next(parts.batches(0))
+    device = next(parts.network.parameters()).device
+    begun = time.monotonic()
+    value = parts.loss(parts.network.train()(batch["image"].to(device)), batch["label"].to(device))
+    value.backward()
+    step_seconds = time.monotonic() - begun
+    begun = time.monotonic()
+    score = None
+    if data.validation_entries:
+        one = validator(
+            data.validation_entries[:1],
+            Windows(
+                tuple(experiment.train.patch_size), experiment.inference.overlap, experiment.inference.batch_size,
+                experiment.data.slice_axis,
+            ),
+            targets=_targets(data), classes=list(data.manifest.labels.values()), regions=data.regions,
+            threshold=experiment.inference.threshold,
+        )  # fmt: skip
+        score = one(parts.network.eval())["dice"]
+    parameters = sum(p.numel() for p in parts.network.parameters())
+    print(f"network     {experiment.network.name}, {parameters / 1e6:.2f} M parameters, on {device}")
+    print(f"data        {len(data.training)} cases to train, {len(data.validation)} to validate")
+    print(f"batch       {tuple(batch['image'].shape)}, {parts.steps_per_epoch} steps per epoch")
+    print(f"bound       epochs {experiment.train.epochs}, minutes {experiment.train.max_minutes}")
+    print(f"first step  loss {float(value.detach()):.4f}, {step_seconds:.1f} s (the first is slower than the rest)")
+    print(f"validation  one case in {time.monotonic() - begun:.1f} s, Dice {score} (untrained)")
+    return EXIT_DONE
+
+
+# ---- surroundings
+
+
+class _processes:
+    """The process group of torchrun, where there is one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.backend = "nccl" if device.type == "cuda" else "gloo"
+        self.spread = int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+    def __enter__(self) -> None:
+        if self.spread:
+            idist.initialize(self.backend)
+
+    def __exit__(self, *_: object) -> None:
+        if self.spread:
+            idist.finalize()
+
+
+def _listen_for_signals() -> Callable[[], bool]:
+    asked = {"stop": False}
+
+    def note(number: int, _: object) -> None:
+        if asked["stop"]:
+            raise KeyboardInterrupt
+        asked["stop"] = True
+        log.warning("%s: saving after this step, then leaving; once more leaves at once", signal.Signals(number).name)
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    return lambda: asked["stop"]
+
+
+def _clear(folder: Path) -> None:
+    for name in ("checkpoints", "tensorboard", "report", "validation", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("log.jsonl", "plan.json", "config.yaml", "environment.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _environment(device: torch.device, seed: int) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    try:
+        here = Path(__file__).resolve().parent
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    names = ("torch", "monai", "pytorch-ignite", "nibabel", "numpy", "pydantic")
+    return {
+        "cmt_med": cmt_med.__version__,
+        "git_commit": commit,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in names},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": idist.get_world_size(),
+        "seed": seed,
+    }
+
+
+def main() -> int:
+    """Run the command."""
+    return run_command(train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Losses, schedules, checkpoints and the Ignite engines. Networks and loaders are handed in built."""

@@ -1,0 +1,122 @@
+"""Step functions for the engines, and averaged weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine
+from torch import Tensor, nn
+
+from cmt_med.blocks.conv import channels_last
+from cmt_med.data.loader import keyed_seed
+from cmt_med.training.losses import Loss
+
+Step = Callable[[Engine, Sequence[dict[str, Tensor]]], dict[str, float]]
+
+
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: matrices and kernels decay, biases, norms and position tables do not."""
+    decayed, kept = [], []
+    for name, parameter in network.named_parameters():
+        (kept if parameter.ndim <= 1 or "bias_table" in name else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+class AveragedWeights:
+    """Exponential moving average of a network's parameters (EMA), with a warm-up of the decay.
+
+    After n updates the decay is ``min(decay, (1 + n) / (10 + n))``, so that the start is forgotten quickly. Buffers are
+    copied.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move towards the network's present weights."""
+        self.updates += 1
+        weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        current = network.state_dict()
+        floating = [name for name, tensor in self.weights.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.weights[n] for n in floating], [current[n] for n in floating], weight)
+        for name in self.weights.keys() - set(floating):
+            self.weights[name].copy_(current[name])
+
+    @contextlib.contextmanager
+    def swapped_into(self, network: nn.Module) -> Iterator[None]:
+        """Within the context, the network has the averaged weights."""
+        saved = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        network.load_state_dict(self.weights)
+        try:
+            yield
+        finally:
+            network.load_state_dict(saved)
+
+
+def training_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    *,
+    rate_at: Callable[[int], float],
+    average: AveragedWeights,
+    seed: int,
+    clip: float,
+    amp: bool,
+) -> Step:
+    """One optimizer step on a group of batches, whose gradients are averaged.
+
+    Args:
+        network: the network, wrapped for several processes where there are several.
+        optimizer: its optimizer.
+        loss: from logits and labels to a number.
+        rate_at: learning rate at a step (0-based).
+        average: updated after each step.
+        seed: with step and rank, the key of the network's own randomness.
+        clip: largest norm of the gradient.
+        amp: bf16 autocast on a GPU.
+
+    Returns:
+        ``step(engine, batches) -> {"loss", "lr", "grad_norm"}``.
+    """
+    device = next(network.parameters()).device
+    plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+    def step(engine: Engine, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+        number = engine.state.iteration - 1
+        torch.manual_seed(keyed_seed(seed, number, idist.get_rank(), 0x57E9))
+        rate = rate_at(number)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        network.train()
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for position, batch in enumerate(batches):
+            images = channels_last(batch["image"].to(device, non_blocking=True))
+            labels = batch["label"].to(device, non_blocking=True)
+            waits = position + 1 < len(batches) and network is not plain
+            with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
+                    output = network(images)
+                value = loss(output, labels) / len(batches)
+                value.backward()
+            total += float(value.detach())
+        norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip))
+        if torch.isfinite(torch.tensor([total, norm])).all():
+            optimizer.step()
+            average.update(plain)
+        return {"loss": total, "lr": rate, "grad_norm": norm}
+
+    return step
+
+
+def batch_groups(loader: Iterator[dict[str, Tensor]], count: int) -> Iterator[list[dict[str, Tensor]]]:
+    """Lists of ``count`` batches, for gradient accumulation."""
+    while True:
+        yield [next(loader) for _ in range(count)]
