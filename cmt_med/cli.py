@@ -50,7 +50,10 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
         return int(leaving.exit_code)
     except Exception:
         traceback.print_exc()
-        print("[E_BUG] this is a fault of cmt_med, not of your input\n  fix: report it with the lines above", file=sys.stderr)
+        print(
+            "[E_BUG] this is a fault of cmt_med, not of your input\n  fix: report it with the lines above",
+            file=sys.stderr,
+        )
         return errors.EXIT_BUG
 
 

@@ -102,7 +102,9 @@ class Train(Section):
     amp: bool = Field(True, description="bf16 autocast on a GPU; CPUs compute in float32")
     validate_every: Positive = Field(1, description="epochs between validations")
     validation_cases: Positive | None = Field(None, description="at most so many cases while training; all at the end")
-    select: Literal["last", "best"] = Field("last", description="weights that become the model; best looks at validation")
+    select: Literal["last", "best"] = Field(
+        "last", description="weights that become the model; best looks at validation"
+    )
     patience: Positive | None = Field(None, description="validations without gain after which training stops")
 
     @model_validator(mode="after")
@@ -115,6 +117,7 @@ class Train(Section):
 
 
 class Inference(Section):
+    window: list[Positive] | None = Field(None, description="sliding window in voxels; null for train.patch_size")
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch_size: Positive = 1
     tta: Literal["none", "flips"] = "none"
@@ -138,7 +141,13 @@ class Experiment(Section):
     def _dimensions_agree(self) -> Experiment:
         dims = self.network.spatial_dims
         if len(self.train.patch_size) != dims:
-            raise ValueError(f"train.patch_size has {len(self.train.patch_size)} numbers, network.spatial_dims is {dims}")
+            raise ValueError(
+                f"train.patch_size has {len(self.train.patch_size)} numbers, network.spatial_dims is {dims}"
+            )
+        if self.inference.window is not None and len(self.inference.window) != dims:
+            raise ValueError(
+                f"inference.window has {len(self.inference.window)} numbers, network.spatial_dims is {dims}"
+            )
         if (dims == 2) != (self.data.slice_axis is not None):
             raise ValueError("data.slice_axis is for 2D networks, which need it; 3D networks must not have it")
         if self.data.spacing is not None and len(self.data.spacing) != 3:
@@ -181,7 +190,8 @@ _Loader.yaml_implicit_resolvers = {}
 for _tag, (_pattern, _first) in _CORE.items():
     _Loader.add_implicit_resolver(_tag, _pattern, list(_first))
 _Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))  # 012 is twelve, not octal ten
+    "tag:yaml.org,2002:int",
+    lambda loader, node: int(node.value),  # 012 is twelve, not octal ten
 )
 
 

@@ -60,9 +60,7 @@ def evaluate(
         _volumes(predictions), reference_files, targets, reference_targets=reference_targets, rule=rule
     )
     notice = str(run.get("notice", ""))
-    metrics = write_metrics(
-        output, scored, targets, rule=rule, failures=failures, extra={"run": run, "notice": notice}
-    )
+    metrics = write_metrics(output, scored, targets, rule=rule, failures=failures, extra={"run": run, "notice": notice})
     report = write_report(
         output, metrics, title=f"Evaluation of {run.get('model', predictions.name)}", cases=cases,
         predictions=_volumes(predictions), references=reference_files, banner=notice,
@@ -91,7 +89,9 @@ def _run_of(predictions: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise DataError("run.json is damaged", where=str(predictions), fix="run infer again", code="E_FORMAT") from error
+        raise DataError(
+            "run.json is damaged", where=str(predictions), fix="run infer again", code="E_FORMAT"
+        ) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -112,7 +112,9 @@ def _targets(labels: list[str] | None, run: Mapping[str, Any]) -> dict[str, list
     return targets
 
 
-def _targets_in(manifest: Manifest, targets: Mapping[str, list[int]], labels: Mapping[str, int]) -> dict[str, list[int]]:
+def _targets_in(
+    manifest: Manifest, targets: Mapping[str, list[int]], labels: Mapping[str, int]
+) -> dict[str, list[int]]:
     """The model's targets in the numbers of a case list, matched by label name."""
     names = {value: name for name, value in labels.items()}
     strange = [name for name in manifest.labels if name not in labels]

@@ -40,8 +40,8 @@ def write_file(path: Path, fill: Callable[[IO[bytes]], object], *, suffix: str =
             fill(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:

@@ -27,7 +27,9 @@ def infer(
     output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
     input: Annotated[Path | None, typer.Option(help="A case, a folder of cases, or a case list (.json).")] = None,
     channel: Annotated[list[str] | None, typer.Option(help="NAME=FILE, once per channel, instead of --input.")] = None,
-    overlap: Annotated[float | None, typer.Option(min=0.0, max=0.95, help="Overlap of windows; default: the model's.")] = None,
+    overlap: Annotated[
+        float | None, typer.Option(min=0.0, max=0.95, help="Overlap of windows; default: the model's.")
+    ] = None,
     tta: Annotated[str | None, typer.Option(help="none, or flips: average over mirrorings.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write CASE_prob.nii.gz.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
@@ -66,7 +68,9 @@ def _from_options(items: list[str], channels: list[str]):  # type: ignore[no-unt
     for item in items:
         name, separator, file = item.partition("=")
         if not (name and separator and file):
-            raise ConfigError("--channel needs NAME=FILE", where=repr(item), fix="write for example --channel t1ce=x.nii.gz")
+            raise ConfigError(
+                "--channel needs NAME=FILE", where=repr(item), fix="write for example --channel t1ce=x.nii.gz"
+            )
         files[name] = Path(file)
     return case_of_channels(files, channels)
 

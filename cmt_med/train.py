@@ -24,11 +24,12 @@ import typer
 from torch import Tensor
 
 import cmt_med
+from cmt_med.blocks.conv import channels_last_weights
 from cmt_med.cli import Debug, pick_device, run_command, use_threads
 from cmt_med.config import Experiment, dump_config, load_config
 from cmt_med.data.cache import Entry, default_cache_folder, prepare
 from cmt_med.data.loader import PatchSet, patch_loader
-from cmt_med.data.manifest import Case, Manifest, load_manifest, region_values, split_cases
+from cmt_med.data.manifest import Case, Manifest, load_manifest, manifest_content, region_values, split_cases
 from cmt_med.data.names import canonical_channel
 from cmt_med.data.phantom import BANNER, make_phantom
 from cmt_med.data.transforms import augmentation, preprocessing_settings
@@ -67,10 +68,14 @@ class Prepared:
 
 def train(
     config: Annotated[Path, typer.Option(help="The experiment, a YAML file; see configs/.")],
-    set: Annotated[list[str] | None, typer.Option(help="KEY=VALUE that replaces a key, e.g. optimizer.lr=3e-4.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE that replaces a key, e.g. optimizer.lr=3e-4.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder; default: output of the config.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; run one step and one validation case.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan; run one step and one validation case.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=2, help="Use at most so many cases.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
@@ -87,7 +92,7 @@ def train(
     experiment = load_config(config, overrides)
     folder = Path(experiment.output)
     chosen = pick_device(device)
-    with _processes(chosen):
+    with _ProcessGroup(chosen):
         main = idist.get_rank() == 0
         if not main:
             logging.getLogger().setLevel(logging.ERROR)
@@ -112,6 +117,7 @@ def train(
         if main:
             write_text(folder / "config.yaml", dump_config(experiment))
             write_json(folder / "environment.json", _environment(chosen, experiment.seed))
+            write_json(folder / "held_out.json", manifest_content(manifest, data.validation))
         if dry_run:
             return _dry_run(experiment, data, parts, folder)
         stop = _listen_for_signals()
@@ -269,10 +275,7 @@ def _parts(experiment: Experiment, data: Prepared, network: torch.nn.Module) -> 
     if monitored:
         validate = validator(
             monitored,
-            Windows(
-                tuple(settings.patch_size), experiment.inference.overlap, experiment.inference.batch_size,
-                experiment.data.slice_axis,
-            ),
+            _windows(experiment),
             targets=_targets(data),
             classes=classes,
             regions=data.regions,
@@ -283,13 +286,21 @@ def _parts(experiment: Experiment, data: Prepared, network: torch.nn.Module) -> 
     identity = [described, [entry.folder.name for entry in data.training_entries]]
     return Parts(
         network=network,
-        loss=segmentation_loss(classes, [values for _, values, _ in data.regions] if data.regions is not None else None),
+        loss=segmentation_loss(
+            classes, [values for _, values, _ in data.regions] if data.regions is not None else None
+        ),
         batches=batches,
         validate=validate,
         steps_per_epoch=max(1, -(-len(patches) // per_step)),
         case_names=[case.name for case in data.training],
         fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
     )
+
+
+def _windows(experiment: Experiment) -> Windows:
+    settings = experiment.inference
+    size = settings.window or experiment.train.patch_size
+    return Windows(tuple(size), settings.overlap, settings.batch_size, experiment.data.slice_axis)
 
 
 def _targets(data: Prepared) -> dict[str, list[int]]:
@@ -313,7 +324,7 @@ def _card(experiment: Experiment, data: Prepared, outcome: Any, network: torch.n
         regions=regions,
         preprocessing=preprocessing_settings(experiment.data),
         slice_axis=experiment.data.slice_axis,
-        patch_size=experiment.train.patch_size,
+        window=experiment.inference.window or experiment.train.patch_size,
         inference=experiment.inference,
         provenance={
             "demo": data.manifest.demo,
@@ -391,7 +402,8 @@ def _threshold_baseline(data: Prepared) -> dict[str, dict[str, Any]]:
 def dense_convolution_rate(seconds: float = 1.0) -> float:
     """GFLOP/s of a dense 3×3×3 convolution (64 channels, 32³, channels-last) with the threads in use now."""
     x = torch.randn(1, 64, 32, 32, 32).to(memory_format=torch.channels_last_3d)
-    layer = torch.nn.Conv3d(64, 64, 3, padding=1).to(memory_format=torch.channels_last_3d)
+    layer = torch.nn.Conv3d(64, 64, 3, padding=1)
+    channels_last_weights(layer)
     flops = 2 * 64 * 64 * 27 * 32**3
     best, begun = float("inf"), time.monotonic()
     with torch.inference_mode():
@@ -414,10 +426,7 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts, folder: Path)
     if data.validation_entries:
         one = validator(
             data.validation_entries[:1],
-            Windows(
-                tuple(experiment.train.patch_size), experiment.inference.overlap, experiment.inference.batch_size,
-                experiment.data.slice_axis,
-            ),
+            _windows(experiment),
             targets=_targets(data), classes=list(data.manifest.labels.values()), regions=data.regions,
             threshold=experiment.inference.threshold,
         )  # fmt: skip
@@ -435,7 +444,7 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts, folder: Path)
 # ---- surroundings
 
 
-class _processes:
+class _ProcessGroup:
     """The process group of torchrun, where there is one."""
 
     def __init__(self, device: torch.device) -> None:
@@ -468,7 +477,7 @@ def _listen_for_signals() -> Callable[[], bool]:
 def _clear(folder: Path) -> None:
     for name in ("checkpoints", "tensorboard", "report", "validation", "model"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("log.jsonl", "plan.json", "config.yaml", "environment.json"):
+    for name in ("log.jsonl", "plan.json", "config.yaml", "environment.json", "held_out.json"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -109,8 +109,10 @@ class WindowAttention(nn.Module):
         if any(shift):
             grid = channels_last(torch.roll(grid, tuple(-s for s in shift), axes))
         tokens = _to_windows(grid, window)  # (B, W, n, C)
-        batch, count, length, _ = tokens.shape
-        q, k, v = (_split_heads(t, self.heads) for t in self.qkv(tokens.flatten(0, 1)).chunk(3, dim=-1))  # (BW, h, n, d)
+        batch, count = tokens.shape[:2]
+        q, k, v = (
+            _split_heads(t, self.heads) for t in self.qkv(tokens.flatten(0, 1)).chunk(3, dim=-1)
+        )  # (BW, h, n, d)
         mask = self._relative_bias(window).unsqueeze(0)  # (1, h, n, n)
         if padded != size or any(shift):
             hidden = _window_mask(size, padded, window, shift).to(x.device)  # (W, n, n)
@@ -165,9 +167,7 @@ def _from_windows(windows: Tensor, size: Sequence[int], window: Sequence[int]) -
     return x.reshape(windows.shape[0], *size, -1).movedim(-1, 1)
 
 
-def _window_mask(
-    size: Sequence[int], padded: Sequence[int], window: Sequence[int], shift: Sequence[int]
-) -> Tensor:
+def _window_mask(size: Sequence[int], padded: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> Tensor:
     """Pairs that must not see each other, True there: (W, n, n).
 
     Each position of the shifted, padded grid gets the number of the contiguous piece it belongs to on each axis;

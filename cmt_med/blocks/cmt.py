@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cmt_med.blocks.conv import conv, depthwise, norm_layer
+from cmt_med.blocks.conv import Pointwise, depthwise, norm_layer
 
 
 class DropPath(nn.Module):
@@ -44,10 +44,10 @@ class InvertedResidualFeedForward(nn.Module):
     def __init__(self, *, spatial_dims: int, channels: int, ratio: float, norm: str = "layer") -> None:
         super().__init__()
         hidden = int(channels * ratio)
-        self.expand = conv(spatial_dims, channels, hidden, 1)
+        self.expand = Pointwise(channels, hidden)
         self.conv = depthwise(spatial_dims, hidden)
         self.norm = norm_layer(norm, spatial_dims, hidden)
-        self.project = conv(spatial_dims, hidden, channels, 1)
+        self.project = Pointwise(hidden, channels)
         self.act = nn.GELU(approximate="tanh")  # the exact GELU has a backward three times as slow on CPUs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,9 +78,7 @@ class CMTBlock(nn.Module):
             self.norm1 = norm_layer("layer", spatial_dims, channels)
             self.attention = attention
         self.norm2 = norm_layer("layer", spatial_dims, channels)
-        self.feed_forward = InvertedResidualFeedForward(
-            spatial_dims=spatial_dims, channels=channels, ratio=ffn_ratio
-        )
+        self.feed_forward = InvertedResidualFeedForward(spatial_dims=spatial_dims, channels=channels, ratio=ffn_ratio)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,11 +15,41 @@ from torch.nn import functional as F
 
 from cmt_med.errors import NetworkError
 
-_CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
-_CONV_TRANSPOSE: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
-    2: nn.ConvTranspose2d,
-    3: nn.ConvTranspose3d,
-}
+
+def _on_onednn(x: Tensor) -> bool:
+    """Whether to call oneDNN by name: for a single small grid PyTorch would fall back to ``slow_conv3d``."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _onednn_convolution(x: Tensor, layer: nn.Conv2d | nn.Conv3d) -> Tensor:
+    padding: Any = layer.padding  # integers: conv() never pads by name
+    return torch.mkldnn_convolution(x, layer.weight, layer.bias, padding, layer.stride, layer.dilation, layer.groups)
+
+
+class GridConv2d(nn.Conv2d):
+    """``nn.Conv2d`` that stays on oneDNN, and in channels-last, at any size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _on_onednn(x):
+            return super().forward(x)
+        return _onednn_convolution(x, self)
+
+
+class GridConv3d(nn.Conv3d):
+    """``nn.Conv3d`` that stays on oneDNN, and in channels-last, at any size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _on_onednn(x):
+            return super().forward(x)
+        return _onednn_convolution(x, self)
+
+
+_CONV: dict[int, type[GridConv2d] | type[GridConv3d]] = {2: GridConv2d, 3: GridConv3d}
 _BATCH_NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _MEMORY_FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
@@ -49,14 +79,17 @@ def conv(
     return kind(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups)
 
 
-def upconv(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
-    """A transposed convolution with kernel and stride 2: doubles every spatial size."""
-    return _CONV_TRANSPOSE[check_spatial_dims(spatial_dims)](in_channels, out_channels, 2, stride=2)
-
-
 def channels_last(x: Tensor) -> Tensor:
     """``x`` (B, C, *S) in the channels-last format; no copy where it already is."""
     return x.contiguous(memory_format=_MEMORY_FORMAT[x.ndim - 2])
+
+
+def channels_last_weights(module: nn.Module) -> None:
+    """Bring the convolution weights of a module into the channels-last formats, in place."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim - 2 in _MEMORY_FORMAT:
+                parameter.data = channels_last(parameter.data)
 
 
 def grid_to_tokens(x: Tensor) -> Tensor:
@@ -93,6 +126,13 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
+class Pointwise(nn.Linear):
+    """A 1×1(×1) convolution of a grid (B, C, *S), as a matrix product over its tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
 def norm_layer(name: str, spatial_dims: int, channels: int) -> nn.Module:
     """``"layer"``: over channels, at each position; ``"instance"``: over positions, per channel; ``"batch"``.
 
@@ -124,7 +164,7 @@ class _DepthwiseConv3d(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         channels, depth = x.shape[1], x.shape[2]
         grad = channels_last(grad)
@@ -177,10 +217,10 @@ def depthwise(spatial_dims: int, channels: int) -> nn.Module:
     """A depthwise convolution with kernel 3, stride 1 and bias, fast in both directions on a CPU."""
     if check_spatial_dims(spatial_dims) == 3:
         return DepthwiseConv3d(channels, channels, 3, padding=1, groups=channels)
-    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+    return GridConv2d(channels, channels, 3, padding=1, groups=channels)
 
 
-class DepthwiseConv3d(nn.Conv3d):
+class DepthwiseConv3d(GridConv3d):
     """``nn.Conv3d`` with one group per channel, kernel 3, stride 1; see :class:`_DepthwiseConv3d` for why."""
 
     def forward(self, x: Tensor) -> Tensor:

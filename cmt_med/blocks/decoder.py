@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cmt_med.blocks.conv import conv, crop_to, norm_layer, upconv
+from cmt_med.blocks.conv import Pointwise, conv, crop_to, norm_layer
+from cmt_med.blocks.embedding import depth_to_space
 
 
 class ResidualConvBlock(nn.Module):
@@ -19,7 +20,7 @@ class ResidualConvBlock(nn.Module):
         self.norm2 = norm_layer(norm, spatial_dims, out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            self.shortcut = conv(spatial_dims, in_channels, out_channels, 1)
+            self.shortcut = Pointwise(in_channels, out_channels)
         self.act = nn.LeakyReLU(0.01)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,10 +36,24 @@ class UpBlock(nn.Module):
 
     def __init__(self, *, spatial_dims: int, in_channels: int, skip_channels: int, norm: str) -> None:
         super().__init__()
-        self.up = upconv(spatial_dims, in_channels, skip_channels)
+        self.up = Pointwise(in_channels, skip_channels * 2**spatial_dims)
         self.conv = ResidualConvBlock(
             spatial_dims=spatial_dims, in_channels=2 * skip_channels, out_channels=skip_channels, norm=norm
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.conv(torch.cat([crop_to(self.up(x), skip.shape[2:]), skip], dim=1))
+        return self.conv(torch.cat([crop_to(depth_to_space(self.up(x)), skip.shape[2:]), skip], dim=1))
+
+
+class FullResolutionHead(nn.Module):
+    """Join features (B, C, *S) with the image (B, C_in, *S) at its own resolution and read out (B, num_classes, *S)."""
+
+    def __init__(self, *, spatial_dims: int, in_channels: int, channels: int, num_classes: int, norm: str) -> None:
+        super().__init__()
+        self.image = conv(spatial_dims, in_channels, channels, 3)
+        self.norm = norm_layer(norm, spatial_dims, channels)
+        self.act = nn.LeakyReLU(0.01)
+        self.out = conv(spatial_dims, channels, num_classes, 3)
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        return self.out(self.act(self.norm(x + self.image(image))))

@@ -92,7 +92,10 @@ def _cases_of_files(files: Sequence[Path], channels: Sequence[str]) -> list[Case
         name = prefix or file.parent.name
         if not CASE_NAME.match(name):
             raise DataError(
-                f"{name!r} cannot be a case name", where=str(file), fix="use letters, digits, . _ + -", code="E_MANIFEST"
+                f"{name!r} cannot be a case name",
+                where=str(file),
+                fix="use letters, digits, . _ + -",
+                code="E_MANIFEST",
             )
         if channel in grouped.setdefault(name, {}):
             raise DataError(

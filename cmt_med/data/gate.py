@@ -10,6 +10,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
 from cmt_med.data.manifest import Case
@@ -155,7 +157,7 @@ def _read_volume(path: Path, case: str, *, ndim: int) -> tuple[NDArray[np.float3
             fix="copy the file again from its source",
             code="E_TRUNCATED" if truncated else "E_GZIP",
         ) from error
-    except nib.filebasedimages.ImageFileError as error:
+    except ImageFileError as error:
         raise DataError(
             "not a readable NIfTI file", where=where, why=str(error), fix="convert it to .nii.gz", code="E_FORMAT"
         ) from error
@@ -169,7 +171,7 @@ def _read_volume(path: Path, case: str, *, ndim: int) -> tuple[NDArray[np.float3
             fix="copy the file again from its source",
             code="E_TRUNCATED" if short else "E_IO",
         ) from error
-    except (ValueError, TypeError, OverflowError, MemoryError, nib.spatialimages.HeaderDataError) as error:
+    except (ValueError, TypeError, OverflowError, MemoryError, HeaderDataError) as error:
         raise DataError(
             "the header does not describe a volume", where=where, why=str(error), code="E_HEADER"
         ) from error
@@ -194,7 +196,7 @@ def _read_to_end(path: Path) -> None:
             pass
 
 
-def _check_header(image: nib.spatialimages.SpatialImage, shape: tuple[int, ...], ndim: int, where: str) -> None:
+def _check_header(image: SpatialImage, shape: tuple[int, ...], ndim: int, where: str) -> None:
     dtype = image.get_data_dtype()
     if dtype.kind not in "iufb":
         raise DataError(
@@ -236,9 +238,7 @@ def _require_same_grid(first: Grid | None, found: Grid, case: str, path: Path) -
     )
 
 
-def _check_labels(
-    values: NDArray[np.float32], allowed: Sequence[int], case: str, path: Path
-) -> NDArray[np.uint8]:
+def _check_labels(values: NDArray[np.float32], allowed: Sequence[int], case: str, path: Path) -> NDArray[np.uint8]:
     rounded = np.rint(values)
     off = np.abs(values - rounded).max(initial=0)
     found = np.unique(rounded)

@@ -62,7 +62,7 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, length: int) -> "np.typing.NDArray[np.int64]":
+def _permutation(seed: int, epoch: int, length: int) -> np.typing.NDArray[np.int64]:
     return np.random.default_rng([seed, epoch, 0x0DE5]).permutation(length)
 
 
@@ -78,9 +78,7 @@ def patch_loader(
 
     ``batch_size`` counts all ranks together.
     """
-    stream = KeyedBatches(
-        len(patches), batch_size=batch_size, seed=patches.seed, start=start, rank=rank, world=world
-    )
+    stream = KeyedBatches(len(patches), batch_size=batch_size, seed=patches.seed, start=start, rank=rank, world=world)
     return DataLoader(
         patches,
         batch_sampler=stream,

@@ -67,7 +67,7 @@ def load_manifest(path: Path) -> Manifest:
     labels = _label_values(content, path)
     listed = content.get("training")
     if not isinstance(listed, list):
-        raise _fault(path, "the list 'training' is missing", "add \"training\": [{\"image\": ..., \"label\": ...}, ...]")
+        raise _fault(path, "the list 'training' is missing", 'add "training": [{"image": ..., "label": ...}, ...]')
     cases = tuple(_case(entry, f"training[{i}]", path, channels) for i, entry in enumerate(listed))
     listed_test = content.get("test", [])
     test = tuple(
@@ -78,7 +78,9 @@ def load_manifest(path: Path) -> Manifest:
     for i, case in enumerate(cases):
         if case.name in seen:
             raise _fault(
-                path, f"case name {case.name!r} stands twice", f"give training[{seen[case.name]}] or training[{i}] an id"
+                path,
+                f"case name {case.name!r} stands twice",
+                f"give training[{seen[case.name]}] or training[{i}] an id",
             )
         seen[case.name] = i
     if not channels and cases:
@@ -92,6 +94,27 @@ def load_manifest(path: Path) -> Manifest:
         demo=content.get("demo") is True,
         test=test,
     )
+
+
+def manifest_content(manifest: Manifest, cases: Sequence[Case]) -> dict[str, Any]:
+    """Some cases of a manifest as the content of a case list of their own, with absolute paths."""
+    entries = []
+    for case in cases:
+        positions = {position for _, position in case.images.values()}
+        files = {name: str(file.resolve()) for name, (file, _) in case.images.items()}
+        entry: dict[str, Any] = {"id": case.name, "group": case.group}
+        entry["image"] = files if positions == {None} else next(iter(files.values()))
+        for key, file in (("label", case.label), ("mask", case.mask)):
+            if file is not None:
+                entry[key] = str(file.resolve())
+        entries.append(entry)
+    return {
+        "name": manifest.name,
+        "demo": manifest.demo,
+        "modality": {str(i): name for i, name in enumerate(manifest.channels)},
+        "labels": {str(value): name for name, value in manifest.labels.items()},
+        "training": entries,
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -108,7 +131,9 @@ def _read(path: Path) -> dict[str, Any]:
             code="E_IO",
         ) from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise _fault(path, f"the case list is not JSON: {error}", "see data_manifests/README.md for the format") from error
+        raise _fault(
+            path, f"the case list is not JSON: {error}", "see data_manifests/README.md for the format"
+        ) from error
     if not isinstance(content, dict):
         raise _fault(path, "the case list is not a JSON object", "see data_manifests/README.md for the format")
     return content

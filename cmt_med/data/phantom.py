@@ -134,7 +134,9 @@ def _tumour(
     return label, tissue
 
 
-def _scan(rng: np.random.Generator, tissue: NDArray[np.uint8], brain: NDArray[np.bool_], spacing: float) -> NDArray[np.int16]:
+def _scan(
+    rng: np.random.Generator, tissue: NDArray[np.uint8], brain: NDArray[np.bool_], spacing: float
+) -> NDArray[np.int16]:
     shape = tissue.shape
     channels = []
     for c in range(len(CHANNELS)):

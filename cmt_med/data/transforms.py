@@ -66,7 +66,10 @@ def foreground_of(loaded: Loaded) -> NDArray[np.bool_]:
 def as_dictionary(loaded: Loaded) -> dict[str, MetaTensor]:
     """A loaded case as MONAI transforms take it."""
     affine = torch.as_tensor(loaded.grid.affine)
-    arrays: dict[str, NDArray[Any]] = {"image": loaded.image, "foreground": foreground_of(loaded)[None].astype(np.uint8)}
+    arrays: dict[str, NDArray[Any]] = {
+        "image": loaded.image,
+        "foreground": foreground_of(loaded)[None].astype(np.uint8),
+    }
     if loaded.label is not None:
         arrays["label"] = loaded.label[None]
     return {key: MetaTensor(torch.from_numpy(np.ascontiguousarray(a)), affine=affine) for key, a in arrays.items()}
@@ -228,7 +231,9 @@ def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
     )
     axes = settings.flip_axes if settings.flip_axes is not None else list(range(dims))
     if any(axis >= dims for axis in axes):
-        raise ConfigError("a flip axis does not exist", where=f"augmentation.flip_axes={axes}", fix=f"use 0 to {dims - 1}")
+        raise ConfigError(
+            "a flip axis does not exist", where=f"augmentation.flip_axes={axes}", fix=f"use 0 to {dims - 1}"
+        )
     steps += [RandFlipd(keys, prob=settings.flip, spatial_axis=axis) for axis in axes]
     image = ["image"]
     if settings.intensity:

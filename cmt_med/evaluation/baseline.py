@@ -24,9 +24,7 @@ class ThresholdBaseline:
         self._sums = np.zeros((len(self.channels), len(self.targets), 2, LEVELS))
         self._cases = 0
 
-    def add(
-        self, image: NDArray[np.float32], label: NDArray[np.uint8], foreground: NDArray[np.bool_]
-    ) -> None:
+    def add(self, image: NDArray[np.float32], label: NDArray[np.uint8], foreground: NDArray[np.bool_]) -> None:
         """Add a case: image (C, D1, D2, D3), label map and foreground (D1, D2, D3)."""
         self._cases += 1
         inside_label = label[foreground]

@@ -86,6 +86,8 @@ def write_metrics(
     writer.writerow(["case", "target", "dice", "reference_voxels", "predicted_voxels", "reference_ml", "predicted_ml"])
     for case, overlaps in scored.items():
         for target, o in overlaps.items():
-            writer.writerow([case, target, o.dice, o.reference_voxels, o.predicted_voxels, o.reference_ml, o.predicted_ml])
+            writer.writerow(
+                [case, target, o.dice, o.reference_voxels, o.predicted_voxels, o.reference_ml, o.predicted_ml]
+            )
     write_text(folder / "metrics.csv", table.getvalue())
     return metrics

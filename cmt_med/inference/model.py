@@ -15,8 +15,6 @@ from cmt_med.config import Inference
 from cmt_med.errors import DataError
 from cmt_med.files import sha256, write_bytes, write_json
 
-SCHEMA_VERSION = 1
-
 
 class RegionCard(BaseModel):
     """A region in the training data's numbers: what it consists of, and what is painted for it."""
@@ -31,7 +29,7 @@ class ModelCard(BaseModel):
     """Everything about a model but its weights; no case names or paths."""
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str
     network: dict[str, Any]  # keyword arguments of build_network
     channels: list[str]
@@ -39,7 +37,7 @@ class ModelCard(BaseModel):
     regions: list[RegionCard] | None
     preprocessing: dict[str, Any]
     slice_axis: int | None
-    patch_size: list[int]
+    window: list[int]
     inference: Inference
     provenance: dict[str, Any]
     validation: dict[str, Any] | None
@@ -77,7 +75,9 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     try:
         card = ModelCard.model_validate(json.loads((folder / "model.json").read_text(encoding="utf-8")))
     except OSError as error:
-        raise _fault("there is no model here", path, "no model.json", "give a run folder or its model/ folder") from error
+        raise _fault(
+            "there is no model here", path, "no model.json", "give a run folder or its model/ folder"
+        ) from error
     except (ValueError, ValidationError) as error:
         raise _fault("model.json is damaged", path, str(error).splitlines()[0], "copy the model again") from error
     weights = folder / "model.safetensors"

@@ -66,8 +66,10 @@ def _slide(network: nn.Module, image: Tensor, windows: Windows) -> Tensor:
         return result.float()
 
     def slide(batch: Tensor) -> Tensor:
+        # A window never exceeds the volume: the network takes any size, and padding would only cost.
+        size = [min(n, w) for n, w in zip(batch.shape[2:], windows.size, strict=True)]
         result = sliding_window_inference(
-            batch, windows.size, windows.batch_size, run, overlap=windows.overlap, mode="gaussian"
+            batch, size, windows.batch_size, run, overlap=windows.overlap, mode="gaussian"
         )
         assert isinstance(result, Tensor)
         return result
@@ -104,7 +106,7 @@ class Predictor:
         self.network, self.card, self.device = network.to(device).eval(), card, device
         self.transform = preprocessing(card.preprocessing, with_label=False)
         settings = card.inference
-        self.windows = Windows(tuple(card.patch_size), settings.overlap, settings.batch_size, card.slice_axis)
+        self.windows = Windows(tuple(card.window), settings.overlap, settings.batch_size, card.slice_axis)
 
     def probabilities(self, loaded: Loaded) -> Tensor:
         """Probabilities (K, D1, D2, D3) on the case's own grid."""

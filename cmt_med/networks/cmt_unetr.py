@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from cmt_med.blocks.conv import channels_last, conv, crop_to
-from cmt_med.blocks.decoder import UpBlock
+from cmt_med.blocks.conv import Pointwise, channels_last, channels_last_weights, crop_to
+from cmt_med.blocks.decoder import FullResolutionHead, UpBlock
 from cmt_med.blocks.embedding import depth_to_space
 from cmt_med.networks.backbone import CMTBackbone
 
@@ -19,14 +18,17 @@ SUPERVISED_SCALES = 2
 class CMTUNETR(nn.Module):
     """Segmentation network for images and volumes of any size: (B, C, *S) -> logits (B, num_classes, *S).
 
-    The decoder joins the encoder's grid at every scale and ends at half resolution, where a linear layer predicts the
-    logits of each 2×2(×2) cell: the two full-resolution blocks of a usual UNETR decoder are most of its cost.
+    The decoder joins the encoder's grid at every scale. At full resolution, where a usual UNETR decoder spends most of
+    its time, there is one narrow joint: the last grid's 2×2(×2) cells are predicted linearly at ``full_channels`` each,
+    added to a convolution of the image, and read out by a convolution. With ``full_channels=0`` the logits themselves
+    are predicted from half resolution.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         num_classes: channels of the logits.
         deep_supervision: in train mode, return a list: the logits, then those at strides 4 and 8.
+        full_channels: width at full resolution; 0 stops the decoder at half resolution.
         stem_channels, dims, depths, head_dim, attention, kv_strides, window, ffn_ratio, drop_path, norm: see
             :class:`cmt_med.networks.backbone.CMTBackbone`; ``norm`` is the decoder's, too.
 
@@ -50,7 +52,8 @@ class CMTUNETR(nn.Module):
         window: int = 6,
         ffn_ratio: float = 3.0,
         drop_path: float = 0.0,
-        norm: str = "instance",
+        norm: str = "layer",
+        full_channels: int = 16,
     ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
@@ -73,16 +76,25 @@ class CMTUNETR(nn.Module):
             UpBlock(spatial_dims=spatial_dims, in_channels=widths[i + 1], skip_channels=widths[i], norm=norm)
             for i in range(len(widths) - 1)
         )
-        self.head = conv(spatial_dims, widths[0], num_classes * 2**spatial_dims, 1)
+        self.full: FullResolutionHead | None = None
+        outputs = num_classes
+        if full_channels:
+            self.full = FullResolutionHead(
+                spatial_dims=spatial_dims, in_channels=in_channels, channels=full_channels, num_classes=num_classes,
+                norm=norm,
+            )  # fmt: skip
+            outputs = full_channels
+        self.head = Pointwise(widths[0], outputs * 2**spatial_dims)
         self.auxiliary = nn.ModuleList()
         if deep_supervision:
             scales = range(1, min(1 + SUPERVISED_SCALES, len(self.ups)))
-            self.auxiliary.extend(conv(spatial_dims, widths[i], num_classes, 1) for i in scales)
-        self.to(memory_format=torch.channels_last if spatial_dims == 2 else torch.channels_last_3d)
+            self.auxiliary.extend(Pointwise(widths[i], num_classes) for i in scales)
+        channels_last_weights(self)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         size = x.shape[2:]
-        features = self.backbone(channels_last(x))
+        image = channels_last(x)
+        features = self.backbone(image)
         grid = features[-1]
         coarse: list[Tensor] = []
         for i in reversed(range(len(self.ups))):
@@ -90,4 +102,6 @@ class CMTUNETR(nn.Module):
             if self.training and 1 <= i <= len(self.auxiliary):
                 coarse.insert(0, self.auxiliary[i - 1](grid))
         logits = crop_to(depth_to_space(self.head(grid)), size)
+        if self.full is not None:
+            logits = self.full(logits, image)
         return [logits, *coarse] if self.training and self.deep_supervision else logits

@@ -90,10 +90,10 @@ def _picture(
     except CmtError:
         return None
     order = nib.orientations.io_orientation(grid.affine)
-    turned = [nib.orientations.apply_orientation(a, order) for a in (image, predicted, reference)]
+    image, predicted, reference = (nib.orientations.apply_orientation(a, order) for a in (image, predicted, reference))
     spacing = [grid.spacing[int(np.where(order[:, 0] == axis)[0][0])] for axis in range(3)]
     values = [int(v) for v in np.union1d(np.unique(predicted), np.unique(reference)) if v]
-    return figures.overlay(*turned, spacing, values)
+    return figures.overlay(image, predicted, reference, spacing, values)
 
 
 def _embed(picture: bytes | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -16,7 +17,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from cmt_med.config import Optimizer, Train
-from cmt_med.errors import CmtError, DataError
+from cmt_med.errors import DataError, Interrupted
 from cmt_med.files import append_line, read_lines, write_json, write_text
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
 from cmt_med.training.losses import Loss
@@ -215,8 +216,6 @@ class _Loop:
         self.epoch_losses = [*getattr(self, "epoch_losses", []), values["loss"]]
         if self.stop_together():
             self._checkpoint()
-            from cmt_med.errors import Interrupted
-
             raise Interrupted(
                 "training was asked to stop",
                 where=f"after step {self.state.step}",
@@ -298,7 +297,8 @@ class _Loop:
 
     def _fit_into_time(self) -> None:
         plan = self.state.plan
-        assert plan is not None and self.train.max_minutes is not None  # by the caller
+        assert plan is not None  # by the caller
+        assert self.train.max_minutes is not None  # by the caller
         left = self.train.max_minutes * 60.0 - self._seconds() - self.reserve(self.validation_seconds)
         per_step = sum(self.recent) / len(self.recent)
         steps = affordable_steps(
@@ -342,7 +342,7 @@ class _Loop:
     def _validate(self, *, probe: bool = False) -> dict[str, Any]:
         assert self.parts.validate is not None  # by the callers
         begun = time.monotonic()
-        with self.average.swapped_into(self.parts.network) if self.train.ema else _nothing():
+        with self.average.swapped_into(self.parts.network) if self.train.ema else contextlib.nullcontext():
             self.parts.network.eval()
             scores = self.parts.validate(self.parts.network)
         self.validation_seconds = time.monotonic() - begun
@@ -454,11 +454,3 @@ class _Loop:
             best=self.state.best,
             stopped_by=stopped_by,
         )
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-
-
-__all__ = ["CmtError", "Outcome", "Parts", "fit"]

@@ -53,7 +53,9 @@ class StepPlan:
         return asdict(self)
 
 
-def affordable_steps(*, seconds_left: float, step_seconds: float, validation_seconds: float, validate_every: int) -> int:
+def affordable_steps(
+    *, seconds_left: float, step_seconds: float, validation_seconds: float, validate_every: int
+) -> int:
     """Steps that fit into ``seconds_left`` with a validation after each ``validate_every`` of them; at least one."""
     per_step = step_seconds + validation_seconds / max(1, validate_every)
     return max(1, int(seconds_left / per_step))

@@ -20,7 +20,8 @@ Step = Callable[[Engine, Sequence[dict[str, Tensor]]], dict[str, float]]
 
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for AdamW: matrices and kernels decay, biases, norms and position tables do not."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         (kept if parameter.ndim <= 1 or "bias_table" in name else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]

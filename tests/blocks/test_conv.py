@@ -1,0 +1,62 @@
+"""The depthwise convolution's own backward, and the two crossings between grid and tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from cmt_med.blocks.conv import DepthwiseConv3d, channels_last, crop_to, grid_to_tokens, pad_to_multiple, tokens_to_grid
+from cmt_med.blocks.embedding import depth_to_space, space_to_depth
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(*[st.integers(1, 6)] * 3),
+    batch=st.integers(1, 3),
+    channels=st.sampled_from([1, 3, 8, 17]),
+    seed=st.integers(0, 99),
+)
+def test_depthwise_gradients_equal_autograd(size: tuple[int, int, int], batch: int, channels: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    layer = DepthwiseConv3d(channels, channels, 3, padding=1, groups=channels)
+    x = channels_last(torch.randn(batch, channels, *size)).requires_grad_()
+    g = torch.randn(batch, channels, *size)
+    y = layer(x)
+    ours = torch.autograd.grad(y, [x, layer.weight, layer.bias], g)
+    reference_y = F.conv3d(x.double(), layer.weight.double(), layer.bias.double(), padding=1, groups=channels)
+    reference = torch.autograd.grad(reference_y, [x, layer.weight, layer.bias], g.double())
+    torch.testing.assert_close(y.double(), reference_y, rtol=1e-4, atol=1e-5)
+    for ours_i, reference_i in zip(ours, reference, strict=True):
+        torch.testing.assert_close(ours_i.double(), reference_i.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (2, 4, 6)])
+def test_crossings_are_views_and_inverse(size: tuple[int, ...]) -> None:
+    x = channels_last(torch.randn(2, 5, *size))
+    tokens = grid_to_tokens(x)
+    assert tokens.data_ptr() == x.data_ptr()
+    assert torch.equal(tokens[1, 1], x[(1, slice(None), *(0,) * (len(size) - 1), 1)])  # row-major over the grid
+    assert torch.equal(tokens_to_grid(tokens, size), x)
+    assert tokens_to_grid(tokens, size).data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("size", [(4, 6), (2, 4, 6)])
+def test_space_to_depth(size: tuple[int, ...]) -> None:
+    x = channels_last(torch.randn(2, 3, *size))
+    y = space_to_depth(x)
+    assert y.shape == (2, 3 * 2 ** len(size), *(n // 2 for n in size))
+    first = x[(slice(None), slice(None), *(slice(0, None, 2),) * len(size))]
+    assert torch.equal(y[:, :3], first)
+    assert torch.equal(depth_to_space(y), x)
+
+
+def test_padding_and_cropping_copy_only_where_needed() -> None:
+    x = channels_last(torch.randn(1, 2, 4, 5, 6))
+    assert pad_to_multiple(x, [4, 5, 3]) is x
+    padded = pad_to_multiple(x, 4)
+    assert padded.shape == (1, 2, 4, 8, 8)
+    assert torch.equal(crop_to(padded, x.shape[2:]), x)
+    assert padded[:, :, :, 5:].abs().max() == 0

@@ -1,0 +1,32 @@
+"""Shared by all tests: where real data lies, a private cache, and few threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets, named by ``CMT_TEST_DATA``."""
+    folder = os.environ.get("CMT_TEST_DATA")
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    if os.environ.get("CMT_REQUIRE_DATA"):
+        pytest.fail(f"CMT_TEST_DATA={folder!r} is not a folder, and here no such test may skip")
+    pytest.skip("needs real data: set CMT_TEST_DATA to a folder with hippocampus/, brats_crops/, ...")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["CMT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def soak() -> bool:
+    """Whether the full counts are asked for (`make soak`)."""
+    return bool(os.environ.get("CMT_SOAK"))

@@ -1,0 +1,123 @@
+"""Case lists and splits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmt_med.config import Region, Split
+from cmt_med.data.manifest import Case, load_manifest, region_values, split_cases
+from cmt_med.data.names import canonical_channel
+from cmt_med.errors import CmtError, ConfigError
+
+REGIONS = [
+    Region(name="WT", labels=["NCR", "NET", "ED", "ET"], write="ED"),
+    Region(name="TC", labels=["NCR", "NET", "ET"], write="NCR"),
+    Region(name="ET", labels=["ET"], write="ET"),
+]
+
+
+def write(tmp_path: Path, **content: object) -> Path:
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps({"labels": {"0": "background", "1": "x"}} | content))
+    return path
+
+
+def test_msd_layout(real_data: Path) -> None:
+    manifest = load_manifest(real_data / "brats_crops" / "dataset.json")
+    assert manifest.channels == ("flair", "t1", "t1ce", "t2")
+    assert manifest.labels == {"background": 0, "ED": 1, "NCR": 2, "ET": 3}
+    assert manifest.cases[0].images["t1ce"][1] == 2
+    assert region_values(REGIONS, manifest.labels) == [("WT", [2, 1, 3], 1), ("TC", [2, 3], 2), ("ET", [3], 3)]
+
+
+def test_regions_by_name_in_other_numberings() -> None:
+    brats2021 = {"background": 0, "NCR": 1, "ED": 2, "ET": 4}
+    assert region_values(REGIONS, brats2021) == [("WT", [1, 2, 4], 2), ("TC", [1, 4], 1), ("ET", [4], 4)]
+    brats2013 = {"background": 0, "NCR": 1, "ED": 2, "NET": 3, "ET": 4}
+    assert region_values(REGIONS, brats2013)[1] == ("TC", [1, 3, 4], 1)
+    with pytest.raises(ConfigError, match="ET"):
+        region_values(REGIONS, {"background": 0, "NCR": 1, "ED": 2})
+    with pytest.raises(ConfigError, match="liver"):
+        region_values([Region(name="L", labels=["liver"], write="liver")], brats2021)
+
+
+@pytest.mark.parametrize(("name", "canonical"), [("T1w", "t1"), ("t1n", "t1"), ("T1Gd", "t1ce"), ("t1c", "t1ce"),
+    ("T2w", "t2"), ("t2f", "flair"), ("FLAIR", "flair"), ("CT", "ct")])  # fmt: skip
+def test_channel_synonyms(name: str, canonical: str) -> None:
+    assert canonical_channel(name) == canonical
+
+
+def test_files_by_channel_and_by_order(tmp_path: Path) -> None:
+    named = {"image": {"T1Gd": "a.nii", "t1n": "b.nii"}, "label": "l.nii", "id": "p", "group": "g", "fold": 2}
+    listed = {"image": ["x/c.nii", "d.nii"], "label": "m.nii"}
+    manifest = load_manifest(write(tmp_path, modality={"0": "t1", "1": "t1ce"}, training=[named, listed]))
+    first, second = manifest.cases
+    assert first.images == {"t1ce": (tmp_path / "a.nii", None), "t1": (tmp_path / "b.nii", None)}
+    assert (first.group, first.fold) == ("g", 2)
+    assert second.name == "c"
+    assert second.images["t1"] == (tmp_path / "x/c.nii", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, "'training' is missing"),
+        ({"training": [{}]}, "training[0] has no image"),
+        ({"training": [{"image": "a.nii"}, {"image": "b/a.nii"}]}, "stands twice"),
+        ({"training": [{"image": "a.nii", "id": "../../etc"}]}, "case name"),
+        ({"training": [{"image": ["a.nii"]}], "modality": {"0": "x", "1": "y"}}, "1 files"),
+        ({"training": [], "modality": {"0": "t1c", "1": "t1gd"}}, "mean the same"),
+        ({"training": [], "labels": {"1": "x"}}, "value 0"),
+        ({"training": [], "labels": {"0": "b", "x": "y"}}, "integers"),
+        ({"training": [{"image": 3}]}, "file is expected"),
+        ({"training": [{"image": "a.nii", "fold": "x"}]}, "fold"),
+    ],
+)
+def test_faults_are_named(tmp_path: Path, content: dict[str, object], expected: str) -> None:
+    with pytest.raises(CmtError) as raised:
+        load_manifest(write(tmp_path, **content))
+    assert expected in str(raised.value)
+    assert raised.value.exit_code == 65
+
+
+def test_not_json(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text("{")
+    with pytest.raises(CmtError, match="not JSON"):
+        load_manifest(tmp_path / "d.json")
+
+
+@given(
+    groups=st.lists(st.integers(0, 8), min_size=4, max_size=30),
+    by=st.sampled_from(["random", "last", "fold"]),
+    seed=st.integers(0, 5),
+)
+def test_patients_are_never_split(groups: list[int], by: str, seed: int) -> None:
+    cases = [Case(f"c{i:02d}", {}, group=f"g{g}") for i, g in enumerate(groups)]
+    amount = {} if by == "fold" else {"fraction": 0.3}
+    split = Split(by=by, folds=2, **amount)  # type: ignore[arg-type]
+    if len(set(groups)) < 2:
+        with pytest.raises(ConfigError, match="empty"):
+            split_cases(cases, split, seed)
+        return
+    try:
+        training, validation = split_cases(cases, split, seed)
+    except ConfigError:
+        return  # one patient with most of the cases
+    assert {c.group for c in training}.isdisjoint(c.group for c in validation)
+    assert sorted(c.name for c in training + validation) == [c.name for c in cases]
+    assert split_cases(cases[::-1], split, seed)[1] == validation  # the order of the list does not matter
+
+
+def test_last_and_folds() -> None:
+    cases = [Case(f"c{i}", {}, group=f"c{i}") for i in range(10)]
+    assert [c.name for c in split_cases(cases, Split(by="last", count=3), 0)[1]] == ["c7", "c8", "c9"]
+    held = [c.name for f in range(5) for c in split_cases(cases, Split(by="fold", fold=f), 0)[1]]
+    assert sorted(held) == [c.name for c in cases]
+    mixed = [Case("a", {}, group="p", fold=0), Case("b", {}, group="p", fold=1), Case("c", {}, group="q", fold=1)]
+    with pytest.raises(ConfigError, match="several folds"):
+        split_cases(mixed, Split(by="fold", fold=0), 0)

@@ -1,0 +1,177 @@
+"""Preprocessing, its inverse, and patches that depend on their key alone."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cmt_med.config import Augmentation, Data, Train
+from cmt_med.data.cache import Entry, prepare
+from cmt_med.data.gate import Grid, Loaded
+from cmt_med.data.loader import PatchSet, patch_loader
+from cmt_med.data.manifest import load_manifest
+from cmt_med.data.transforms import (
+    as_dictionary,
+    augmentation,
+    background_value,
+    foreground_of,
+    invert_probabilities,
+    preprocessing,
+)
+from tests.helpers import tiny_dataset
+
+DATA = Data(manifest="m", channels=["a", "b"])
+TRAIN = Train(epochs=1, patch_size=[12, 12, 12])
+
+
+def loaded(shape: tuple[int, int, int] = (12, 10, 14), affine: np.ndarray | None = None) -> Loaded:
+    image = np.full((1, *shape), -3.5, np.float32)
+    image[:, 3:9, 2:8, 4:11] = np.random.default_rng(0).normal(size=(6, 6, 7))
+    return Loaded(image, None, None, Grid(shape, np.eye(4) if affine is None else affine))
+
+
+def orientations() -> list[np.ndarray]:
+    result = []
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1, -1), repeat=3):
+            affine = np.eye(4)
+            affine[:3, :3] = np.eye(3)[list(order)] * signs
+            result.append(affine)
+    return result
+
+
+def test_background_and_foreground() -> None:
+    case = loaded()
+    assert background_value(case.image[0]) == -3.5
+    assert foreground_of(case).sum() == 6 * 6 * 7
+    noise = np.random.default_rng(0).normal(size=(1, 5, 5, 5)).astype(np.float32)
+    assert foreground_of(Loaded(noise, None, None, Grid((5, 5, 5), np.eye(4)))).all()
+
+
+def test_foreground_normalisation_by_hand() -> None:
+    case = loaded()
+    settings = {"spacing": None, "crop_foreground": True, "normalise": "foreground"}
+    image = preprocessing(settings, with_label=False)(as_dictionary(case))["image"]
+    inside = case.image[0, 3:9, 2:8, 4:11]
+    expected = (inside - inside.mean()) / inside.std()
+    assert tuple(image.shape) == (1, 12, 10, 14)  # a margin of four voxels reaches every border here
+    np.testing.assert_allclose(image[0, 3:9, 2:8, 4:11], expected, rtol=1e-4, atol=1e-5)
+    assert image[0, 0].abs().max() == 0
+
+
+@pytest.mark.parametrize("affine", orientations(), ids=lambda a: "".join(f"{int(v):+d}" for v in a[:3, :3].sum(0)))
+def test_48_axis_orders_come_back_exactly(affine: np.ndarray) -> None:
+    case = loaded((40, 10, 14), affine)
+    transform = preprocessing({"spacing": None, "crop_foreground": True, "normalise": "image"}, with_label=False)
+    data = transform(as_dictionary(case))
+    back = invert_probabilities(data["image"].as_tensor(), data, transform).numpy()
+    mean, std = data["image"].mean(), data["image"].std()
+    assert back.shape == case.image.shape
+    cropped = case.image[:, :13]
+    kept = back[:, :13]
+    np.testing.assert_allclose(np.corrcoef(kept.ravel(), cropped.ravel())[0, 1], 1.0, atol=1e-5)
+    assert float(std) == pytest.approx(1, abs=0.01)
+    assert float(mean) == pytest.approx(0, abs=0.01)
+
+
+def test_spacing_is_undone_on_the_own_grid() -> None:
+    affine = np.diag([2.0, 1.0, 1.0, 1.0])
+    x = np.linspace(0, 1, 12, dtype=np.float32)[:, None, None]
+    image = np.broadcast_to(x, (12, 10, 14)).copy()[None]
+    case = Loaded(image, None, None, Grid((12, 10, 14), affine))
+    transform = preprocessing(
+        {"spacing": [1.0, 1.0, 1.0], "crop_foreground": False, "normalise": "image"}, with_label=False
+    )
+    data = transform(as_dictionary(case))
+    assert tuple(data["image"].shape) == (1, 23, 10, 14)
+    back = invert_probabilities(data["image"].as_tensor(), data, transform).numpy()
+    assert back.shape == image.shape
+    slope, offset = np.polyfit(image[0, 1:-1].ravel(), back[0, 1:-1].ravel(), 1)
+    np.testing.assert_allclose(back[0, 1:-1], slope * image[0, 1:-1] + offset, atol=1e-3)
+
+
+@pytest.fixture
+def entries(tmp_path: Path) -> list[Entry]:
+    manifest = load_manifest(tiny_dataset(tmp_path / "d", 4))
+    settings = {"spacing": None, "crop_foreground": False, "normalise": "image"}
+    return [
+        prepare(c, channels=("a", "b"), labels=manifest.labels, settings=settings, folder=tmp_path / "cache")
+        for c in manifest.cases
+    ]
+
+
+def test_batches_do_not_depend_on_workers_or_on_the_start(entries: list[Entry]) -> None:
+    patches = PatchSet(entries, augmentation(DATA, TRAIN, Augmentation()), patches_per_case=2, seed=5)
+
+    def take(start: int, count: int, workers: int) -> list[torch.Tensor]:
+        stream = iter(patch_loader(patches, batch_size=3, start=start, workers=workers))
+        return [next(stream)["image"] for _ in range(count)]
+
+    whole = take(0, 6, 0)
+    for ours, theirs in ((whole, take(0, 6, 2)), (whole[4:], take(4, 2, 0))):
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a, b)
+    assert whole[0].shape == (3, 2, 12, 12, 12)
+    assert not torch.equal(whole[0], whole[3])
+
+
+def test_ranks_share_one_batch(entries: list[Entry]) -> None:
+    patches = PatchSet(entries, augmentation(DATA, TRAIN, Augmentation()), patches_per_case=1, seed=5)
+    one = next(iter(patch_loader(patches, batch_size=4, start=1, workers=0)))["image"]
+    halves = [
+        next(iter(patch_loader(patches, batch_size=4, start=1, workers=0, rank=r, world=2)))["image"] for r in (0, 1)
+    ]
+    assert torch.equal(one[0::2], halves[0])
+    assert torch.equal(one[1::2], halves[1])
+
+
+def test_foreground_sampling_centres_on_labels(entries: list[Entry]) -> None:
+    train = Train(epochs=1, patch_size=[3, 3, 3], foreground_fraction=1.0)
+    still = Augmentation(flip=0, affine=0, intensity=0, gamma=0, noise=0)
+    patches = PatchSet(entries, augmentation(DATA, train, still), patches_per_case=1, seed=0)
+    for i in range(12):
+        drawn = patches[(0, i % 4)]
+        assert drawn["label"][0, 1, 1, 1] == 1
+        assert drawn["image"].shape == (2, 3, 3, 3)
+
+
+def test_image_and_label_move_together(entries: list[Entry]) -> None:
+    turn = Augmentation(flip=1, affine=1, rotate_degrees=40, intensity=0, gamma=0, noise=0)
+    train = Train(epochs=1, patch_size=[18, 15, 20], foreground_fraction=0.0)
+    patches = PatchSet(entries, augmentation(DATA, train, turn), patches_per_case=1, seed=0)
+    for i in range(4):
+        drawn = patches[(i, i)]
+        ball = drawn["label"][0] == 1
+        assert ball.sum() > 200
+        assert drawn["image"][0][ball].mean() > drawn["image"][0][~ball].mean() + 1.0
+
+
+def test_2d_patches_are_slices(entries: list[Entry]) -> None:
+    data = DATA.model_copy(update={"slice_axis": 1})
+    train = Train(epochs=1, patch_size=[12, 10])
+    patches = PatchSet(entries, augmentation(data, train, Augmentation()), patches_per_case=1, seed=0)
+    assert patches[(0, 0)]["image"].shape == (2, 12, 10)
+    assert patches[(0, 0)]["label"].shape == (1, 12, 10)
+
+
+def test_cache_is_never_stale(tmp_path: Path) -> None:
+    manifest = load_manifest(tiny_dataset(tmp_path / "d", 2))
+    case = manifest.cases[0]
+    settings = {"spacing": None, "crop_foreground": False, "normalise": "image"}
+
+    def key(**changed: object) -> str:
+        entry = prepare(
+            case, channels=("a", "b"), labels=manifest.labels, settings=settings | changed, folder=tmp_path / "cache"
+        )
+        return entry.folder.name
+
+    first = key()
+    assert key() == first
+    assert key(spacing=[2.0, 2.0, 2.0]) != first
+    other = manifest.cases[1].images["a"][0].read_bytes()
+    case.images["a"][0].write_bytes(other)
+    assert key() != first

@@ -1,0 +1,249 @@
+"""The commands as a user runs them, with good and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from cmt_med.cli import run_command
+from cmt_med.config import load_config
+from cmt_med.evaluate import evaluate
+from cmt_med.infer import infer
+from cmt_med.train import train
+from tests.helpers import save, tiny_config, tiny_dataset
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set ``d/`` and a finished ``run/``."""
+    folder = tmp_path_factory.mktemp("trained")
+    manifest = tiny_dataset(folder / "d")
+    assert run_command(train, ["--config", str(tiny_config(folder, manifest)), "--set", "train.epochs=15"]) == 0
+    return folder
+
+
+def test_a_run_folder_has_everything(trained: Path) -> None:
+    run = trained / "run"
+    for name in ("config.yaml", "plan.json", "environment.json", "log.jsonl", "model/model.safetensors",
+                 "model/model.json", "report/report.html", "report/metrics.json", "report/metrics.csv"):  # fmt: skip
+        assert (run / name).is_file(), name
+    assert load_config(run / "config.yaml").train.epochs == 15
+    metrics = json.loads((run / "report/metrics.json").read_text())
+    assert metrics["summary"]["ball"]["n"] == 2
+    assert metrics["summary"]["ball"]["mean"] > 0.8
+    page = (run / "report/report.html").read_text()
+    assert "challenge" in page
+    assert page.count("data:image/png") == 5
+    assert "http" not in page.replace("http-equiv", "")
+    card = (run / "model/model.json").read_text()
+    assert "case" not in card.replace("_cases", "")
+    assert str(trained) not in card
+
+
+def test_the_same_command_again_changes_nothing(trained: Path) -> None:
+    weights = (trained / "run/model/model.safetensors").read_bytes()
+    config = trained / "tiny.yaml"
+    assert run_command(train, ["--config", str(config), "--set", "train.epochs=15"]) == 0
+    assert (trained / "run/model/model.safetensors").read_bytes() == weights
+
+
+def test_infer_and_evaluate(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, manifest = str(trained / "run"), str(trained / "d/dataset.json")
+    arguments = ["--model", model, "--input", manifest, "--output", str(tmp_path / "p"), "--probabilities"]
+    assert run_command(infer, arguments) == 0
+    record = json.loads((tmp_path / "p/case0.json").read_text())
+    labels = nib.load(tmp_path / "p/case0.nii.gz")
+    assert labels.get_data_dtype() == np.uint8
+    assert record["volumes_ml"]["ball"] == pytest.approx(np.asarray(labels.dataobj).sum() / 1000)
+    assert nib.load(tmp_path / "p/case0_prob.nii.gz").shape == (18, 15, 20, 2)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "p").glob("case*")}
+    assert run_command(infer, arguments) == 0
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "p").glob("case*")}
+    scored = ["--predictions", str(tmp_path / "p"), "--references", manifest, "--output", str(tmp_path / "r")]
+    capsys.readouterr()
+    assert run_command(evaluate, scored) == 0
+    assert "ball" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r/metrics.json").read_text())["summary"]["ball"]["n"] == 6
+
+
+def test_channels_by_name_never_by_position(trained: Path, tmp_path: Path) -> None:
+    model, data = str(trained / "run"), trained / "d"
+    a, b = (str(data / f"case1_{c}.nii.gz") for c in "ab")
+    for order, output in (([f"a={a}", f"b={b}"], "x"), ([f"b={b}", f"a={a}"], "y")):
+        items = [part for item in order for part in ("--channel", item)]
+        assert run_command(infer, ["--model", model, *items, "--output", str(tmp_path / output)]) == 0
+    x, y = (nib.load(tmp_path / o / "case1.nii.gz").get_fdata() for o in "xy")
+    assert np.array_equal(x, y)
+    assert run_command(infer, ["--model", model, "--channel", f"c={a}", "--output", str(tmp_path / "z")]) == 64
+    assert run_command(infer, ["--model", model, "--input", a, "--output", str(tmp_path / "z")]) == 65
+    folder = ["--model", model, "--input", str(data), "--output", str(tmp_path / "f")]
+    assert run_command(infer, folder) == 0
+    assert np.array_equal(x, nib.load(tmp_path / "f/case1.nii.gz").get_fdata())
+
+
+@pytest.mark.parametrize("axes", ["ikj", "flip"])
+def test_output_lies_on_the_input_grid(trained: Path, tmp_path: Path, axes: str) -> None:
+    source = {c: nib.load(trained / f"d/case2_{c}.nii.gz") for c in "ab"}
+    affine = np.eye(4)
+    order, flips = ((0, 2, 1), ()) if axes == "ikj" else ((0, 1, 2), (0, 2))
+    affine[:3, :3] = np.eye(3)[:, list(order)]
+    for axis in flips:
+        affine[axis, axis] = -1
+        affine[axis, 3] = source["a"].shape[axis] - 1
+    items = []
+    for c, image in source.items():
+        array = np.flip(np.transpose(image.get_fdata(dtype=np.float32), order), flips)
+        items += ["--channel", f"{c}={save(tmp_path / f'turned_{c}.nii.gz', np.ascontiguousarray(array), affine)}"]
+    assert run_command(infer, ["--model", str(trained / "run"), *items, "--output", str(tmp_path / "p")]) == 0
+    turned = nib.load(tmp_path / "p/turned.nii.gz")
+    np.testing.assert_array_equal(turned.affine, affine)
+    plain = trained / "run/validation"
+    reference = tmp_path / "q"
+    items = [part for c in "ab" for part in ("--channel", f"{c}={trained / f'd/case2_{c}.nii.gz'}")]
+    assert run_command(infer, ["--model", str(trained / "run"), *items, "--output", str(reference)]) == 0
+    assert plain.is_dir()
+    expected = np.flip(np.transpose(nib.load(reference / "case2.nii.gz").get_fdata(), order), flips)
+    assert np.array_equal(turned.get_fdata(), expected)
+
+
+def test_one_bad_case_does_not_stop_the_others(trained: Path, tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "d", 3)
+    (tmp_path / "d/case1_a.nii.gz").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    arguments = ["--model", str(trained / "run"), "--input", str(manifest), "--output", str(tmp_path / "p")]
+    assert run_command(infer, arguments) == 2
+    assert [f["case"] for f in json.loads((tmp_path / "p/failures.json").read_text())] == ["case1"]
+    assert {p.name for p in (tmp_path / "p").glob("*.nii.gz")} == {"case0.nii.gz", "case2.nii.gz"}
+    scored = ["--predictions", str(tmp_path / "p"), "--references", str(manifest), "--output", str(tmp_path / "r")]
+    assert run_command(evaluate, scored) == 2
+
+
+def _nan_volume(folder: Path) -> None:
+    image = np.zeros((18, 15, 20), np.float32)
+    image[0, 0, 0] = np.nan
+    save(folder / "case3_b.nii.gz", image)
+
+
+def _other_label_shape(folder: Path) -> None:
+    save(folder / "case3_seg.nii.gz", np.zeros((18, 15, 19), np.uint8))
+
+
+def _image_4d(folder: Path) -> None:
+    save(folder / "case3_a.nii.gz", np.zeros((18, 15, 20, 2), np.float32))
+
+
+def _missing_file(folder: Path) -> None:
+    (folder / "case3_a.nii.gz").unlink()
+
+
+def _label_outside_the_map(folder: Path) -> None:
+    save(folder / "case3_seg.nii.gz", np.full((18, 15, 20), 7, np.uint8))
+
+
+def _truncated(folder: Path) -> None:
+    path = folder / "case3_a.nii.gz"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (_nan_volume, "E_NONFINITE"),
+        (_other_label_shape, "E_GRID"),
+        (_image_4d, "E_NDIM"),
+        (_missing_file, "E_IO"),
+        (_label_outside_the_map, "E_LABEL"),
+        (_truncated, "E_TRUNCATED"),
+    ],
+)
+def test_bad_data_stops_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: object, code: str
+) -> None:
+    manifest = tiny_dataset(tmp_path / "d")
+    damage(tmp_path / "d")  # type: ignore[operator]
+    assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest))]) == 65
+    message = capsys.readouterr().err
+    for part in (f"[{code}]", "where:", "case3"):
+        assert part in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "run/checkpoints").exists()
+    assert not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["--set", "optimizer.lrr=1"], 64, "did you mean lr"),
+        (["--set", "data.manifest=nowhere.json"], 65, "nowhere.json"),
+        (["--set", "data.channels=[a, t9]"], 64, "t9"),
+        (["--set", "network.options.head_dim=3"], 64, "heads"),
+        (["--output", "/proc/none/x"], 73, "/proc/none/x"),
+        (["--device", "tpu"], 64, "tpu"),
+        (["--epochs", "3"], 64, "--epochs"),
+        (["--set", "data.split={by: last, count: 6}"], 64, "one side empty"),
+    ],
+)
+def test_bad_command_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, expected: str
+) -> None:
+    manifest = tiny_dataset(tmp_path / "d", 6)
+    assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest)), *arguments]) == code
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "Traceback" not in message
+
+
+def test_resume_after_a_signal_equals_the_whole_run(tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "d")
+    config = tiny_config(tmp_path, manifest)
+    command = [sys.executable, "-m", "cmt_med.train", "--config", str(config), "--set", "train.epochs=60"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    assert subprocess.run([*command, "--output", str(tmp_path / "whole")], env=environment, timeout=500).returncode == 0
+    cut = subprocess.Popen([*command, "--output", str(tmp_path / "cut")], env=environment)
+    log = tmp_path / "cut/log.jsonl"
+    while not log.exists() or len(log.read_text().splitlines()) < 3:
+        assert cut.poll() is None
+    cut.terminate()
+    assert cut.wait(timeout=30) == 75
+    assert not (tmp_path / "cut/model").exists()
+    again = [*command, "--output", str(tmp_path / "cut"), "--set", "data.workers=0"]
+    assert subprocess.run(again, env=environment, timeout=500).returncode == 0
+    whole, cut_weights = ((tmp_path / n / "model/model.safetensors").read_bytes() for n in ("whole", "cut"))
+    assert whole == cut_weights
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_minutes_bound_the_run(tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "d")
+    config = tiny_config(tmp_path, manifest)
+    arguments = ["--config", str(config), "--set", "train.max_minutes=0.5", "--set", "train.epochs=100000"]
+    assert run_command(train, arguments) == 0
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    card = json.loads((tmp_path / "run/model/model.json").read_text())
+    assert plan["bound"].startswith("max_minutes")
+    assert 10 < card["provenance"]["steps"] <= plan["total_steps"]
+    assert card["provenance"]["minutes"] < 0.5
+
+
+def test_torchrun(tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "d")
+    config = tiny_config(tmp_path, manifest)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29562",
+               "-m", "cmt_med.train", "--config", str(config)]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run/report/report.html").is_file()
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (train, infer, evaluate):
+        assert run_command(command, ["--help"]) == 0
+        assert "--" in capsys.readouterr().out

@@ -1,0 +1,52 @@
+"""The one writer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from cmt_med.errors import OutputError
+from cmt_med.files import append_line, read_lines, require_writable_folder, sha256, write_file, write_json, write_text
+
+
+def test_failure_leaves_the_previous_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def fail(stream: IO[bytes]) -> None:
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match="No space left") as raised:
+        write_file(path, fail)
+    assert str(path) in str(raised.value)
+    assert raised.value.exit_code == 73
+    assert path.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf")], 3: "x"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": None, "b": [1.5, None], "3": "x"}
+
+
+def test_a_cut_line_is_ignored(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    append_line(log, {"a": 1})
+    append_line(log, {"a": 2})
+    log.write_text(log.read_text()[:-4])
+    assert read_lines(log) == [{"a": 1}]
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        require_writable_folder(tmp_path / "f" / "sub")
+
+
+def test_sha256_of_known_content(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

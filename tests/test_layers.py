@@ -1,0 +1,70 @@
+"""The floors: a room imports only from floors below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cmt_med"
+FLOORS = {
+    "errors": 0, "files": 0, "blocks": 1, "config": 1, "networks": 2, "data": 3, "evaluation": 3, "inference": 4,
+    "training": 5, "reports": 6, "interop": 6,
+}  # fmt: skip
+COMMANDS = 7
+ONLY = {
+    "blocks": {"errors"},
+    "config": {"errors"},
+    "networks": {"blocks", "errors"},
+    "errors": set(),
+    "files": {"errors"},
+}
+NEVER = {"data": {"networks", "blocks"}, "evaluation": {"networks", "blocks"}, "training": {"networks"},
+         "inference": {"networks"}, "reports": {"networks", "training"}}  # fmt: skip
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("cmt_med.")}
+    return found
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    room = _room(path)
+    floor = FLOORS.get(room, COMMANDS)
+    for imported in _imports(path) - {room}:
+        assert FLOORS.get(imported, COMMANDS) <= (COMMANDS if floor == COMMANDS else floor), (
+            f"{room} imports {imported}"
+        )
+        if room in ONLY:
+            assert imported in ONLY[room]
+        assert imported not in NEVER.get(room, set())
+
+
+def test_config_does_not_import_torch() -> None:
+    assert "torch" not in (PACKAGE / "config.py").read_text().split("import")[1:].__str__()
+
+
+def test_no_pickle_or_eval() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in ("eval", "exec", "pickle.load", "pickle.loads"), f"{path}:{node.lineno}"
+                if name == "torch.load":
+                    assert "weights_only=True" in ast.unparse(node), f"{path}:{node.lineno}"

@@ -1,0 +1,97 @@
+"""Losses by hand, and over two processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmt_med.training.losses import batch_dice_loss, class_loss, region_loss, segmentation_loss
+
+
+def test_batch_dice_by_hand() -> None:
+    p = torch.tensor([[[0.5, 1.0, 0.0, 0.0]], [[0.5, 0.0, 0.0, 0.0]]])  # (B=2, K=1, 4)
+    t = torch.tensor([[[1.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]]])
+    assert batch_dice_loss(p, t).item() == pytest.approx(1 - 2 * 1.5 / (2.0 + 2.0), abs=1e-5)
+
+
+def test_class_loss_by_hand() -> None:
+    logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0]]])  # (1, 2, 2): p(class 1) = 1/2, 1/4
+    labels = torch.tensor([[1, 0]])
+    dice = 1 - 2 * 0.5 / (0.75 + 1)
+    cross_entropy = -(math.log(0.5) + math.log(0.75)) / 2
+    assert class_loss(logits, labels).item() == pytest.approx(dice + cross_entropy, abs=1e-4)
+
+
+def test_region_loss_by_hand() -> None:
+    logits = torch.zeros(1, 2, 2)
+    regions = torch.tensor([[[1, 1], [0, 1]]])
+    dice = 1 - ((2 * 1.0 / (1 + 2)) + (2 * 0.5 / (1 + 1))) / 2
+    assert region_loss(logits, regions).item() == pytest.approx(dice + math.log(2), abs=1e-4)
+
+
+def test_label_values_become_channels() -> None:
+    labels = torch.tensor([[[0, 1, 2, 4]]])
+    perfect = torch.full((1, 3, 4), -30.0)
+    for channel, values in enumerate([(1, 2, 4), (1, 4), (4,)]):
+        perfect[0, channel][torch.isin(labels[0, 0], torch.tensor(values))] = 30.0
+    assert segmentation_loss([], [(1, 2, 4), (1, 4), (4,)])(perfect, labels).item() == pytest.approx(0, abs=1e-4)
+    classes = 30.0 * torch.eye(4)[None]
+    assert segmentation_loss([0, 1, 2, 4], None)(classes, labels).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_deep_supervision_weights() -> None:
+    loss = segmentation_loss([0, 1], None)
+    labels = torch.randint(0, 2, (1, 1, 8, 8, 8))
+    fine, coarse = torch.randn(1, 2, 8, 8, 8), torch.randn(1, 2, 4, 4, 4)
+    expected = (loss(fine, labels) + 0.5 * loss(coarse, labels[:, :, 1::2, 1::2, 1::2])) / 1.5
+    assert loss([fine, coarse], labels).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+_RANK = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from cmt_med.networks import build_network
+from cmt_med.training.losses import segmentation_loss
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+torch.manual_seed(0)
+network = build_network("cmt_unetr", spatial_dims=3, in_channels=1, num_classes=3, stem_channels=8, dims=(16, 24),
+    depths=(1, 1), head_dim=8, attention=("lightweight",) * 2, kv_strides=(2, 1), deep_supervision=True).train()
+images, labels = torch.randn(4, 1, 16, 16, 16), torch.randint(0, 3, (4, 1, 16, 16, 16))
+regions = [(1, 2), (2,), (1,)]
+losses = {"classes": segmentation_loss([0, 1, 2], None), "regions": segmentation_loss([], regions)}
+wrapped = DistributedDataParallel(network)
+for name, loss in losses.items():
+    wrapped.zero_grad()
+    loss(wrapped(images[rank::2]), labels[rank::2]).backward()
+    if rank == 0:
+        torch.save({k: p.grad for k, p in network.named_parameters()}, f"{sys.argv[1]}/{name}-two.pt")
+dist.barrier()
+dist.destroy_process_group()
+if rank == 0:
+    for name, loss in losses.items():
+        network.zero_grad()
+        loss(network(images), labels).backward()
+        torch.save({k: p.grad for k, p in network.named_parameters()}, f"{sys.argv[1]}/{name}-one.pt")
+"""
+
+
+def test_two_ranks_give_the_gradients_of_one_process(tmp_path: Path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(_RANK)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29561", str(script)]
+    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("classes", "regions"):
+        two, one = (torch.load(tmp_path / f"{name}-{n}.pt", weights_only=True) for n in ("two", "one"))
+        largest = max(float(g.abs().max()) for g in one.values())
+        assert largest > 1e-3
+        for key in one:
+            torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-5 * largest)
