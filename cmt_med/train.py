@@ -129,7 +129,7 @@ def train(
             seed=experiment.seed,
             folder=folder,
             started=started,
-            reserve=lambda validation_seconds: 10.0 + 1.5 * per_case * validation_seconds,
+            reserve=lambda validation_seconds: 6.0 + 1.3 * per_case * validation_seconds,
             stop_requested=stop,
             banner=banner,
         )

@@ -30,6 +30,7 @@ PROBE_SKIP = 3  # the first steps choose kernels and fill caches
 MAX_BAD_STEPS = 3
 CHECKPOINT_SECONDS = 300.0
 REPLAN_EVERY = 20  # steps
+MANY_EPOCHS = 10**7
 
 log = logging.getLogger(__name__)
 
@@ -157,15 +158,16 @@ class _Loop:
         self.probe: list[float] = []
         self.validation_seconds = 0.0
         self.last_checkpoint = time.monotonic()
-        self.step_started = time.monotonic()
         self.recent: list[float] = []
+        self.first_step = self.state.step
+        self.last_end = time.monotonic()
+        self.epoch_losses: list[float] = []
         self.board: Any = None
 
     # ---- what happens when
 
     def run(self) -> Outcome:
         on = self.engine.add_event_handler
-        on(Events.ITERATION_STARTED, self._note_start)
         on(Events.ITERATION_COMPLETED, self._after_step)
         on(Events.EPOCH_COMPLETED, self._after_epoch)
         if self.state.plan is None and self.train.epochs is not None and self.train.max_minutes is None:
@@ -178,42 +180,36 @@ class _Loop:
         finished = self.state.plan is not None and self.state.step >= self.state.plan.total_steps
         if not finished and not self.state.stopped_by:
             stream = self.parts.batches(self.state.step * self.train.accumulate)
-            self.engine.state.iteration = self.state.step
-            self.engine.state.epoch = self.state.step // self.parts.steps_per_epoch
-            self.engine.state.epoch_length = self.parts.steps_per_epoch
-            self.engine.state.max_epochs = None
+            self.engine.load_state_dict(
+                {
+                    "iteration": self.state.step,
+                    "epoch_length": self.parts.steps_per_epoch,
+                    "max_epochs": MANY_EPOCHS,  # the plan ends the run
+                }
+            )
             with self.progress:
-                self.engine.run(
-                    batch_groups(stream, self.train.accumulate),
-                    max_epochs=self.engine.state.epoch + 10**7,
-                    epoch_length=self.parts.steps_per_epoch,
-                )
+                self.engine.run(batch_groups(stream, self.train.accumulate))
         if self.board is not None:
             self.board.close()
         return self._outcome()
-
-    def _note_start(self, _: Engine) -> None:
-        now = time.monotonic()
-        self.step_started = now
 
     def _after_step(self, engine: Engine) -> None:
         self.state.step = engine.state.iteration
         values: dict[str, float] = engine.state.output
         self._check_finite(values, engine)
         now = time.monotonic()
-        # From the end of one step to the end of the next: waiting for data counts.
-        elapsed = now - getattr(self, "last_end", self.step_started)
-        self.last_end = now
-        self.recent = [*self.recent[-49:], elapsed]
+        elapsed, self.last_end = now - self.last_end, now  # from end to end: waiting for data counts
+        if self.state.step > self.first_step + PROBE_SKIP:
+            self.recent = [*self.recent[-49:], elapsed]
         if self.state.plan is None:
             self._probe_step(elapsed)
-        elif self.train.max_minutes is not None and self.state.step % REPLAN_EVERY == 0:
+        elif self.train.max_minutes is not None and self.state.step % REPLAN_EVERY == 0 and self.recent:
             self._fit_into_time()
         self.progress.step(self.state.step, self.state.plan.total_steps if self.state.plan else None, values["loss"])
         if self.board is not None:
             for key in ("loss", "lr", "grad_norm"):
                 self.board.add_scalar(f"train/{key}", values[key], self.state.step)
-        self.epoch_losses = [*getattr(self, "epoch_losses", []), values["loss"]]
+        self.epoch_losses.append(values["loss"])
         if self.stop_together():
             self._checkpoint()
             raise Interrupted(
@@ -238,7 +234,7 @@ class _Loop:
 
     def _end_of_epoch(self) -> None:
         epoch = math.ceil(self.state.step / self.parts.steps_per_epoch)
-        losses = getattr(self, "epoch_losses", [])
+        losses = self.epoch_losses
         row: dict[str, Any] = {
             "step": self.state.step,
             "epoch": epoch,
