@@ -1,5 +1,5 @@
 # The two commands a newcomer types. Each makes .venv if it is missing and installs into it.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -21,7 +21,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; use make PYTHON=/path/to/python" >&2; exit 64; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later not found; use make PYTHON=/path/to/python" >&2; exit 64; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

@@ -29,8 +29,9 @@ def run_command(command: Callable[..., int | None], arguments: list[str] | None 
 def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run a typer application and return its exit code; errors are printed with their four parts."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for noisy in ("ignite", "monai", "matplotlib", "torch"):
+    for noisy in ("monai", "matplotlib", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it logs every exception that passes; we print it once
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
         code: Any = app(args=arguments, standalone_mode=False)

@@ -6,7 +6,9 @@ Unknown, duplicate or ill-typed keys are errors that name the key, its line and 
 from __future__ import annotations
 
 import difflib
+import json
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -345,3 +347,13 @@ def _all_keys(section: type[Section] = Experiment, prefix: tuple[str, ...] = ())
         if below is not None:
             keys.extend(_all_keys(below, (*prefix, name)))
     return keys
+
+
+def main() -> int:
+    """Print the JSON Schema of an experiment, for editors that complete and check YAML."""
+    print(json.dumps(Experiment.model_json_schema(), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -232,6 +232,73 @@ def test_minutes_bound_the_run(tmp_path: Path) -> None:
     assert card["provenance"]["minutes"] < 0.5
 
 
+def test_every_option_runs(tmp_path: Path) -> None:
+    """The options that the shipped configs leave alone, all at once, through training, scoring and inference."""
+    manifest = tiny_dataset(tmp_path / "d")
+    config = tiny_config(tmp_path, manifest)
+    sets = ["data.spacing=[1.5, 1.0, 1.2]", "data.crop_foreground=true", "data.normalise=foreground", "data.workers=2",
+            "data.split={by: fold, fold: 1, folds: 3}", "augmentation={blur: 0.5, gamma: 0.5, flip_axes: [1]}",
+            "train.accumulate=2", "train.patches_per_case=2", "train.ema=0", "train.select=best", "train.patience=1",
+            "train.validation_cases=1", "train.epochs=12", "inference={tta: flips, window: [12, 12, 12], batch_size: 2}",
+            "optimizer={lr: 1e-2, clip: 0.5, warmup: 0.0}", "network.options.norm=instance",
+            "network.options.attention=[identity, global]"]  # fmt: skip
+    arguments = ["--config", str(config), "--threads", "2", "--device", "cpu"]
+    assert run_command(train, [*arguments, *[part for s in sets for part in ("--set", s)]]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    scores = [row["dice"] for row in rows]
+    card = json.loads((tmp_path / "run/model/model.json").read_text())
+    if card["provenance"]["stopped_by"].startswith("no gain"):
+        assert scores[-1] <= max(scores[:-1])
+    else:
+        assert len(rows) == 12
+    assert card["provenance"]["selected"] == "best"
+    assert "optimistic" in (tmp_path / "run/report/report.html").read_text()
+    assert len(list((tmp_path / "run/validation").glob("*.nii.gz"))) == 2
+
+
+def test_2d_writes_volumes(tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "d")
+    config = tiny_config(tmp_path, manifest)
+    sets = ["network.spatial_dims=2", "data.slice_axis=1", "train.patch_size=[16, 16]", "train.epochs=10",
+            "train.patches_per_case=8", "train.batch_size=8"]  # fmt: skip
+    assert run_command(train, ["--config", str(config), *[part for s in sets for part in ("--set", s)]]) == 0
+    assert nib.load(tmp_path / "run/validation/case4.nii.gz").shape == (18, 15, 20)
+    assert json.loads((tmp_path / "run/report/metrics.json").read_text())["summary"]["ball"]["mean"] > 0.7
+
+
+def test_a_loss_that_is_not_finite_names_the_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = tiny_dataset(tmp_path / "d")
+    config = tiny_config(tmp_path, manifest)
+    arguments = [
+        "--config",
+        str(config),
+        "--set",
+        "optimizer={lr: 1e30, clip: 1e30, warmup: 0}",
+        "--set",
+        "train.epochs=9",
+    ]
+    assert run_command(train, arguments) == 65
+    message = capsys.readouterr().err
+    assert "E_NAN" in message
+    assert "case" in message
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_another_experiment_in_the_same_folder_is_refused(trained: Path, tmp_path: Path) -> None:
+    config = str(trained / "tiny.yaml")
+    assert run_command(train, ["--config", config, "--set", "seed=9"]) == 65
+    arguments = ["--config", config, "--set", "seed=9", "--fresh", "--output", str(tmp_path / "other")]
+    assert run_command(train, arguments) == 0
+
+
+def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = tiny_dataset(tmp_path / "d")
+    arguments = ["--config", str(tiny_config(tmp_path, manifest)), "--dry-run", "--limit", "4"]
+    assert run_command(train, arguments) == 0
+    assert "2 cases to train, 2 to validate" in capsys.readouterr().out
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
 def test_torchrun(tmp_path: Path) -> None:
     manifest = tiny_dataset(tmp_path / "d")
     config = tiny_config(tmp_path, manifest)

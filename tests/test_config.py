@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from cmt_med.config import dump_config, load_config
+from cmt_med.config import dump_config, load_config, main
 from cmt_med.errors import ConfigError
 
 BASE = """\
@@ -112,3 +113,9 @@ def test_missing_and_huge_files(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="too large"):
         load_config(write(tmp_path, "#" * 1_000_001))
+
+
+def test_schema_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main() == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert "max_minutes" in schema["$defs"]["Train"]["properties"]

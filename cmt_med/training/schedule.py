@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SLOWDOWN_MARGIN = 1.02
-"""A plan is shortened when it would end this much later than the time left allows."""
+SLOWDOWN_MARGIN = 1.03
+"""A plan is shortened when it would take this much longer than the time left; before, noise would shorten it, too."""
 
 
 def learning_rate(progress: float, *, peak: float, warmup: float) -> float:

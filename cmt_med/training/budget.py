@@ -1,0 +1,145 @@
+"""How many steps a run gets: from epochs, or from minutes and a probe of the machine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+
+from cmt_med.config import Train
+from cmt_med.files import write_json
+from cmt_med.training.schedule import SLOWDOWN_MARGIN, StepPlan, affordable_steps
+
+PROBE_STEPS = 20
+PROBE_SKIP = 3  # the first steps choose kernels and fill caches
+REPLAN_EVERY = 20  # steps
+REPLAN_FROM = 0.15  # of the plan: the mean step is steady by then
+
+log = logging.getLogger(__name__)
+
+
+class Budget:
+    """Makes the plan, and shortens it if the machine turns out slower than the probe said.
+
+    Args:
+        train: bounds of the run.
+        steps_per_epoch: optimizer steps in an epoch.
+        seconds_before: time spent by earlier parts of this run.
+        started: ``time.monotonic()`` at the start of the command.
+        reserve: from the seconds of a validation to those kept for what comes after training.
+        path: ``plan.json``; None on ranks that write nothing.
+        plan: of an earlier part of this run.
+    """
+
+    def __init__(
+        self,
+        train: Train,
+        *,
+        steps_per_epoch: int,
+        seconds_before: float,
+        started: float,
+        reserve: Callable[[float], float],
+        path: Path | None,
+        plan: StepPlan | None,
+    ) -> None:
+        self.train, self.steps_per_epoch, self.path = train, steps_per_epoch, path
+        self.seconds_before, self.started, self.reserve = seconds_before, started, reserve
+        self.plan = plan
+        self.validation_seconds = 0.0
+        self._steps_seen, self._seconds_seen = 0, 0.0
+        self._probe: list[float] = []
+        self._last_end = time.monotonic()
+        if plan is None and train.max_minutes is None:
+            assert train.epochs is not None  # by the config's schema
+            self._decide(train.epochs * steps_per_epoch, "epochs")
+
+    def seconds(self) -> float:
+        """Time spent on the run so far, earlier parts included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def step_seconds(self) -> float | None:
+        """Mean time from the end of a step to the end of the next, waiting for data included."""
+        counted = self._steps_seen - PROBE_SKIP
+        return self._seconds_seen / counted if counted > 0 else None
+
+    def progress(self, step: int) -> float:
+        """The share of the schedule done before ``step``; during the probe, the first part of the warm-up."""
+        return self.plan.progress(step) if self.plan is not None else min(1.0, (step + 1) / 1000)
+
+    def is_over(self, step: int) -> bool:
+        """Whether ``step`` steps are all there is to do."""
+        return self.plan is not None and step >= self.plan.total_steps
+
+    def skip_pause(self) -> None:
+        """Leave out of the step time what just happened (a validation, a checkpoint)."""
+        self._last_end = time.monotonic()
+
+    def after_step(self, step: int, measure_validation: Callable[[], None]) -> None:
+        """Note the end of a step; make the plan when the probe is complete, or fit it to the time left."""
+        now = time.monotonic()
+        self._steps_seen += 1
+        if self._steps_seen > PROBE_SKIP:
+            self._seconds_seen += now - self._last_end
+            if self.plan is None:
+                self._probe.append(now - self._last_end)
+        self._last_end = now
+        if self.plan is None:
+            if self._steps_seen >= PROBE_SKIP + PROBE_STEPS:
+                measure_validation()
+                self._plan_minutes(step)
+                self.skip_pause()
+        elif self.train.max_minutes is not None and step % REPLAN_EVERY == 0:
+            self._fit_into_time(step)
+
+    def _affordable(self, step_seconds: float) -> int:
+        assert self.train.max_minutes is not None  # by the callers
+        left = self.train.max_minutes * 60.0 - self.seconds() - self.reserve(self.validation_seconds)
+        steps = affordable_steps(
+            seconds_left=max(0.0, left),
+            step_seconds=step_seconds,
+            validation_seconds=self.validation_seconds,
+            validate_every=self.train.validate_every * self.steps_per_epoch,
+        )
+        return int(idist.broadcast(steps)) if idist.get_world_size() > 1 else steps
+
+    def _plan_minutes(self, step: int) -> None:
+        # The lower quartile: other work on the machine only ever makes a step longer, and a plan that proves too long
+        # is shortened later, while one that is too short wastes the minutes.
+        by_time = step + self._affordable(sorted(self._probe)[len(self._probe) // 4])
+        by_epochs = self.train.epochs * self.steps_per_epoch if self.train.epochs is not None else by_time
+        self._decide(min(by_time, by_epochs), "max_minutes" if by_time <= by_epochs else "epochs")
+
+    def _fit_into_time(self, step: int) -> None:
+        assert self.plan is not None  # by the caller
+        if self._steps_seen < REPLAN_FROM * self.plan.total_steps:
+            return
+        affordable = self._affordable(self._seconds_seen / (self._steps_seen - PROBE_SKIP))
+        if self.plan.total_steps - step > affordable * SLOWDOWN_MARGIN:
+            log.info(
+                "the machine is slower than planned: %d instead of %d steps", step + affordable, self.plan.total_steps
+            )
+            self.plan.shorten(step, step + affordable)
+            self._write("max_minutes, shortened")
+
+    def _decide(self, total_steps: int, bound: str) -> None:
+        self.plan = StepPlan(total_steps)
+        log.info("plan: %d steps (%.1f epochs), bound by %s", total_steps, total_steps / self.steps_per_epoch, bound)
+        self._write(bound)
+
+    def _write(self, bound: str) -> None:
+        if self.path is None or self.plan is None:
+            return
+        content: dict[str, Any] = self.plan.as_dict() | {
+            "steps_per_epoch": self.steps_per_epoch,
+            "bound": bound,
+            "step_seconds": self.step_seconds(),
+            "validation_seconds": self.validation_seconds,
+            "reserve_seconds": self.reserve(self.validation_seconds),
+            "max_minutes": self.train.max_minutes,
+            "epochs": self.train.epochs,
+        }
+        write_json(self.path, content)
