@@ -22,6 +22,7 @@ MAX_CONFIG_BYTES = 1_000_000
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Section(BaseModel):
@@ -60,6 +61,9 @@ class Data(Section):
     spacing: list[PositiveFloat] | None = Field(None, description="voxel size in mm to resample to; null keeps it")
     crop_foreground: bool = Field(False, description="crop to the part that differs from the background")
     normalise: Literal["image", "foreground"] = Field("image", description="voxels that z-scores are taken over")
+    clip: tuple[Percent, Percent] | None = Field(
+        None, description="percentiles that brightness is clipped to, per channel"
+    )
     slice_axis: Literal[0, 1, 2] | None = Field(None, description="axis (right, front, top) that 2D slices lie across")
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare batches; results are the same")
 
@@ -79,9 +83,13 @@ class Augmentation(Section):
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.15
     intensity: Fraction = Field(0.5, description="probability of a change of brightness and contrast")
+    strength: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2, description="range of that change, in standard deviations"
+    )
     gamma: Fraction = 0.2
     noise: Fraction = 0.15
     blur: Fraction = 0.0
+    low_resolution: Fraction = Field(0.0, description="probability of halving the resolution, or less, and back")
 
 
 class Optimizer(Section):

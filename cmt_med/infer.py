@@ -30,7 +30,9 @@ def infer(
     overlap: Annotated[
         float | None, typer.Option(min=0.0, max=0.95, help="Overlap of windows; default: the model's.")
     ] = None,
-    tta: Annotated[str | None, typer.Option(help="none, or flips: average over mirrorings.")] = None,
+    tta: Annotated[
+        str | None, typer.Option(help="none, or flips: average over the mirrorings seen in training.")
+    ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write CASE_prob.nii.gz.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,

@@ -303,6 +303,13 @@ def _windows(experiment: Experiment) -> Windows:
     return Windows(tuple(size), settings.overlap, settings.batch_size, experiment.data.slice_axis)
 
 
+def _mirrored_axes(experiment: Experiment) -> list[int]:
+    """The axes of the volume that training mirrors: those that test-time augmentation may mirror, too."""
+    seen = [axis for axis in range(3) if axis != experiment.data.slice_axis]
+    axes = experiment.augmentation.flip_axes
+    return [] if experiment.augmentation.flip == 0 else [seen[i] for i in (range(len(seen)) if axes is None else axes)]
+
+
 def _targets(data: Prepared) -> dict[str, list[int]]:
     if data.regions is not None:
         return {name: values for name, values, _ in data.regions}
@@ -324,6 +331,7 @@ def _card(experiment: Experiment, data: Prepared, outcome: Any, network: torch.n
         regions=regions,
         preprocessing=preprocessing_settings(experiment.data),
         slice_axis=experiment.data.slice_axis,
+        mirrored_axes=_mirrored_axes(experiment),
         window=experiment.inference.window or experiment.train.patch_size,
         inference=experiment.inference,
         provenance={

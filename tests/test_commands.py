@@ -237,7 +237,8 @@ def test_every_option_runs(tmp_path: Path) -> None:
     manifest = tiny_dataset(tmp_path / "d")
     config = tiny_config(tmp_path, manifest)
     sets = ["data.spacing=[1.5, 1.0, 1.2]", "data.crop_foreground=true", "data.normalise=foreground", "data.workers=2",
-            "data.split={by: fold, fold: 1, folds: 3}", "augmentation={blur: 0.5, gamma: 0.5, flip_axes: [1]}",
+            "data.split={by: fold, fold: 1, folds: 3}", "augmentation={blur: 0.5, flip_axes: [1], low_resolution: 0.5}",
+            "data.clip=[1, 99]",
             "train.accumulate=2", "train.patches_per_case=2", "train.ema=0", "train.select=best", "train.patience=1",
             "train.validation_cases=1", "train.epochs=12", "inference={tta: flips, window: [12, 12, 12], batch_size: 2}",
             "optimizer={lr: 1e-2, clip: 0.5, warmup: 0.0}", "network.options.norm=instance",

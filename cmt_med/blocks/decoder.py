@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cmt_med.blocks.conv import Pointwise, conv, crop_to, norm_layer
-from cmt_med.blocks.embedding import depth_to_space
+from cmt_med.blocks.conv import Pointwise, conv, crop_to, norm_layer, pad_to_multiple
+from cmt_med.blocks.embedding import depth_to_space, space_to_depth
 
 
 class ResidualConvBlock(nn.Module):
@@ -46,14 +46,34 @@ class UpBlock(nn.Module):
 
 
 class FullResolutionHead(nn.Module):
-    """Join features (B, C, *S) with the image (B, C_in, *S) at its own resolution and read out (B, num_classes, *S)."""
+    """From half resolution (B, C, *S/2) and the image (B, C_in, *S) to logits (B, num_classes, *S).
 
-    def __init__(self, *, spatial_dims: int, in_channels: int, channels: int, num_classes: int, norm: str) -> None:
+    Each 2×2(×2) cell is predicted linearly, ``channels`` per position, from the features and from the cell's own image
+    values; one convolution at full resolution then reads out across cells. Sizes are padded to even and cropped back.
+    """
+
+    def __init__(
+        self, *, spatial_dims: int, features: int, in_channels: int, channels: int, num_classes: int, norm: str
+    ) -> None:
         super().__init__()
-        self.image = conv(spatial_dims, in_channels, channels, 3)
+        cell = 2**spatial_dims
+        self.expand = Pointwise(features + in_channels * cell, channels * cell)
         self.norm = norm_layer(norm, spatial_dims, channels)
         self.act = nn.LeakyReLU(0.01)
         self.out = conv(spatial_dims, channels, num_classes, 3)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        return self.out(self.act(self.norm(x + self.image(image))))
+        cells = space_to_depth(pad_to_multiple(image, 2))
+        grid = depth_to_space(self.expand(torch.cat([x, cells], dim=1)))
+        return self.out(self.act(self.norm(crop_to(grid, image.shape[2:]))))
+
+
+class HalfResolutionHead(nn.Module):
+    """From half resolution (B, C, *S/2) to logits (B, num_classes, *S), each cell predicted linearly."""
+
+    def __init__(self, *, spatial_dims: int, features: int, num_classes: int) -> None:
+        super().__init__()
+        self.out = Pointwise(features, num_classes * 2**spatial_dims)
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        return crop_to(depth_to_space(self.out(x)), image.shape[2:])

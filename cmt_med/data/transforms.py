@@ -21,7 +21,13 @@ from monai.transforms.intensity.dictionary import (
     RandShiftIntensityd,
 )
 from monai.transforms.post.dictionary import Invertd
-from monai.transforms.spatial.dictionary import Orientationd, RandAffined, RandFlipd, Spacingd
+from monai.transforms.spatial.dictionary import (
+    Orientationd,
+    RandAffined,
+    RandFlipd,
+    RandSimulateLowResolutiond,
+    Spacingd,
+)
 from monai.transforms.transform import MapTransform, Randomizable
 from numpy.typing import NDArray
 from torch import Tensor
@@ -75,31 +81,32 @@ def as_dictionary(loaded: Loaded) -> dict[str, MetaTensor]:
     return {key: MetaTensor(torch.from_numpy(np.ascontiguousarray(a)), affine=affine) for key, a in arrays.items()}
 
 
-class NormaliseForegroundd(MapTransform):
-    """z-score per channel over the foreground; outside it, zero."""
+class Normalised(MapTransform):
+    """z-score per channel, over all voxels or over the foreground, with zero outside it.
+
+    With ``clip``, brightness is first clipped to these percentiles of the same voxels: a few bright vessels would else set
+    the scale of a whole scan.
+    """
+
+    def __init__(self, keys: Sequence[str], *, over: str, clip: Sequence[float] | None) -> None:
+        super().__init__(keys)
+        self.over, self.clip = over, clip
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         result = dict(data)
         inside = data["foreground"][0] > 0
+        if self.over == "image":
+            inside = torch.ones_like(inside)
         for key in self.key_iterator(result):
             image = result[key].clone()
             for channel in image:
                 values = channel[inside]
+                if self.clip is not None:
+                    low, high = np.percentile(values.numpy(), self.clip)
+                    channel.clamp_(float(low), float(high))
+                    values = channel[inside]
                 channel.sub_(values.mean()).div_(values.std(correction=0).clamp_min(1e-6))
             result[key] = image * inside
-        return result
-
-
-class NormaliseImaged(MapTransform):
-    """z-score per channel over all voxels."""
-
-    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            image = result[key]
-            axes = tuple(range(1, image.ndim))
-            mean, std = image.mean(axes, keepdim=True), image.std(axes, correction=0, keepdim=True)
-            result[key] = (image - mean) / std.clamp_min(1e-6)
         return result
 
 
@@ -118,14 +125,18 @@ def preprocessing(data: Data | Mapping[str, Any], *, with_label: bool) -> Compos
         steps.append(Spacingd(keys, pixdim=settings["spacing"], mode=nearest, padding_mode="border"))
     if settings["crop_foreground"]:
         steps.append(CropForegroundd(keys, source_key="foreground", margin=FOREGROUND_MARGIN, allow_smaller=True))
-    normalise = NormaliseForegroundd if settings["normalise"] == "foreground" else NormaliseImaged
-    steps.append(normalise(["image"]))
+    steps.append(Normalised(["image"], over=settings["normalise"], clip=settings["clip"]))
     return Compose(steps)
 
 
 def preprocessing_settings(data: Data) -> dict[str, Any]:
     """What :func:`preprocessing` depends on; part of the model and of the cache's key."""
-    return {"spacing": data.spacing, "crop_foreground": data.crop_foreground, "normalise": data.normalise}
+    return {
+        "spacing": data.spacing,
+        "crop_foreground": data.crop_foreground,
+        "normalise": data.normalise,
+        "clip": data.clip,
+    }
 
 
 def invert_probabilities(probabilities: Tensor, preprocessed: Mapping[str, Any], transform: Compose) -> Tensor:
@@ -238,14 +249,16 @@ def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
     image = ["image"]
     if settings.intensity:
         steps += [
-            RandScaleIntensityd(image, factors=0.2, prob=settings.intensity, channel_wise=True),
-            RandShiftIntensityd(image, offsets=0.2, prob=settings.intensity, channel_wise=True),
+            RandScaleIntensityd(image, factors=settings.strength, prob=settings.intensity, channel_wise=True),
+            RandShiftIntensityd(image, offsets=settings.strength, prob=settings.intensity, channel_wise=True),
         ]
     if settings.gamma:
-        steps.append(RandAdjustContrastd(image, prob=settings.gamma, gamma=(0.7, 1.5)))
+        steps.append(RandAdjustContrastd(image, prob=settings.gamma, gamma=(0.7, 1.5), retain_stats=True))
     if settings.noise:
         steps.append(RandGaussianNoised(image, prob=settings.noise, std=0.15))
     if settings.blur:
         sigma = (0.5, 1.0)
         steps.append(RandGaussianSmoothd(image, prob=settings.blur, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma))
+    if settings.low_resolution:
+        steps.append(RandSimulateLowResolutiond(image, prob=settings.low_resolution, zoom_range=(0.5, 1.0)))
     return Compose(steps)

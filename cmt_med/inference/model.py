@@ -37,6 +37,7 @@ class ModelCard(BaseModel):
     regions: list[RegionCard] | None
     preprocessing: dict[str, Any]
     slice_axis: int | None
+    mirrored_axes: list[int]  # of the volume, those that training mirrored
     window: list[int]
     inference: Inference
     provenance: dict[str, Any]

@@ -21,17 +21,24 @@ SLICES_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Windows:
-    """How a volume is covered: window size in voxels, overlap, windows per batch, and the axis 2D slices lie across."""
+    """How a volume is covered.
+
+    Attributes:
+        size: of a window, in voxels.
+        overlap: of neighbouring windows, as a share of their size.
+        batch_size: windows at once.
+        slice_axis: the axis that 2D slices lie across; None in 3D.
+        mirrored_axes: axes of the volume whose mirrorings are averaged (test-time augmentation).
+    """
 
     size: tuple[int, ...]
     overlap: float
     batch_size: int
     slice_axis: int | None = None
+    mirrored_axes: tuple[int, ...] = ()
 
 
-def predict_probabilities(
-    network: nn.Module, image: Tensor, windows: Windows, *, regions: bool, tta: str = "none"
-) -> Tensor:
+def predict_probabilities(network: nn.Module, image: Tensor, windows: Windows, *, regions: bool) -> Tensor:
     """Probabilities of a preprocessed volume.
 
     Args:
@@ -39,15 +46,12 @@ def predict_probabilities(
         image: (C, D1, D2, D3), on the network's device.
         windows: see :class:`Windows`; windows are weighted with a Gaussian.
         regions: sigmoid over overlapping regions instead of softmax over classes.
-        tta: ``"flips"`` averages probabilities over all mirrorings of the axes the network sees.
 
     Returns:
         (K, D1, D2, D3), float32.
     """
-    axes = [axis for axis in range(3) if axis != windows.slice_axis]
-    mirrored: list[tuple[int, ...]] = [()]
-    if tta == "flips":
-        mirrored = [chosen for n in range(len(axes) + 1) for chosen in itertools.combinations(axes, n)]
+    axes = windows.mirrored_axes
+    mirrored = [chosen for n in range(len(axes) + 1) for chosen in itertools.combinations(axes, n)]
     total: Tensor | None = None
     for chosen in mirrored:
         dims = [1 + axis for axis in chosen]
@@ -106,15 +110,14 @@ class Predictor:
         self.network, self.card, self.device = network.to(device).eval(), card, device
         self.transform = preprocessing(card.preprocessing, with_label=False)
         settings = card.inference
-        self.windows = Windows(tuple(card.window), settings.overlap, settings.batch_size, card.slice_axis)
+        axes = tuple(card.mirrored_axes) if settings.tta == "flips" else ()
+        self.windows = Windows(tuple(card.window), settings.overlap, settings.batch_size, card.slice_axis, axes)
 
     def probabilities(self, loaded: Loaded) -> Tensor:
         """Probabilities (K, D1, D2, D3) on the case's own grid."""
         data = self.transform(as_dictionary(loaded))
         image = data["image"].as_tensor().to(self.device)
-        found = predict_probabilities(
-            self.network, image, self.windows, regions=self.card.regions is not None, tta=self.card.inference.tta
-        )
+        found = predict_probabilities(self.network, image, self.windows, regions=self.card.regions is not None)
         return invert_probabilities(found.cpu(), data, self.transform)
 
     def labels(self, probabilities: Tensor) -> NDArray[np.uint8]:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cmt_med.blocks.conv import Pointwise, channels_last, channels_last_weights, crop_to
-from cmt_med.blocks.decoder import FullResolutionHead, UpBlock
-from cmt_med.blocks.embedding import depth_to_space
+from cmt_med.blocks.conv import Pointwise, channels_last, channels_last_weights
+from cmt_med.blocks.decoder import FullResolutionHead, HalfResolutionHead, UpBlock
 from cmt_med.networks.backbone import CMTBackbone
 
 SUPERVISED_SCALES = 2
@@ -18,10 +17,9 @@ SUPERVISED_SCALES = 2
 class CMTUNETR(nn.Module):
     """Segmentation network for images and volumes of any size: (B, C, *S) -> logits (B, num_classes, *S).
 
-    The decoder joins the encoder's grid at every scale. At full resolution, where a usual UNETR decoder spends most of
-    its time, there is one narrow joint: the last grid's 2×2(×2) cells are predicted linearly at ``full_channels`` each,
-    added to a convolution of the image, and read out by a convolution. With ``full_channels=0`` the logits themselves
-    are predicted from half resolution.
+    The decoder joins the encoder's grid at every scale down to half resolution. A usual UNETR decoder spends most of its
+    time in two blocks at full resolution; here, :class:`FullResolutionHead` takes one linear layer at half resolution and
+    one narrow convolution.
 
     Args:
         spatial_dims: 2 or 3.
@@ -76,15 +74,18 @@ class CMTUNETR(nn.Module):
             UpBlock(spatial_dims=spatial_dims, in_channels=widths[i + 1], skip_channels=widths[i], norm=norm)
             for i in range(len(widths) - 1)
         )
-        self.full: FullResolutionHead | None = None
-        outputs = num_classes
+        self.head: FullResolutionHead | HalfResolutionHead
         if full_channels:
-            self.full = FullResolutionHead(
-                spatial_dims=spatial_dims, in_channels=in_channels, channels=full_channels, num_classes=num_classes,
+            self.head = FullResolutionHead(
+                spatial_dims=spatial_dims,
+                features=widths[0],
+                in_channels=in_channels,
+                channels=full_channels,
+                num_classes=num_classes,
                 norm=norm,
-            )  # fmt: skip
-            outputs = full_channels
-        self.head = Pointwise(widths[0], outputs * 2**spatial_dims)
+            )
+        else:
+            self.head = HalfResolutionHead(spatial_dims=spatial_dims, features=widths[0], num_classes=num_classes)
         self.auxiliary = nn.ModuleList()
         if deep_supervision:
             scales = range(1, min(1 + SUPERVISED_SCALES, len(self.ups)))
@@ -92,7 +93,6 @@ class CMTUNETR(nn.Module):
         channels_last_weights(self)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        size = x.shape[2:]
         image = channels_last(x)
         features = self.backbone(image)
         grid = features[-1]
@@ -101,7 +101,5 @@ class CMTUNETR(nn.Module):
             grid = self.ups[i](grid, features[i])
             if self.training and 1 <= i <= len(self.auxiliary):
                 coarse.insert(0, self.auxiliary[i - 1](grid))
-        logits = crop_to(depth_to_space(self.head(grid)), size)
-        if self.full is not None:
-            logits = self.full(logits, image)
+        logits = self.head(grid, image)
         return [logits, *coarse] if self.training and self.deep_supervision else logits

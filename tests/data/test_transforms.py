@@ -54,7 +54,7 @@ def test_background_and_foreground() -> None:
 
 def test_foreground_normalisation_by_hand() -> None:
     case = loaded()
-    settings = {"spacing": None, "crop_foreground": True, "normalise": "foreground"}
+    settings = {"spacing": None, "crop_foreground": True, "normalise": "foreground", "clip": None}
     image = preprocessing(settings, with_label=False)(as_dictionary(case))["image"]
     inside = case.image[0, 3:9, 2:8, 4:11]
     expected = (inside - inside.mean()) / inside.std()
@@ -63,10 +63,23 @@ def test_foreground_normalisation_by_hand() -> None:
     assert image[0, 0].abs().max() == 0
 
 
+def test_clipping_by_hand() -> None:
+    case = loaded()
+    case.image[0, 5, 5, 5] = 1000.0
+    settings = {"spacing": None, "crop_foreground": False, "normalise": "foreground", "clip": (0.0, 99.0)}
+    image = preprocessing(settings, with_label=False)(as_dictionary(case))["image"]
+    inside = case.image[0, 3:9, 2:8, 4:11]
+    clipped = np.minimum(inside, np.percentile(inside, 99))
+    expected = (clipped - clipped.mean()) / clipped.std()
+    np.testing.assert_allclose(image[0, 3:9, 2:8, 4:11], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("affine", orientations(), ids=lambda a: "".join(f"{int(v):+d}" for v in a[:3, :3].sum(0)))
 def test_48_axis_orders_come_back_exactly(affine: np.ndarray) -> None:
     case = loaded((40, 10, 14), affine)
-    transform = preprocessing({"spacing": None, "crop_foreground": True, "normalise": "image"}, with_label=False)
+    transform = preprocessing(
+        {"spacing": None, "crop_foreground": True, "normalise": "image", "clip": None}, with_label=False
+    )
     data = transform(as_dictionary(case))
     back = invert_probabilities(data["image"].as_tensor(), data, transform).numpy()
     mean, std = data["image"].mean(), data["image"].std()
@@ -84,7 +97,7 @@ def test_spacing_is_undone_on_the_own_grid() -> None:
     image = np.broadcast_to(x, (12, 10, 14)).copy()[None]
     case = Loaded(image, None, None, Grid((12, 10, 14), affine))
     transform = preprocessing(
-        {"spacing": [1.0, 1.0, 1.0], "crop_foreground": False, "normalise": "image"}, with_label=False
+        {"spacing": [1.0, 1.0, 1.0], "crop_foreground": False, "normalise": "image", "clip": None}, with_label=False
     )
     data = transform(as_dictionary(case))
     assert tuple(data["image"].shape) == (1, 23, 10, 14)
@@ -97,7 +110,7 @@ def test_spacing_is_undone_on_the_own_grid() -> None:
 @pytest.fixture
 def entries(tmp_path: Path) -> list[Entry]:
     manifest = load_manifest(tiny_dataset(tmp_path / "d", 4))
-    settings = {"spacing": None, "crop_foreground": False, "normalise": "image"}
+    settings = {"spacing": None, "crop_foreground": False, "normalise": "image", "clip": None}
     return [
         prepare(c, channels=("a", "b"), labels=manifest.labels, settings=settings, folder=tmp_path / "cache")
         for c in manifest.cases
@@ -161,7 +174,7 @@ def test_2d_patches_are_slices(entries: list[Entry]) -> None:
 def test_cache_is_never_stale(tmp_path: Path) -> None:
     manifest = load_manifest(tiny_dataset(tmp_path / "d", 2))
     case = manifest.cases[0]
-    settings = {"spacing": None, "crop_foreground": False, "normalise": "image"}
+    settings = {"spacing": None, "crop_foreground": False, "normalise": "image", "clip": None}
 
     def key(**changed: object) -> str:
         entry = prepare(

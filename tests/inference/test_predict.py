@@ -1,0 +1,56 @@
+"""Sliding windows, mirroring and painting, with networks whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cmt_med.inference.predict import Windows, predict_probabilities, to_labels
+
+
+class Pointwise(nn.Module):
+    """Logits that depend on each voxel alone: windows, order and mirroring cannot matter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], -2 * x[:, :1], x[:, :1] ** 2], dim=1)
+
+
+class Lopsided(nn.Module):
+    """Logits from the position along the last axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ramp = torch.linspace(-1, 1, x.shape[-1]).expand_as(x[:, :1])
+        return torch.cat([ramp, -ramp], dim=1)
+
+
+@pytest.mark.parametrize("slice_axis", [None, 0, 1, 2])
+@pytest.mark.parametrize("size", [(9, 12, 7), (30, 5, 21)])
+def test_windows_do_not_change_a_pointwise_network(size: tuple[int, ...], slice_axis: int | None) -> None:
+    image = torch.randn(2, *size)
+    window = (8, 8, 8) if slice_axis is None else (8, 8)
+    expected = Pointwise()(image[None])[0]
+    for axes in ((), (0, 2)):
+        windows = Windows(window, 0.5, 3, slice_axis, axes)
+        found = predict_probabilities(Pointwise(), image, windows, regions=False)
+        torch.testing.assert_close(found, expected.softmax(0), rtol=1e-4, atol=1e-5)
+        found = predict_probabilities(Pointwise(), image, windows, regions=True)
+        torch.testing.assert_close(found, expected.sigmoid(), rtol=1e-4, atol=1e-5)
+
+
+def test_mirroring_averages_probabilities() -> None:
+    image = torch.zeros(1, 4, 4, 6)
+    plain = predict_probabilities(Lopsided(), image, Windows((8, 8, 8), 0.5, 1), regions=False)
+    averaged = predict_probabilities(Lopsided(), image, Windows((8, 8, 8), 0.5, 1, None, (2,)), regions=False)
+    torch.testing.assert_close(averaged, (plain + plain.flip(-1)) / 2)
+    assert not torch.allclose(averaged, plain)
+
+
+def test_labels_are_painted_in_order() -> None:
+    regions = [("WT", (1, 2, 4), 2), ("TC", (1, 4), 1), ("ET", (4,), 4)]
+    p = torch.tensor([[0.9, 0.9, 0.9, 0.1], [0.1, 0.9, 0.9, 0.1], [0.1, 0.1, 0.9, 0.9]]).reshape(3, 1, 1, 4)
+    found = to_labels(p, classes=[], regions=regions, threshold=0.5)
+    assert np.array_equal(found.ravel(), [2, 1, 4, 4])
+    found = to_labels(p, classes=[0, 3, 7], regions=None, threshold=0.5)
+    assert np.array_equal(found.ravel(), [0, 0, 0, 7])
