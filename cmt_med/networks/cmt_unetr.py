@@ -50,7 +50,7 @@ class CMTUNETR(nn.Module):
         window: int = 6,
         ffn_ratio: float = 3.0,
         drop_path: float = 0.0,
-        norm: str = "layer",
+        norm: str = "instance",
         full_channels: int = 16,
     ) -> None:
         super().__init__()
