@@ -49,7 +49,7 @@ class CMTUNETR(nn.Module):
         kv_strides: Sequence[int] = (4, 2, 1),
         window: int = 6,
         ffn_ratio: float = 3.0,
-        drop_path: float = 0.0,
+        drop_path: float = 0.1,
         norm: str = "instance",
         full_channels: int = 16,
     ) -> None:
