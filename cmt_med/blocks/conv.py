@@ -126,6 +126,24 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
+class InstanceNorm(nn.GroupNorm):
+    """Normalisation of each channel of each sample over its positions, with weight and bias.
+
+    On a CPU it is computed as the batch norm of one sample at a time, whose backward is three times as fast as
+    ``group_norm``'s in channels-last (torch 2.13). A single position, which batch norm refuses, becomes the bias.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or x[0, 0].numel() == 1:
+            # not super().forward, which refuses a single position of a single sample
+            return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        normed = [F.batch_norm(part, None, None, self.weight, self.bias, True, eps=self.eps) for part in x.split(1)]
+        return normed[0] if len(normed) == 1 else torch.cat(normed)
+
+
 class Pointwise(nn.Linear):
     """A 1×1(×1) convolution of a grid (B, C, *S), as a matrix product over its tokens."""
 
@@ -142,8 +160,7 @@ def norm_layer(name: str, spatial_dims: int, channels: int) -> nn.Module:
     if name == "layer":
         return ChannelNorm(channels)
     if name == "instance":
-        # GroupNorm accepts a single position (InstanceNorm refuses it in training) and keeps channels-last.
-        return nn.GroupNorm(channels, channels)
+        return InstanceNorm(channels)
     if name == "batch":
         return _BATCH_NORM[check_spatial_dims(spatial_dims)](channels)
     raise NetworkError("unknown norm", where=f"norm={name!r}", fix="use 'layer', 'instance' or 'batch'")

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from cmt_med.blocks.conv import DepthwiseConv3d, channels_last, crop_to, grid_to_tokens, pad_to_multiple, tokens_to_grid
+from cmt_med.blocks.conv import (
+    DepthwiseConv3d,
+    InstanceNorm,
+    channels_last,
+    crop_to,
+    grid_to_tokens,
+    pad_to_multiple,
+    tokens_to_grid,
+)
 from cmt_med.blocks.embedding import depth_to_space, space_to_depth
 
 
@@ -31,6 +39,28 @@ def test_depthwise_gradients_equal_autograd(size: tuple[int, int, int], batch: i
     torch.testing.assert_close(y.double(), reference_y, rtol=1e-4, atol=1e-5)
     for ours_i, reference_i in zip(ours, reference, strict=True):
         torch.testing.assert_close(ours_i.double(), reference_i.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (2, 4, 6), (1, 1, 1), (1, 1)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_instance_norm_equals_its_definition(size: tuple[int, ...], batch: int) -> None:
+    torch.manual_seed(0)
+    layer = InstanceNorm(5)
+    with torch.no_grad():
+        layer.weight.normal_()
+        layer.bias.normal_()
+    x = channels_last(torch.randn(batch, 5, *size) * 3 + 1).requires_grad_()
+    axes = tuple(range(2, x.ndim))
+    mean, variance = x.mean(axes, keepdim=True), x.var(axes, keepdim=True, correction=0)
+    shape = (1, 5, *(1,) * len(size))
+    expected = (x - mean) / (variance + 1e-5).sqrt() * layer.weight.view(shape) + layer.bias.view(shape)
+    g = torch.randn_like(expected)
+    for train in (True, False):
+        torch.testing.assert_close(layer.train(train)(x), expected, rtol=1e-4, atol=1e-5)
+    ours = torch.autograd.grad(layer(x), [x, layer.weight, layer.bias], g)
+    reference = torch.autograd.grad(expected, [x, layer.weight, layer.bias], g)
+    for a, b in zip(ours, reference, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (2, 4, 6)])
