@@ -21,7 +21,7 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import nn
 
 from cmt_med.networks import build_network
-from cmt_med.train import dense_convolution_rate
+from cmt_med.runtime import dense_convolution_rate
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "cmt_unetr": lambda: build_network("cmt_unetr", spatial_dims=3, in_channels=4, num_classes=3),

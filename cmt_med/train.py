@@ -6,13 +6,10 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +21,6 @@ import typer
 from torch import Tensor
 
 import cmt_med
-from cmt_med.blocks.conv import channels_last_weights
 from cmt_med.cli import Debug, pick_device, run_command, use_threads
 from cmt_med.config import Experiment, dump_config, load_config
 from cmt_med.data.cache import Entry, default_cache_folder, prepare
@@ -43,6 +39,7 @@ from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_mode
 from cmt_med.inference.predict import Predictor, Windows
 from cmt_med.networks import build_network
 from cmt_med.reports.html import write_report
+from cmt_med.runtime import ProcessGroup, dense_convolution_rate, environment, listen_for_signals
 from cmt_med.training.fit import Parts, fit
 from cmt_med.training.losses import segmentation_loss
 from cmt_med.training.validation import validator
@@ -92,7 +89,7 @@ def train(
     experiment = load_config(config, overrides)
     folder = Path(experiment.output)
     chosen = pick_device(device)
-    with _ProcessGroup(chosen):
+    with ProcessGroup(chosen):
         main = idist.get_rank() == 0
         if not main:
             logging.getLogger().setLevel(logging.ERROR)
@@ -116,11 +113,11 @@ def train(
         parts = _parts(experiment, data, network)
         if main:
             write_text(folder / "config.yaml", dump_config(experiment))
-            write_json(folder / "environment.json", _environment(chosen, experiment.seed))
+            write_json(folder / "environment.json", environment(chosen, experiment.seed))
             write_json(folder / "held_out.json", manifest_content(manifest, data.validation))
         if dry_run:
             return _dry_run(experiment, data, parts, folder)
-        stop = _listen_for_signals()
+        stop = listen_for_signals()
         per_case = len(data.validation) / max(1, len(_monitored(experiment, data)))
         outcome = fit(
             parts,
@@ -407,21 +404,6 @@ def _threshold_baseline(data: Prepared) -> dict[str, dict[str, Any]]:
     return baseline.best()
 
 
-def dense_convolution_rate(seconds: float = 1.0) -> float:
-    """GFLOP/s of a dense 3×3×3 convolution (64 channels, 32³, channels-last) with the threads in use now."""
-    x = torch.randn(1, 64, 32, 32, 32).to(memory_format=torch.channels_last_3d)
-    layer = torch.nn.Conv3d(64, 64, 3, padding=1)
-    channels_last_weights(layer)
-    flops = 2 * 64 * 64 * 27 * 32**3
-    best, begun = float("inf"), time.monotonic()
-    with torch.inference_mode():
-        while time.monotonic() - begun < seconds:
-            start = time.perf_counter()
-            layer(x)
-            best = min(best, time.perf_counter() - start)
-    return flops / best / 1e9
-
-
 def _dry_run(experiment: Experiment, data: Prepared, parts: Parts, folder: Path) -> int:
     batch = next(parts.batches(0))
     device = next(parts.network.parameters()).device
@@ -452,64 +434,11 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts, folder: Path)
 # ---- surroundings
 
 
-class _ProcessGroup:
-    """The process group of torchrun, where there is one."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.backend = "nccl" if device.type == "cuda" else "gloo"
-        self.spread = int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-    def __enter__(self) -> None:
-        if self.spread:
-            idist.initialize(self.backend)
-
-    def __exit__(self, *_: object) -> None:
-        if self.spread:
-            idist.finalize()
-
-
-def _listen_for_signals() -> Callable[[], bool]:
-    asked = {"stop": False}
-
-    def note(number: int, _: object) -> None:
-        if asked["stop"]:
-            raise KeyboardInterrupt
-        asked["stop"] = True
-        log.warning("%s: saving after this step, then leaving; once more leaves at once", signal.Signals(number).name)
-
-    signal.signal(signal.SIGINT, note)
-    signal.signal(signal.SIGTERM, note)
-    return lambda: asked["stop"]
-
-
 def _clear(folder: Path) -> None:
     for name in ("checkpoints", "tensorboard", "report", "validation", "model"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("log.jsonl", "plan.json", "config.yaml", "environment.json", "held_out.json"):
         (folder / name).unlink(missing_ok=True)
-
-
-def _environment(device: torch.device, seed: int) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    try:
-        here = Path(__file__).resolve().parent
-        commit = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-    names = ("torch", "monai", "pytorch-ignite", "nibabel", "numpy", "pydantic")
-    return {
-        "cmt_med": cmt_med.__version__,
-        "git_commit": commit,
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in names},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "processes": idist.get_world_size(),
-        "seed": seed,
-    }
 
 
 def main() -> int:

@@ -20,7 +20,8 @@ data:
   split: {{by: last, count: 2}}
 network:
   options: {{stem_channels: 8, dims: [8, 16], depths: [1, 1], head_dim: 8, attention: [lightweight, window],
-    kv_strides: [2, 1], full_channels: 4}}
+    kv_strides: [2, 1], full_channels: 4, drop_path: 0.0}}
+optimizer: {{lr: 5e-3}}
 train:
   epochs: 2
   batch_size: 2

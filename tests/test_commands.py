@@ -25,7 +25,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a data set ``d/`` and a finished ``run/``."""
     folder = tmp_path_factory.mktemp("trained")
     manifest = tiny_dataset(folder / "d")
-    assert run_command(train, ["--config", str(tiny_config(folder, manifest)), "--set", "train.epochs=15"]) == 0
+    assert run_command(train, ["--config", str(tiny_config(folder, manifest)), "--set", "train.epochs=40"]) == 0
     return folder
 
 
@@ -34,7 +34,7 @@ def test_a_run_folder_has_everything(trained: Path) -> None:
     for name in ("config.yaml", "plan.json", "environment.json", "log.jsonl", "model/model.safetensors",
                  "model/model.json", "report/report.html", "report/metrics.json", "report/metrics.csv"):  # fmt: skip
         assert (run / name).is_file(), name
-    assert load_config(run / "config.yaml").train.epochs == 15
+    assert load_config(run / "config.yaml").train.epochs == 40
     metrics = json.loads((run / "report/metrics.json").read_text())
     assert metrics["summary"]["ball"]["n"] == 2
     assert metrics["summary"]["ball"]["mean"] > 0.8
@@ -50,7 +50,7 @@ def test_a_run_folder_has_everything(trained: Path) -> None:
 def test_the_same_command_again_changes_nothing(trained: Path) -> None:
     weights = (trained / "run/model/model.safetensors").read_bytes()
     config = trained / "tiny.yaml"
-    assert run_command(train, ["--config", str(config), "--set", "train.epochs=15"]) == 0
+    assert run_command(train, ["--config", str(config), "--set", "train.epochs=40"]) == 0
     assert (trained / "run/model/model.safetensors").read_bytes() == weights
 
 
@@ -260,7 +260,7 @@ def test_every_option_runs(tmp_path: Path) -> None:
 def test_2d_writes_volumes(tmp_path: Path) -> None:
     manifest = tiny_dataset(tmp_path / "d")
     config = tiny_config(tmp_path, manifest)
-    sets = ["network.spatial_dims=2", "data.slice_axis=1", "train.patch_size=[16, 16]", "train.epochs=10",
+    sets = ["network.spatial_dims=2", "data.slice_axis=1", "train.patch_size=[16, 16]", "train.epochs=20",
             "train.patches_per_case=8", "train.batch_size=8"]  # fmt: skip
     assert run_command(train, ["--config", str(config), *[part for s in sets for part in ("--set", s)]]) == 0
     assert nib.load(tmp_path / "run/validation/case4.nii.gz").shape == (18, 15, 20)

@@ -144,7 +144,7 @@ def _scan(
         means = means * rng.uniform(0.94, 1.06, len(means)).astype(np.float32)
         clean = ndimage.gaussian_filter(means[tissue], 0.6 / spacing)  # partial volume
         clean *= 1.0 + 0.05 * _noise(rng, shape, 5.0 / spacing)  # texture
-        clean *= np.exp(rng.uniform(0.10, 0.22) * _noise(rng, shape, 80.0 / spacing))  # bias field
+        clean *= np.exp(rng.uniform(0.05, 0.12) * _noise(rng, shape, 80.0 / spacing))  # bias field
         sigma = np.float32(rng.uniform(0.03, 0.06))
         real = clean + sigma * rng.standard_normal(shape, dtype=np.float32)
         imaginary = sigma * rng.standard_normal(shape, dtype=np.float32)
@@ -205,7 +205,7 @@ def _gzipped(image: nib.Nifti1Image) -> bytes:
 
 
 def make_phantom(
-    manifest: Path, folder: Path, *, heads: int = 40, seed: int = 0, spacing: float = 2.0, processes: int = 2
+    manifest: Path, folder: Path, *, heads: int = 48, seed: int = 0, spacing: float = 2.0, processes: int = 2
 ) -> None:
     """Write a folder of heads and its case list, which carries ``demo: true``.
 

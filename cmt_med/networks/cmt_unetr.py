@@ -82,7 +82,6 @@ class CMTUNETR(nn.Module):
                 in_channels=in_channels,
                 channels=full_channels,
                 num_classes=num_classes,
-                norm=norm,
             )
         else:
             self.head = HalfResolutionHead(spatial_dims=spatial_dims, features=widths[0], num_classes=num_classes)

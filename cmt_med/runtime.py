@@ -1,0 +1,91 @@
+"""What surrounds a run: processes, signals, versions and the speed of the machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+
+import cmt_med
+from cmt_med.blocks.conv import channels_last_weights
+
+log = logging.getLogger(__name__)
+
+
+class ProcessGroup:
+    """The process group of torchrun, where there is one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.backend = "nccl" if device.type == "cuda" else "gloo"
+        self.spread = int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+    def __enter__(self) -> None:
+        if self.spread:
+            idist.initialize(self.backend)
+
+    def __exit__(self, *_: object) -> None:
+        if self.spread:
+            idist.finalize()
+
+
+def listen_for_signals() -> Callable[[], bool]:
+    """Note SIGINT and SIGTERM; returns whether one has arrived. The second one interrupts at once."""
+    asked = {"stop": False}
+
+    def note(number: int, _: object) -> None:
+        if asked["stop"]:
+            raise KeyboardInterrupt
+        asked["stop"] = True
+        log.warning("%s: saving after this step, then leaving; once more leaves at once", signal.Signals(number).name)
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    return lambda: asked["stop"]
+
+
+def environment(device: torch.device, seed: int) -> dict[str, Any]:
+    """What a run ran on, for ``environment.json``."""
+    from importlib.metadata import version
+
+    try:
+        here = Path(__file__).resolve().parent
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    names = ("torch", "monai", "pytorch-ignite", "nibabel", "numpy", "pydantic")
+    return {
+        "cmt_med": cmt_med.__version__,
+        "git_commit": commit,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in names},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": idist.get_world_size(),
+        "seed": seed,
+    }
+
+
+def dense_convolution_rate(seconds: float = 1.0) -> float:
+    """GFLOP/s of a dense 3×3×3 convolution (64 channels, 32³, channels-last) with the threads in use now."""
+    x = torch.randn(1, 64, 32, 32, 32).to(memory_format=torch.channels_last_3d)
+    layer = torch.nn.Conv3d(64, 64, 3, padding=1)
+    channels_last_weights(layer)
+    flops = 2 * 64 * 64 * 27 * 32**3
+    best, begun = float("inf"), time.monotonic()
+    with torch.inference_mode():
+        while time.monotonic() - begun < seconds:
+            start = time.perf_counter()
+            layer(x)
+            best = min(best, time.perf_counter() - start)
+    return flops / best / 1e9
