@@ -260,5 +260,8 @@ def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
         sigma = (0.5, 1.0)
         steps.append(RandGaussianSmoothd(image, prob=settings.blur, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma))
     if settings.low_resolution:
-        steps.append(RandSimulateLowResolutiond(image, prob=settings.low_resolution, zoom_range=(0.5, 1.0)))
+        back = "trilinear" if dims == 3 else "bilinear"
+        steps.append(
+            RandSimulateLowResolutiond(image, prob=settings.low_resolution, zoom_range=(0.5, 1.0), upsample_mode=back)
+        )
     return Compose(steps)
