@@ -62,7 +62,7 @@ dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)
 network = build_network("cmt_unetr", spatial_dims=3, in_channels=1, num_classes=3, stem_channels=8, dims=(16, 24),
-    depths=(1, 1), head_dim=8, attention=("lightweight",) * 2, kv_strides=(2, 1), deep_supervision=True).train()
+    depths=(1, 1), head_dim=8, attention=("lightweight",) * 2, kv_strides=(2, 1), drop_path=0.0, deep_supervision=True).train()
 images, labels = torch.randn(4, 1, 16, 16, 16), torch.randint(0, 3, (4, 1, 16, 16, 16))
 regions = [(1, 2), (2,), (1,)]
 losses = {"classes": segmentation_loss([0, 1, 2], None), "regions": segmentation_loss([], regions)}
