@@ -48,7 +48,7 @@ class InvertedResidualFeedForward(nn.Module):
         self.conv = depthwise(spatial_dims, hidden)
         self.norm = norm_layer(norm, spatial_dims, hidden)
         self.project = Pointwise(hidden, channels)
-        self.act = nn.GELU(approximate="tanh")  # the exact GELU has a backward three times as slow on CPUs
+        self.act = nn.GELU(approximate="tanh")  # the exact GELU has a backward more than twice as slow on CPUs
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.expand(x))
