@@ -14,9 +14,9 @@ from cmt_med.cli import Debug, run_command
 from cmt_med.data.manifest import Case, Manifest, load_manifest
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
-from cmt_med.evaluation.report_data import score_folder, write_metrics
 from cmt_med.files import require_writable_folder
 from cmt_med.reports.html import write_report
+from cmt_med.reports.scores import score_folder, write_metrics
 
 _ENDINGS = (".nii.gz", ".nii")
 

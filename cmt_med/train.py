@@ -32,13 +32,13 @@ from cmt_med.data.transforms import augmentation, preprocessing_settings
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.evaluate import print_summary
 from cmt_med.evaluation.baseline import ThresholdBaseline
-from cmt_med.evaluation.report_data import score_folder, write_metrics
 from cmt_med.files import read_lines, require_writable_folder, write_json, write_text
 from cmt_med.inference.folder import infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
 from cmt_med.inference.predict import Predictor, Windows
 from cmt_med.networks import build_network
 from cmt_med.reports.html import write_report
+from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.runtime import ProcessGroup, dense_convolution_rate, environment, listen_for_signals
 from cmt_med.training.fit import Parts, fit
 from cmt_med.training.losses import segmentation_loss
