@@ -11,26 +11,14 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from monai.networks.nets.dynunet import DynUNet
-from monai.networks.nets.segresnet import SegResNet
-from monai.networks.nets.swin_unetr import SwinUNETR
-from torch import nn
 
 from cmt_med.networks import build_network
 from cmt_med.runtime import dense_convolution_rate
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "cmt_unetr": lambda: build_network("cmt_unetr", spatial_dims=3, in_channels=4, num_classes=3),
-    "SegResNet-16": lambda: SegResNet(3, init_filters=16, in_channels=4, out_channels=3, blocks_down=(1, 2, 2, 4)),
-    "DynUNet": lambda: DynUNet(
-        3, 4, 3, [[3] * 3] * 6, [[1] * 3] + [[2] * 3] * 5, [[2] * 3] * 5, filters=[32, 64, 128, 256, 320, 320]
-    ),
-    "SwinUNETR-48": lambda: SwinUNETR(in_channels=4, out_channels=3, feature_size=48),
-}
+NETWORKS = ("cmt_unetr", "monai_segresnet", "monai_dynunet", "monai_mednext", "monai_swin_unetr")
 
 
 def main() -> None:
@@ -44,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     x = torch.randn(1, 4, *(options.size,) * 3)
-    networks = {name: build().train() for name, build in NETWORKS.items()}
+    networks = {name: build_network(name, spatial_dims=3, in_channels=4, num_classes=3) for name in NETWORKS}
     seconds: dict[str, dict[str, list[float]]] = {name: {"forward": [], "step": []} for name in networks}
     rate = dense_convolution_rate()
     for turn in range(options.rounds + 1):  # the first turn warms up
@@ -64,10 +52,10 @@ def main() -> None:
     }
     ours = result["cmt_unetr"]
     print(f"dense 3×3×3 convolutions: {rate:.0f} GFLOP/s, {options.threads} threads, {options.size}³")
-    print(f"{'network':14s} {'M params':>9s} {'forward':>9s} {'ratio':>6s} {'step':>9s} {'ratio':>6s}")
+    print(f"{'network':16s} {'M params':>9s} {'forward':>9s} {'ratio':>6s} {'step':>9s} {'ratio':>6s}")
     for name, row in result.items():
         print(
-            f"{name:14s} {row['parameters'] / 1e6:9.2f} {row['forward']:9.3f} {row['forward'] / ours['forward']:6.1f} "
+            f"{name:16s} {row['parameters'] / 1e6:9.2f} {row['forward']:9.3f} {row['forward'] / ours['forward']:6.1f} "
             f"{row['step']:9.3f} {row['step'] / ours['step']:6.1f}"
         )
     if options.json:

@@ -72,6 +72,9 @@ class Network(Section):
     name: str = "cmt_unetr"
     spatial_dims: Literal[2, 3] = 3
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the network")
+    pretrained: str | None = Field(
+        None, description="weights for the encoder of cmt_unetr_ti, _xs, _s or _b: the authors' ImageNet checkpoint"
+    )
 
 
 class Augmentation(Section):

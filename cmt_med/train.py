@@ -32,11 +32,12 @@ from cmt_med.data.transforms import augmentation, preprocessing_settings
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.evaluate import print_summary
 from cmt_med.evaluation.baseline import ThresholdBaseline
-from cmt_med.files import read_lines, require_writable_folder, write_json, write_text
+from cmt_med.files import read_lines, require_writable_folder, sha256, write_json, write_text
 from cmt_med.inference.folder import infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
 from cmt_med.inference.predict import Predictor, Windows
-from cmt_med.networks import build_network
+from cmt_med.networks import CLASSIFIERS, build_network
+from cmt_med.networks.weights import load_pretrained
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.runtime import ProcessGroup, dense_convolution_rate, environment, listen_for_signals
@@ -109,7 +110,7 @@ def train(
         idist.barrier()
         if not main:
             data = _prepare(experiment, manifest, limit)
-        network = _network(experiment, data, deep_supervision=experiment.train.deep_supervision).to(chosen)
+        network = _start_network(experiment, data).to(chosen)
         parts = _parts(experiment, data, network)
         if main:
             write_text(folder / "config.yaml", dump_config(experiment))
@@ -133,8 +134,10 @@ def train(
         if not main:
             idist.barrier()
             return EXIT_DONE
-        weights = {name: t for name, t in outcome.weights.items() if not name.startswith("auxiliary.")}
-        card = _card(experiment, data, outcome, network)
+        # without the outputs of deep supervision, which only training needs
+        plain = _network(experiment, data, deep_supervision=False)
+        weights = {name: outcome.weights[name] for name in plain.state_dict()}
+        card = _card(experiment, data, outcome, plain)
         card = save_model(folder / "model", card, weights)
         code = _report(experiment, data, card, folder, chosen, banner)
         idist.barrier()
@@ -222,8 +225,24 @@ def _cache_all(cases: list[Case], channels: list[str], manifest: Manifest, exper
 
 
 def _network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
+    if experiment.network.name in CLASSIFIERS:
+        raise ConfigError(
+            "this network classifies whole images",
+            where=f"network.name={experiment.network.name}",
+            why="segmentation needs a decoder",
+            fix=f"use cmt_unetr_{experiment.network.name.removeprefix('cmt_')}, which has the same encoder",
+        )
     torch.manual_seed(experiment.seed)
     return build_network(**_network_arguments(experiment, data), deep_supervision=deep_supervision)
+
+
+def _start_network(experiment: Experiment, data: Prepared) -> torch.nn.Module:
+    """The network to train, with pretrained weights in its encoder if there are any."""
+    network = _network(experiment, data, deep_supervision=experiment.train.deep_supervision)
+    if experiment.network.pretrained is not None:
+        load_pretrained(network, experiment.network.pretrained)
+        log.info("encoder starts from %s", experiment.network.pretrained)
+    return network
 
 
 def _network_arguments(experiment: Experiment, data: Prepared) -> dict[str, Any]:
@@ -343,7 +362,8 @@ def _card(experiment: Experiment, data: Prepared, outcome: Any, network: torch.n
             "stopped_by": outcome.stopped_by,
             "selected": experiment.train.select,
             "seed": experiment.seed,
-            "parameters": sum(p.numel() for n, p in network.named_parameters() if not n.startswith("auxiliary.")),
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "pretrained_sha256": sha256(Path(pretrained)) if (pretrained := experiment.network.pretrained) else None,
             "cmt_med": cmt_med.__version__,
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d"),

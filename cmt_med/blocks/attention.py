@@ -58,28 +58,28 @@ def attention(
 class LightweightAttention(nn.Module):
     """Multi-head attention of all N tokens to M = prod(ceil(S / k)) keys (CMT, section 3.3, equation 3).
 
-    Keys and values come from a depthwise convolution with kernel and stride k. Where k does not divide the grid, the far
-    edge is padded with zeros, so that every token takes part. There is no position table: the local perception unit in
-    front encodes position, at any size.
+    Keys and values come from a depthwise convolution with kernel and stride k and a norm. Where k does not divide the
+    grid, the far edge is padded with zeros, so that every token takes part. A position bias (h, N, M) may be handed to
+    ``forward``; without one the local perception unit in front encodes position, at any size.
     """
 
-    def __init__(self, *, spatial_dims: int, channels: int, heads: int, kv_stride: int) -> None:
+    def __init__(self, *, spatial_dims: int, channels: int, heads: int, kv_stride: int, norm: str = "layer") -> None:
         super().__init__()
         self.heads, self.kv_stride = heads, kv_stride
         self.reduce: nn.Module | None = None
         if kv_stride > 1:
-            depthwise = conv(spatial_dims, channels, channels, kv_stride, stride=kv_stride, groups=channels)
-            depthwise.padding = (0,) * spatial_dims  # type: ignore[assignment]
-            self.reduce = nn.Sequential(depthwise, norm_layer("layer", spatial_dims, channels))
+            cells = conv(spatial_dims, channels, channels, kv_stride, stride=kv_stride, groups=channels)
+            self.reduce = nn.Sequential(cells, norm_layer(norm, spatial_dims, channels))
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(channels, 2 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
         reduced = x if self.reduce is None else self.reduce(pad_to_multiple(x, self.kv_stride))
         q = _split_heads(self.q(grid_to_tokens(x)), self.heads)  # (B, h, N, d)
         k, v = self.kv(grid_to_tokens(reduced)).chunk(2, dim=-1)  # (B, M, C) each
-        out = F.scaled_dot_product_attention(q, _split_heads(k, self.heads), _split_heads(v, self.heads))
+        mask = None if position is None else position.to(q.dtype).unsqueeze(0)
+        out = F.scaled_dot_product_attention(q, _split_heads(k, self.heads), _split_heads(v, self.heads), mask)
         return tokens_to_grid(self.proj(_join_heads(out)), x.shape[2:])
 
 

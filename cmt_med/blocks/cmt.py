@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cmt_med.blocks.conv import Pointwise, depthwise, norm_layer
+from cmt_med.blocks.conv import ChannelNorm, Pointwise, depthwise, norm_layer
 
 
 class DropPath(nn.Module):
@@ -56,33 +56,67 @@ class InvertedResidualFeedForward(nn.Module):
         return self.project(x)
 
 
+class PaperFeedForward(nn.Module):
+    """The paper's own inverted residual feed-forward, with BatchNorm after every part and the exact GELU.
+
+    ``1×1 -> GELU -> BN -> (DW + identity) -> GELU -> BN -> 1×1 -> BN``, hidden width ``int(channels * ratio)``.
+    """
+
+    def __init__(self, *, spatial_dims: int, channels: int, ratio: float) -> None:
+        super().__init__()
+        hidden = int(channels * ratio)
+        self.expand = Pointwise(channels, hidden)
+        self.norm1 = norm_layer("batch", spatial_dims, hidden)
+        self.conv = depthwise(spatial_dims, hidden)
+        self.norm2 = norm_layer("batch", spatial_dims, hidden)
+        self.project = Pointwise(hidden, channels)
+        self.norm3 = norm_layer("batch", spatial_dims, channels)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.act(self.expand(x)))
+        x = self.norm2(self.act(x + self.conv(x)))
+        return self.norm3(self.project(x))
+
+
 class CMTBlock(nn.Module):
-    """One block over a grid (B, C, *S); the attention is handed in built.
+    """One block over a grid (B, C, *S); its attention and its feed-forward are handed in built.
 
     Args:
         spatial_dims: 2 or 3.
         channels: width C.
         attention: a module from (B, C, *S) to (B, C, *S); ``nn.Identity`` switches the branch off.
-        ffn_ratio: expansion of the feed-forward.
+        feed_forward: a module from (B, C, *S) to (B, C, *S).
         drop_path: probability with which the two normalised branches are dropped per sample.
+        eps: of the two norms.
     """
 
     def __init__(
-        self, *, spatial_dims: int, channels: int, attention: nn.Module, ffn_ratio: float, drop_path: float = 0.0
+        self,
+        *,
+        spatial_dims: int,
+        channels: int,
+        attention: nn.Module,
+        feed_forward: nn.Module,
+        drop_path: float = 0.0,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.local = LocalPerceptionUnit(spatial_dims=spatial_dims, channels=channels)
         # With identity attention the branch is left out: x + norm(x) would be a control with parameters of its own.
         self.has_attention = not isinstance(attention, nn.Identity)
         if self.has_attention:
-            self.norm1 = norm_layer("layer", spatial_dims, channels)
+            self.norm1 = ChannelNorm(channels, eps=eps)
             self.attention = attention
-        self.norm2 = norm_layer("layer", spatial_dims, channels)
-        self.feed_forward = InvertedResidualFeedForward(spatial_dims=spatial_dims, channels=channels, ratio=ffn_ratio)
+        self.norm2 = ChannelNorm(channels, eps=eps)
+        self.feed_forward = feed_forward
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
+        """``position`` (h, N, M) is the bias that some attentions take."""
         x = self.local(x)
         if self.has_attention:
-            x = x + self.drop_path(self.attention(self.norm1(x)))
+            normed = self.norm1(x)
+            mixed = self.attention(normed) if position is None else self.attention(normed, position)
+            x = x + self.drop_path(mixed)
         return x + self.drop_path(self.feed_forward(self.norm2(x)))

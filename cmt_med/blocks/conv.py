@@ -23,6 +23,7 @@ def _on_onednn(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
@@ -41,9 +42,18 @@ class GridConv2d(nn.Conv2d):
 
 
 class GridConv3d(nn.Conv3d):
-    """``nn.Conv3d`` that stays on oneDNN, and in channels-last, at any size."""
+    """``nn.Conv3d`` that stays on oneDNN, and in channels-last, at any size.
+
+    Attributes:
+        replicate_depth: pad the first spatial axis by repeating its border instead of with zeros.
+    """
+
+    replicate_depth = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.replicate_depth and self.padding[0]:
+            x, padding = repeat_border(x, int(self.padding[0])), (0, *self.padding[1:])
+            return F.conv3d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
         if not _on_onednn(x):
             return super().forward(x)
         return _onednn_convolution(x, self)
@@ -72,11 +82,34 @@ def check_spatial_dims(spatial_dims: int) -> int:
 
 
 def conv(
-    spatial_dims: int, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    dilation: int = 1,
 ) -> nn.Module:
-    """A convolution with bias; odd kernels are padded so that the output has ``ceil(S / stride)`` positions."""
+    """A convolution with bias; odd kernels are padded so that the output has ``ceil(S / stride)`` positions.
+
+    Even kernels are not padded: they cut the grid into cells, and the caller pads it to whole ones.
+    """
     kind = _CONV[check_spatial_dims(spatial_dims)]
-    return kind(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups)
+    padding = dilation * (kernel // 2) if kernel % 2 else 0
+    return kind(in_channels, out_channels, kernel, stride=stride, padding=padding, groups=groups, dilation=dilation)
+
+
+def replicate_depth(module: nn.Module) -> None:
+    """Let every 3D convolution of a module pad its first spatial axis by repetition, in place."""
+    for part in module.modules():
+        if isinstance(part, GridConv3d):
+            part.replicate_depth = True
+
+
+def repeat_border(x: Tensor, width: int) -> Tensor:
+    """``x`` (B, C, D, H, W) with its first and last slice repeated ``width`` times."""
+    return torch.cat([x[:, :, :1]] * width + [x] + [x[:, :, -1:]] * width, dim=2)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -242,7 +275,7 @@ class DepthwiseConv3d(GridConv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         needs_grad = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if not needs_grad or x.device.type != "cpu" or torch.compiler.is_compiling() or x.dtype != torch.float32:
+        if not needs_grad or not _on_onednn(x) or self.replicate_depth:
             return super().forward(x)
         result: Tensor = _DepthwiseConv3d.apply(channels_last(x), self.weight, self.bias)
         return result

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cmt_med.blocks.conv import Pointwise, conv, crop_to, norm_layer, pad_to_multiple
 from cmt_med.blocks.embedding import depth_to_space, space_to_depth
+from cmt_med.blocks.fusion import CrossScaleFusion
 
 
 class ResidualConvBlock(nn.Module):
@@ -32,17 +36,47 @@ class UpBlock(nn.Module):
     """Double the resolution, join the encoder's features of that scale, convolve.
 
     Maps (B, C_in, *S) and a skip (B, C, *2S) to (B, C, *2S); a skip of odd size crops the upsampled grid.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: width C_in of the coarse grid.
+        skip_channels: width C of the skip and of the result.
+        norm: see :func:`cmt_med.blocks.conv.norm_layer`.
+        coarser: widths of further, coarser grids of the encoder that fusion attends to, each half the size of the one
+            before, the first a quarter of the skip's.
+        fusion: attend across the levels instead of concatenating the two.
     """
 
-    def __init__(self, *, spatial_dims: int, in_channels: int, skip_channels: int, norm: str) -> None:
+    def __init__(
+        self,
+        *,
+        spatial_dims: int,
+        in_channels: int,
+        skip_channels: int,
+        norm: str,
+        fusion: bool = False,
+        coarser: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.up = Pointwise(in_channels, skip_channels * 2**spatial_dims)
+        self.fusion = CrossScaleFusion(channels=skip_channels, levels=2 + len(coarser)) if fusion else None
+        self.coarser = nn.ModuleList(Pointwise(width, skip_channels) for width in coarser)
         self.conv = ResidualConvBlock(
-            spatial_dims=spatial_dims, in_channels=2 * skip_channels, out_channels=skip_channels, norm=norm
+            spatial_dims=spatial_dims,
+            in_channels=skip_channels if fusion else 2 * skip_channels,
+            out_channels=skip_channels,
+            norm=norm,
         )
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.conv(torch.cat([crop_to(depth_to_space(self.up(x)), skip.shape[2:]), skip], dim=1))
+    def forward(self, x: Tensor, skip: Tensor, coarser: Sequence[Tensor] = ()) -> Tensor:
+        size = skip.shape[2:]
+        up = crop_to(depth_to_space(self.up(x)), size)
+        if self.fusion is None:
+            return self.conv(torch.cat([up, skip], dim=1))
+        levels = [skip, up]
+        for i, (project, grid) in enumerate(zip(self.coarser, coarser, strict=True)):
+            levels.append(crop_to(F.interpolate(project(grid), scale_factor=2.0 ** (i + 2)), size))
+        return self.conv(self.fusion(levels))
 
 
 class FullResolutionHead(nn.Module):

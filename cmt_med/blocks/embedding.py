@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from cmt_med.blocks.conv import channels_last, conv, norm_layer, pad_to_multiple
+from cmt_med.blocks.conv import Pointwise, channels_last, conv, norm_layer, pad_to_multiple
+from cmt_med.errors import NetworkError
 
 
 def space_to_depth(x: Tensor) -> Tensor:
@@ -30,7 +33,7 @@ def depth_to_space(x: Tensor) -> Tensor:
 
 
 class ConvTokenEmbedding(nn.Module):
-    """Voxels (B, C, *S) to tokens at half resolution (B, C', *ceil(S/2)).
+    """Voxels (B, C, *S) to tokens at half resolution (B, C', *ceil(S/2)), by dense convolutions.
 
     The image's 2×2(×2) cells become channels, and two stacked 3×3(×3) convolutions with norm and activation follow, the
     second with a residual. The first has the receptive field of a strided 6×6(×6) convolution, and nothing is computed at
@@ -51,13 +54,102 @@ class ConvTokenEmbedding(nn.Module):
         return self.act(x + self.norm2(self.conv(x)))
 
 
-class PatchMerging(nn.Module):
-    """Halve the resolution between stages: (B, C, *S) -> (B, C', *ceil(S/2)), overlapping 3×3(×3), then a norm."""
+class GroupedTokenEmbedding(nn.Module):
+    """Convolutional token embedding by stacked grouped convolutions of growing dilation: (B, C, *S) -> (B, C', *ceil(S/2)).
 
-    def __init__(self, *, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+    A linear projection of the 2×2(×2) cells, then 3×3(×3) convolutions in groups of 8 channels with dilations 1, 2 and 3,
+    each with norm, activation and a residual.
+    """
+
+    def __init__(
+        self,
+        *,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        norm: str,
+        dilations: Sequence[int] = (1, 2, 3),
+        group_width: int = 8,
+    ) -> None:
         super().__init__()
-        self.conv = conv(spatial_dims, in_channels, out_channels, 3, stride=2)
-        self.norm = norm_layer("layer", spatial_dims, out_channels)
+        self.embed = LinearTokenEmbedding(
+            spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, norm=norm
+        )
+        groups = math.gcd(out_channels, max(1, out_channels // group_width))
+        self.convs = nn.ModuleList(
+            conv(spatial_dims, out_channels, out_channels, 3, groups=groups, dilation=dilation)
+            for dilation in dilations
+        )
+        self.norms = nn.ModuleList(norm_layer(norm, spatial_dims, out_channels) for _ in dilations)
+        self.act = nn.LeakyReLU(0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        x = self.embed(x)
+        for layer, norm in zip(self.convs, self.norms, strict=True):
+            x = x + self.act(norm(layer(x)))
+        return x
+
+
+class LinearTokenEmbedding(nn.Module):
+    """Plain linear patch embedding: each 2×2(×2) cell by itself, then a norm: (B, C, *S) -> (B, C', *ceil(S/2))."""
+
+    def __init__(self, *, spatial_dims: int, in_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__()
+        self.project = Pointwise(in_channels * 2**spatial_dims, out_channels)
+        self.norm = norm_layer(norm, spatial_dims, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.project(channels_last(space_to_depth(pad_to_multiple(x, 2)))))
+
+
+class PaperStem(nn.Module):
+    """The paper's stem: three 3×3(×3) convolutions, strides 2, 1, 1, each followed by GELU and norm (CMT, section 3.1)."""
+
+    def __init__(self, *, spatial_dims: int, in_channels: int, out_channels: int, norm: str = "batch") -> None:
+        super().__init__()
+        widths = (in_channels, out_channels, out_channels)
+        self.convs = nn.ModuleList(
+            conv(spatial_dims, width, out_channels, 3, stride=2 if i == 0 else 1) for i, width in enumerate(widths)
+        )
+        self.norms = nn.ModuleList(norm_layer(norm, spatial_dims, out_channels) for _ in widths)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(self.act(layer(x)))
+        return x
+
+
+EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
+    "dense": ConvTokenEmbedding,
+    "grouped": GroupedTokenEmbedding,
+    "paper": PaperStem,
+    "linear": LinearTokenEmbedding,
+}
+
+
+class PatchMerging(nn.Module):
+    """Halve the resolution between stages, then a norm over channels: (B, C, *S) -> (B, C', *ceil(S/2)).
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels, out_channels: C and C'.
+        kind: ``"overlapping"``, a dense 3×3(×3) convolution of stride 2; ``"patch"``, the paper's, of the 2×2(×2)
+            neighbours; ``"grouped"``, of the neighbours in groups of 16 channels.
+    """
+
+    def __init__(self, *, spatial_dims: int, in_channels: int, out_channels: int, kind: str = "overlapping") -> None:
+        super().__init__()
+        if kind not in MERGINGS:
+            raise NetworkError("unknown merging", where=f"merging={kind!r}", fix=f"use one of {', '.join(MERGINGS)}")
+        kernel = 3 if kind == "overlapping" else 2
+        groups = math.gcd(math.gcd(in_channels, out_channels), max(1, in_channels // 16)) if kind == "grouped" else 1
+        self.conv = conv(spatial_dims, in_channels, out_channels, kernel, stride=2, groups=groups)
+        self.norm = norm_layer("layer", spatial_dims, out_channels)
+        self.cells = kernel == 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(pad_to_multiple(x, 2) if self.cells else x))
+
+
+MERGINGS = ("overlapping", "patch", "grouped")

@@ -11,15 +11,45 @@ from torch import nn
 
 from cmt_med.blocks.conv import check_spatial_dims
 from cmt_med.errors import NetworkError
-from cmt_med.networks.cmt_unetr import CMTUNETR
+from cmt_med.networks.cmt import CLASSIFIERS
+from cmt_med.networks.cmt_unetr import PAPER_UNETRS, cmt_unetr, cmt_unetr_pyramid
+from cmt_med.networks.peers import (
+    monai_dynunet,
+    monai_mednext,
+    monai_segresnet,
+    monai_swin_unetr,
+    monai_swin_unetr_v2,
+    monai_unetr,
+)
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "cmt_unetr": CMTUNETR,
+    "cmt_ti": CLASSIFIERS["cmt_ti"],
+    "cmt_xs": CLASSIFIERS["cmt_xs"],
+    "cmt_s": CLASSIFIERS["cmt_s"],
+    "cmt_b": CLASSIFIERS["cmt_b"],
+    "cmt_unetr": cmt_unetr,
+    "cmt_unetr_pyramid": cmt_unetr_pyramid,
+    "cmt_unetr_ti": PAPER_UNETRS["cmt_unetr_ti"],
+    "cmt_unetr_xs": PAPER_UNETRS["cmt_unetr_xs"],
+    "cmt_unetr_s": PAPER_UNETRS["cmt_unetr_s"],
+    "cmt_unetr_b": PAPER_UNETRS["cmt_unetr_b"],
+    "monai_swin_unetr": monai_swin_unetr,
+    "monai_swin_unetr_v2": monai_swin_unetr_v2,
+    "monai_unetr": monai_unetr,
+    "monai_segresnet": monai_segresnet,
+    "monai_dynunet": monai_dynunet,
+    "monai_mednext": monai_mednext,
 }
 
 
 def build_network(
-    name: str, *, spatial_dims: int, in_channels: int, num_classes: int, deep_supervision: bool = False, **options: Any
+    name: str,
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    num_classes: int | None,
+    deep_supervision: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Build a network by name.
 
@@ -27,15 +57,15 @@ def build_network(
         name: a key of ``NETWORKS``.
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
-        num_classes: channels of the result.
+        num_classes: channels of the result; None, for ``CLASSIFIERS`` only: no classifier, the result is the pyramid.
         deep_supervision: in train mode, return a list of logits, finest first.
         options: keyword arguments of that network.
 
     Returns:
-        A module from (B, in_channels, *S) to (B, num_classes, *S).
+        A module from (B, in_channels, *S) to (B, num_classes, *S), or to (B, num_classes) for ``CLASSIFIERS``.
 
     Raises:
-        NetworkError: for an unknown name or option.
+        NetworkError: for an unknown name or option, or one that the network does not have.
     """
     if name not in NETWORKS:
         near = difflib.get_close_matches(name, NETWORKS, 1)
@@ -55,13 +85,17 @@ def build_network(
                 where=f"network.options.{option}",
                 fix=f"did you mean {near[0]}?" if near else f"its options: {', '.join(known)}",
             )
-    try:
-        return builder(
-            spatial_dims=spatial_dims,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            deep_supervision=deep_supervision,
-            **options,
+    if "deep_supervision" in known:
+        options["deep_supervision"] = deep_supervision
+    elif deep_supervision:
+        raise NetworkError(f"{name} has no deep supervision", where="deep_supervision=True", fix="set it to false")
+    if num_classes is None and name not in CLASSIFIERS:
+        raise NetworkError(
+            f"{name} needs a number of classes",
+            where="num_classes=None",
+            fix=f"only {', '.join(CLASSIFIERS)} can do without",
         )
+    try:
+        return builder(spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes, **options)
     except (TypeError, ValueError) as error:
         raise NetworkError(f"{name} cannot be built", where=f"network.options={options}", why=str(error)) from error

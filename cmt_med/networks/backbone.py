@@ -6,12 +6,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cmt_med.blocks.attention import attention as build_attention
-from cmt_med.blocks.cmt import CMTBlock
+from cmt_med.blocks.cmt import CMTBlock, InvertedResidualFeedForward
 from cmt_med.blocks.conv import channels_last, check_spatial_dims
-from cmt_med.blocks.embedding import ConvTokenEmbedding, PatchMerging
+from cmt_med.blocks.embedding import EMBEDDINGS, PatchMerging
 from cmt_med.errors import NetworkError
+
+
+def run_block(block: nn.Module, x: Tensor, position: Tensor | None = None, *, checkpointing: bool) -> Tensor:
+    """A block of a stage, whose intermediates are recomputed in the backward pass if ``checkpointing``."""
+    result: Tensor = checkpoint(block, x, position, use_reentrant=False) if checkpointing else block(x, position)
+    return result
 
 
 class CMTBackbone(nn.Module):
@@ -30,6 +37,9 @@ class CMTBackbone(nn.Module):
         ffn_ratio: expansion of the feed-forwards.
         drop_path: stochastic depth, growing linearly from 0 to this rate at the last block.
         norm: norm of the token embedding, ``"instance"``, ``"layer"`` or ``"batch"``.
+        embedding: token embedding, one of ``EMBEDDINGS``.
+        merging: patch merging, one of ``MERGINGS``.
+        checkpointing: recompute each block in the backward pass instead of keeping its intermediates.
 
     Attributes:
         out_channels: widths of the returned grids, finest first.
@@ -54,6 +64,9 @@ class CMTBackbone(nn.Module):
         ffn_ratio: float,
         drop_path: float,
         norm: str,
+        embedding: str = "dense",
+        merging: str = "overlapping",
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims)
@@ -64,16 +77,23 @@ class CMTBackbone(nn.Module):
                 where=", ".join(f"{name} has {len(values)}" for name, values in per_stage.items()),
                 fix="give one value per stage to each",
             )
+        if embedding not in EMBEDDINGS:
+            raise NetworkError(
+                "unknown embedding", where=f"embedding={embedding!r}", fix=f"use one of {', '.join(EMBEDDINGS)}"
+            )
+        self.checkpointing = checkpointing
         self.out_channels = (stem_channels, *dims)
         self.strides = tuple(2 ** (i + 1) for i in range(len(dims) + 1))
-        self.stem = ConvTokenEmbedding(
+        self.stem = EMBEDDINGS[embedding](
             spatial_dims=spatial_dims, in_channels=in_channels, out_channels=stem_channels, norm=norm
         )
         rates = torch.linspace(0, drop_path, sum(depths)).tolist()
         self.merges, self.stages = nn.ModuleList(), nn.ModuleList()
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             self.merges.append(
-                PatchMerging(spatial_dims=spatial_dims, in_channels=self.out_channels[i], out_channels=dim)
+                PatchMerging(
+                    spatial_dims=spatial_dims, in_channels=self.out_channels[i], out_channels=dim, kind=merging
+                )
             )
             blocks = []
             for j in range(depth):
@@ -91,17 +111,21 @@ class CMTBackbone(nn.Module):
                         spatial_dims=spatial_dims,
                         channels=dim,
                         attention=mixer,
-                        ffn_ratio=ffn_ratio,
+                        feed_forward=InvertedResidualFeedForward(
+                            spatial_dims=spatial_dims, channels=dim, ratio=ffn_ratio
+                        ),
                         drop_path=rates[sum(depths[:i]) + j],
                     )
                 )
-            self.stages.append(nn.Sequential(*blocks))
+            self.stages.append(nn.ModuleList(blocks))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, *S) -> grids (B, out_channels[i], *ceil(S / strides[i])), finest first."""
         x = self.stem(channels_last(x))
         features = [x]
         for merge, stage in zip(self.merges, self.stages, strict=True):
-            x = stage(merge(x))
+            x = merge(x)
+            for block in stage:
+                x = run_block(block, x, checkpointing=self.checkpointing and self.training)
             features.append(x)
         return features

@@ -1,104 +1,147 @@
-"""CMT-UNETR: the CMT backbone with a UNETR-style decoder."""
+"""CMT-UNETR: the CMT backbone, or one of the paper's encoders, with a decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from torch import Tensor, nn
-
-from cmt_med.blocks.conv import Pointwise, channels_last, channels_last_weights
-from cmt_med.blocks.decoder import FullResolutionHead, HalfResolutionHead, UpBlock
 from cmt_med.networks.backbone import CMTBackbone
+from cmt_med.networks.cmt import PAPER, PaperBackbone
+from cmt_med.networks.decoder import decoder as build_decoder
+from cmt_med.networks.segmenter import Segmenter
 
-SUPERVISED_SCALES = 2
-"""Auxiliary outputs under deep supervision, at strides 4 and 8."""
 
-
-class CMTUNETR(nn.Module):
+def cmt_unetr(
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    num_classes: int,
+    deep_supervision: bool = False,
+    stem_channels: int = 32,
+    dims: Sequence[int] = (64, 128, 256),
+    depths: Sequence[int] = (2, 2, 2),
+    head_dim: int = 32,
+    attention: Sequence[str] = ("lightweight", "lightweight", "lightweight"),
+    kv_strides: Sequence[int] = (4, 2, 1),
+    window: int = 6,
+    ffn_ratio: float = 3.0,
+    drop_path: float = 0.1,
+    norm: str = "instance",
+    embedding: str = "dense",
+    merging: str = "overlapping",
+    decoder: str = "unetr",
+    skip: str = "concat",
+    full_channels: int = 16,
+    checkpointing: bool = False,
+) -> Segmenter:
     """Segmentation network for images and volumes of any size: (B, C, *S) -> logits (B, num_classes, *S).
-
-    The decoder joins the encoder's grid at every scale down to half resolution. A usual UNETR decoder spends most of its
-    time in two blocks at full resolution; here, :class:`FullResolutionHead` takes one linear layer at half resolution and
-    one narrow convolution.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         num_classes: channels of the logits.
         deep_supervision: in train mode, return a list: the logits, then those at strides 4 and 8.
+        stem_channels, dims, depths, head_dim, attention, kv_strides, window, ffn_ratio, drop_path, embedding, merging,
+            checkpointing: see :class:`cmt_med.networks.backbone.CMTBackbone`.
+        norm: of the token embedding and the decoder.
+        decoder: ``"unetr"`` or ``"mlp"``.
+        skip: ``"concat"``, or ``"fusion"`` to attend across scales in the UNETR decoder.
         full_channels: width at full resolution; 0 stops the decoder at half resolution.
-        stem_channels, dims, depths, head_dim, attention, kv_strides, window, ffn_ratio, drop_path, norm: see
-            :class:`cmt_med.networks.backbone.CMTBackbone`; ``norm`` is the decoder's, too.
 
     Raises:
         NetworkError: if the settings do not fit together.
     """
-
-    def __init__(
-        self,
-        *,
-        spatial_dims: int,
-        in_channels: int,
-        num_classes: int,
-        deep_supervision: bool = False,
-        stem_channels: int = 32,
-        dims: Sequence[int] = (64, 128, 256),
-        depths: Sequence[int] = (2, 2, 2),
-        head_dim: int = 32,
-        attention: Sequence[str] = ("lightweight", "lightweight", "lightweight"),
-        kv_strides: Sequence[int] = (4, 2, 1),
-        window: int = 6,
-        ffn_ratio: float = 3.0,
-        drop_path: float = 0.1,
-        norm: str = "instance",
-        full_channels: int = 16,
-    ) -> None:
-        super().__init__()
-        self.deep_supervision = deep_supervision
-        self.backbone = CMTBackbone(
+    encoder = CMTBackbone(
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        stem_channels=stem_channels,
+        dims=dims,
+        depths=depths,
+        head_dim=head_dim,
+        attention=attention,
+        kv_strides=kv_strides,
+        window=window,
+        ffn_ratio=ffn_ratio,
+        drop_path=drop_path,
+        norm=norm,
+        embedding=embedding,
+        merging=merging,
+        checkpointing=checkpointing,
+    )
+    return Segmenter(
+        encoder,
+        build_decoder(
+            decoder,
+            skip=skip,
             spatial_dims=spatial_dims,
-            in_channels=in_channels,
-            stem_channels=stem_channels,
-            dims=dims,
-            depths=depths,
-            head_dim=head_dim,
-            attention=attention,
-            kv_strides=kv_strides,
-            window=window,
-            ffn_ratio=ffn_ratio,
-            drop_path=drop_path,
+            image_channels=in_channels,
+            widths=encoder.out_channels,
+            strides=encoder.strides,
+            num_classes=num_classes,
             norm=norm,
-        )
-        widths = self.backbone.out_channels
-        self.ups = nn.ModuleList(
-            UpBlock(spatial_dims=spatial_dims, in_channels=widths[i + 1], skip_channels=widths[i], norm=norm)
-            for i in range(len(widths) - 1)
-        )
-        self.head: FullResolutionHead | HalfResolutionHead
-        if full_channels:
-            self.head = FullResolutionHead(
-                spatial_dims=spatial_dims,
-                features=widths[0],
-                in_channels=in_channels,
-                channels=full_channels,
-                num_classes=num_classes,
-            )
-        else:
-            self.head = HalfResolutionHead(spatial_dims=spatial_dims, features=widths[0], num_classes=num_classes)
-        self.auxiliary = nn.ModuleList()
-        if deep_supervision:
-            scales = range(1, min(1 + SUPERVISED_SCALES, len(self.ups)))
-            self.auxiliary.extend(Pointwise(widths[i], num_classes) for i in scales)
-        channels_last_weights(self)
+            full_channels=full_channels,
+            deep_supervision=deep_supervision,
+        ),
+    )
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        image = channels_last(x)
-        features = self.backbone(image)
-        grid = features[-1]
-        coarse: list[Tensor] = []
-        for i in reversed(range(len(self.ups))):
-            grid = self.ups[i](grid, features[i])
-            if self.training and 1 <= i <= len(self.auxiliary):
-                coarse.insert(0, self.auxiliary[i - 1](grid))
-        logits = self.head(grid, image)
-        return [logits, *coarse] if self.training and self.deep_supervision else logits
+
+cmt_unetr_pyramid = partial(
+    cmt_unetr,
+    dims=(64, 128, 256, 512),
+    depths=(2, 2, 2, 2),
+    attention=("window", "window", "lightweight", "lightweight"),
+    kv_strides=(8, 4, 2, 1),
+    embedding="grouped",
+    merging="grouped",
+    skip="fusion",
+)
+"""The product card's progressive pyramid, 64 -> 128 -> 256 -> 512 channels, with its other ideas switched on."""
+
+
+def _with_paper_encoder(
+    name: str,
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    num_classes: int,
+    deep_supervision: bool = False,
+    input_size: int | None = None,
+    depth_padding: str = "zeros",
+    drop_path: float | None = None,
+    norm: str = "instance",
+    decoder: str = "unetr",
+    skip: str = "concat",
+    full_channels: int = 16,
+    checkpointing: bool = False,
+) -> Segmenter:
+    encoder = PaperBackbone(
+        PAPER[name],
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        input_size=input_size,
+        depth_padding=depth_padding,
+        drop_path=drop_path,
+        checkpointing=checkpointing,
+    )
+    return Segmenter(
+        encoder,
+        build_decoder(
+            decoder,
+            skip=skip,
+            spatial_dims=spatial_dims,
+            image_channels=in_channels,
+            widths=encoder.out_channels,
+            strides=encoder.strides,
+            num_classes=num_classes,
+            norm=norm,
+            full_channels=full_channels,
+            deep_supervision=deep_supervision,
+        ),
+    )
+
+
+PAPER_UNETRS: dict[str, Callable[..., Segmenter]] = {
+    f"cmt_unetr_{name.removeprefix('cmt_')}": partial(_with_paper_encoder, name) for name in PAPER
+}
+"""The paper's encoders, which take the official weights, with a decoder; options as of :func:`cmt_unetr` and
+:class:`cmt_med.networks.cmt.PaperBackbone`."""

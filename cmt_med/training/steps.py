@@ -23,7 +23,7 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        (kept if parameter.ndim <= 1 or "bias_table" in name else decayed).append(parameter)
+        (kept if parameter.ndim <= 1 or "bias" in name.rpartition(".")[2] else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
