@@ -207,7 +207,7 @@ def train(manifest: Path, folder: Path, *, minutes: float, seed: int, options: d
         "options": options,
         "seed": seed,
         "minutes": minutes,
-        "dice": summary["mean"]["dice"],
+        "dice": summary["mean"]["mean"],
         "steps": rows[-1]["step"],
         "curve": [[row["seconds"], row["dice"]] for row in rows if "dice" in row],
     }

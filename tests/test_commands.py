@@ -11,13 +11,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from cmt_med.cli import run_command
 from cmt_med.config import load_config
 from cmt_med.evaluate import evaluate
+from cmt_med.files import sha256
 from cmt_med.infer import infer
+from cmt_med.networks.cmt import PAPER
 from cmt_med.train import train
 from tests.helpers import save, tiny_config, tiny_dataset
+from tests.networks.test_weights import official_layout
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +320,42 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
     for command in (train, infer, evaluate):
         assert run_command(command, ["--help"]) == 0
         assert "--" in capsys.readouterr().out
+
+
+def test_a_network_of_the_paper_from_official_weights(tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "d", 4)
+    weights = tmp_path / "cmt_ti.pth"
+    torch.save({"model": official_layout(PAPER["cmt_ti"], 64)}, weights)
+    text = tiny_config(tmp_path, manifest).read_text()
+    options = text[text.index("  options:") : text.index("optimizer:")]
+    config = tiny_config(tmp_path, manifest, **{options: f"  name: cmt_unetr_ti\n  pretrained: {weights}\n"})
+    assert run_command(train, ["--config", str(config), "--set", "train.epochs=1"]) == 0
+    card = json.loads((tmp_path / "run/model/model.json").read_text())
+    assert card["provenance"]["pretrained_sha256"] == sha256(weights)
+    assert str(weights) not in json.dumps(card)
+    case = str(tmp_path / "d/dataset.json")
+    assert run_command(infer, ["--model", str(tmp_path / "run"), "--input", case, "--output", str(tmp_path / "p")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        (["network.name=cmt_ti", "network.options={}"], 64),
+        (["network.name=cmt_unetr_ti", "network.options={}", "network.pretrained=absent.pth"], 65),
+        (["network.pretrained=setup.cfg"], 65),
+        (["network.name=monai_segresnet", "network.options={init_filters: 8}"], 64),  # no deep supervision
+    ],
+)
+def test_networks_that_cannot_be_trained_so(tmp_path: Path, changes: list[str], code: int) -> None:
+    manifest = tiny_dataset(tmp_path / "d", 4)
+    arguments = [part for change in changes for part in ("--set", change)]
+    assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest)), *arguments]) == code
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_a_peer_under_the_same_command(tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "d", 4)
+    changes = ["network.name=monai_dynunet", "network.options={filters: [8, 16, 32]}", "train.epochs=1"]
+    arguments = [part for change in changes for part in ("--set", change)]
+    assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest)), *arguments]) == 0
+    assert (tmp_path / "run/report/report.html").is_file()

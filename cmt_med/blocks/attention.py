@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class WindowAttention(nn.Module):
         shift = tuple(self.window // 2 if self.shifted and n > self.window else 0 for n in size)
         axes = tuple(range(2, x.ndim))
         grid = pad_to_multiple(x, window)
-        padded = tuple(grid.shape[2:])
+        padded = tuple(int(n) for n in grid.shape[2:])
         if any(shift):
             grid = channels_last(torch.roll(grid, tuple(-s for s in shift), axes))
         tokens = _to_windows(grid, window)  # (B, W, n, C)
@@ -115,7 +116,9 @@ class WindowAttention(nn.Module):
         )  # (BW, h, n, d)
         mask = self._relative_bias(window).unsqueeze(0)  # (1, h, n, n)
         if padded != size or any(shift):
-            hidden = _window_mask(size, padded, window, shift).to(x.device)  # (W, n, n)
+            # Not cached while a graph is captured, whose tensors hold no values.
+            hide = _window_mask if torch.compiler.is_compiling() else _cached_window_mask
+            hidden = hide(size, padded, window, shift).to(x.device)  # (W, n, n)
             minus_infinity = torch.zeros(hidden.shape, dtype=mask.dtype, device=x.device).masked_fill_(hidden, -1e4)
             mask = (mask + minus_infinity.unsqueeze(1)).repeat(batch, 1, 1, 1)  # (BW, h, n, n)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
@@ -180,3 +183,6 @@ def _window_mask(size: Sequence[int], padded: Sequence[int], window: Sequence[in
         label = label.unsqueeze(-1) * 3 + piece
     windows = _to_windows(label[None, None].float(), window)[0, :, :, 0]  # (W, n)
     return windows[:, :, None] != windows[:, None, :]
+
+
+_cached_window_mask = lru_cache(maxsize=16)(_window_mask)
