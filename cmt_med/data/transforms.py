@@ -260,8 +260,15 @@ def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
         sigma = (0.5, 1.0)
         steps.append(RandGaussianSmoothd(image, prob=settings.blur, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma))
     if settings.low_resolution:
-        back = "trilinear" if dims == 3 else "bilinear"
+        # Linear both ways: the default, nearest on the way down, moves the image by half a voxel against its label.
+        linear = "trilinear" if dims == 3 else "bilinear"
         steps.append(
-            RandSimulateLowResolutiond(image, prob=settings.low_resolution, zoom_range=(0.5, 1.0), upsample_mode=back)
+            RandSimulateLowResolutiond(
+                image,
+                prob=settings.low_resolution,
+                zoom_range=(0.5, 1.0),
+                downsample_mode=linear,
+                upsample_mode=linear,
+            )
         )
     return Compose(steps)

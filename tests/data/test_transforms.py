@@ -163,6 +163,25 @@ def test_image_and_label_move_together(entries: list[Entry]) -> None:
         assert drawn["image"][0][ball].mean() > drawn["image"][0][~ball].mean() + 1.0
 
 
+@pytest.mark.parametrize("kind", ["affine", "low_resolution", "blur"])
+def test_augmentation_does_not_shift_the_image_against_its_label(kind: str) -> None:
+    settings = {"flip": 0, "affine": 0, "intensity": 0, "gamma": 0, "noise": 0} | {kind: 1.0}
+    train = Train(epochs=1, patch_size=[32, 48, 32], foreground_fraction=0.0)
+    transform = augmentation(DATA, train, Augmentation.model_validate(settings))
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in (36, 50, 36)), indexing="ij"))
+    radii, centre = np.array([7, 12, 8]), np.array([17.3, 24.6, 18.2])
+    distance = np.sqrt(((grid.T - centre) ** 2 / radii**2).sum(-1)).T
+    image = np.maximum(1.0 - distance, -0.5)[None].astype(np.float32)
+    label = (image > 0).astype(np.uint8)
+    shifts = []
+    for seed in range(40):
+        transform.set_random_state(seed=seed)
+        drawn = transform({"image": image.copy(), "label": label.copy(), "points": []})
+        where = [np.argwhere(np.asarray(drawn[key])[0] > 0).mean(0) for key in ("image", "label")]
+        shifts.append(where[0] - where[1])
+    assert np.abs(np.mean(shifts, axis=0)).max() < 0.03  # voxels
+
+
 def test_2d_patches_are_slices(entries: list[Entry]) -> None:
     data = DATA.model_copy(update={"slice_axis": 1})
     train = Train(epochs=1, patch_size=[12, 10])
