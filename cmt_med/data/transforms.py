@@ -150,24 +150,30 @@ def invert_probabilities(probabilities: Tensor, preprocessed: Mapping[str, Any],
 
 
 class RandPatchd(MapTransform, Randomizable):
-    """Cut a patch with a random centre, padding with zeros where it leaves the volume.
+    """Cut a patch with a margin around it at a random place, with zeros where this leaves the volume.
 
     With probability ``foreground_fraction`` the centre is a voxel of a label (each label equally likely), drawn from
-    ``points`` (L, n, 3); else it is uniform over the places where the patch lies inside. Reads only the patch from a
-    memory-mapped volume.
+    ``points`` (L, n, 3); else the place is uniform. Either way the patch without its margin lies inside the volume, or
+    covers it. Reads only what it needs from a memory-mapped volume.
+
+    Args:
+        keys: entries to cut, (C, *S) each.
+        size: of the patch without the margin, in voxels.
+        margin: added on both sides of every axis, in voxels.
+        foreground_fraction: see above.
     """
 
-    def __init__(self, keys: Sequence[str], size: Sequence[int], foreground_fraction: float) -> None:
+    def __init__(
+        self, keys: Sequence[str], size: Sequence[int], margin: Sequence[int], foreground_fraction: float
+    ) -> None:
         MapTransform.__init__(self, keys)
-        self.size, self.foreground_fraction = tuple(size), foreground_fraction
+        self.size, self.margin, self.foreground_fraction = tuple(size), tuple(margin), foreground_fraction
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         shape = data[self.keys[0]].shape[1:]
-        start = self._draw(shape, data["points"])
-        result: dict[Hashable, Any] = {}
-        for key in self.keys:
-            result[key] = _cut(data[key], start, self.size)
-        return result
+        start = [s - m for s, m in zip(self._draw(shape, data["points"]), self.margin, strict=True)]
+        whole = [n + 2 * m for n, m in zip(self.size, self.margin, strict=True)]
+        return {key: _cut(data[key], start, whole) for key in self.keys}
 
     def _draw(self, shape: Sequence[int], points: Sequence[NDArray[np.int16]]) -> list[int]:
         present = [p for p in points if len(p)]
@@ -182,10 +188,8 @@ class RandPatchd(MapTransform, Randomizable):
             low, high = min(0, n - p), max(0, n - p)  # the patch covers the volume, or lies inside it
             if centre is not None:
                 start.append(int(np.clip(int(centre[axis]) - p // 2, low, high)))
-            elif n < p:
-                start.append(low // 2)
             else:
-                start.append(int(anywhere[axis] * (high + 1)))
+                start.append(low + int(anywhere[axis] * (high - low + 1)))
         return start
 
 
@@ -216,17 +220,19 @@ class SqueezeSliced(MapTransform):
 def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
     """The random part: a patch, then spatial and intensity changes, each with its own draw.
 
-    The patch is cut with a margin, from which the affine change takes its content.
+    The patch is cut with a margin, from which the affine change takes its content. The margin is the same on both sides,
+    so that without an affine change the grid of the patch falls on voxels.
     """
     keys = ["image", "label"]
-    margin = 1.0 + (settings.scale if settings.affine else 0.0)
-    cut = [int(np.ceil(n * margin)) for n in train.patch_size]
+    size = list(train.patch_size)
+    margin = [int(np.ceil(n * settings.scale / 2)) if settings.affine else 0 for n in size]
     steps: list[Any] = []
     if data.slice_axis is None:
-        steps.append(RandPatchd(keys, cut, train.foreground_fraction))
+        steps.append(RandPatchd(keys, size, margin, train.foreground_fraction))
     else:
-        cut.insert(data.slice_axis, 1)
-        steps += [RandPatchd(keys, cut, train.foreground_fraction), SqueezeSliced(keys, data.slice_axis)]
+        size.insert(data.slice_axis, 1)
+        margin.insert(data.slice_axis, 0)
+        steps += [RandPatchd(keys, size, margin, train.foreground_fraction), SqueezeSliced(keys, data.slice_axis)]
     dims = len(train.patch_size)
     angle = float(np.deg2rad(settings.rotate_degrees))
     steps.append(
@@ -260,8 +266,15 @@ def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
         sigma = (0.5, 1.0)
         steps.append(RandGaussianSmoothd(image, prob=settings.blur, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma))
     if settings.low_resolution:
-        back = "trilinear" if dims == 3 else "bilinear"
+        # Linear both ways: the default, nearest on the way down, moves the image by half a voxel against its label.
+        linear = "trilinear" if dims == 3 else "bilinear"
         steps.append(
-            RandSimulateLowResolutiond(image, prob=settings.low_resolution, zoom_range=(0.5, 1.0), upsample_mode=back)
+            RandSimulateLowResolutiond(
+                image,
+                prob=settings.low_resolution,
+                zoom_range=(0.5, 1.0),
+                downsample_mode=linear,
+                upsample_mode=linear,
+            )
         )
     return Compose(steps)

@@ -163,6 +163,48 @@ def test_image_and_label_move_together(entries: list[Entry]) -> None:
         assert drawn["image"][0][ball].mean() > drawn["image"][0][~ball].mean() + 1.0
 
 
+@pytest.mark.parametrize("kind", ["affine", "low_resolution", "blur"])
+def test_augmentation_does_not_shift_the_image_against_its_label(kind: str) -> None:
+    settings = {"flip": 0, "affine": 0, "intensity": 0, "gamma": 0, "noise": 0} | {kind: 1.0}
+    train = Train(epochs=1, patch_size=[32, 48, 32], foreground_fraction=0.0)
+    transform = augmentation(DATA, train, Augmentation.model_validate(settings))
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in (36, 50, 36)), indexing="ij"))
+    radii, centre = np.array([7, 12, 8]), np.array([17.3, 24.6, 18.2])
+    distance = np.sqrt(((grid.T - centre) ** 2 / radii**2).sum(-1)).T
+    image = np.maximum(1.0 - distance, -0.5)[None].astype(np.float32)
+    label = (image > 0).astype(np.uint8)
+    shifts = []
+    for seed in range(40):
+        transform.set_random_state(seed=seed)
+        drawn = transform({"image": image.copy(), "label": label.copy(), "points": []})
+        where = [np.argwhere(np.asarray(drawn[key])[0] > 0).mean(0) for key in ("image", "label")]
+        shifts.append(where[0] - where[1])
+    assert np.abs(np.mean(shifts, axis=0)).max() < 0.03  # voxels
+
+
+def test_a_patch_without_an_affine_change_is_a_piece_of_the_volume() -> None:
+    seldom = Augmentation(flip=0, affine=1e-9, scale=0.2, intensity=0, gamma=0, noise=0)
+    train = Train(epochs=1, patch_size=[7, 10, 12], foreground_fraction=0.0)
+    transform = augmentation(DATA, train, seldom)
+    image = np.arange(9 * 10 * 11, dtype=np.float32).reshape(1, 9, 10, 11) + 1.0
+    label = (image % 3 == 0).astype(np.uint8)
+    places = set()
+    for seed in range(60):
+        transform.set_random_state(seed=seed)
+        drawn = transform({"image": image, "label": label, "points": []})
+        patch, mask = np.asarray(drawn["image"])[0], np.asarray(drawn["label"])[0]
+        assert patch.shape == (7, 10, 12)
+        inside = patch > 0
+        np.testing.assert_array_equal(mask[inside], patch[inside] % 3 == 0)
+        x, y, z = np.unravel_index(int(patch[inside].min()) - 1, (9, 10, 11))
+        offset = int(np.argwhere(inside.any(axis=(0, 1)))[0, 0])
+        expected = np.pad(image[0, x : x + 7], ((0, 0), (0, 0), (offset, 1 - offset)))
+        np.testing.assert_array_equal(patch, expected)
+        assert (y, z) == (0, 0)
+        places.add((int(x), offset))
+    assert places == {(x, offset) for x in range(3) for offset in range(2)}  # every place, the border too
+
+
 def test_2d_patches_are_slices(entries: list[Entry]) -> None:
     data = DATA.model_copy(update={"slice_axis": 1})
     train = Train(epochs=1, patch_size=[12, 10])
