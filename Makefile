@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: brats test soak lint clean
 
 brats: $(STAMP)  ## phantom (or your data: MANIFEST=...) -> train -> infer -> evaluate -> report
-	$(BIN)/python pipelines/brats.py $(if $(MANIFEST),--manifest $(MANIFEST))
+	$(BIN)/python pipelines/brats.py $(if $(MANIFEST),--manifest $(MANIFEST)) $(if $(OUTPUT),--output $(OUTPUT))
 
 test: $(STAMP) lint  ## all tests with reduced counts
 	$(BIN)/python -m pytest

@@ -42,7 +42,8 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
         print(error.message(), file=sys.stderr)
         return error.exit_code
     except _UsageError as error:
-        print(f"[E_USAGE] {error.format_message()}\n  fix: see --help", file=sys.stderr)
+        usage = errors.ConfigError(error.format_message(), where="the command line", fix="see --help", code="E_USAGE")
+        print(usage.message(), file=sys.stderr)
         return errors.EXIT_USAGE
     except (typer.Abort, KeyboardInterrupt):
         print("[E_INTERRUPTED] interrupted\n  fix: the same command resumes it", file=sys.stderr)

@@ -26,7 +26,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
 
 class Region(Section):
@@ -62,7 +62,7 @@ class Data(Section):
     crop_foreground: bool = Field(False, description="crop to the part that differs from the background")
     normalise: Literal["image", "foreground"] = Field("image", description="voxels that z-scores are taken over")
     clip: tuple[Percent, Percent] | None = Field(
-        None, description="percentiles that brightness is clipped to, per channel"
+        None, strict=False, description="percentiles that brightness is clipped to, per channel"
     )
     slice_axis: Literal[0, 1, 2] | None = Field(None, description="axis (right, front, top) that 2D slices lie across")
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare batches; results are the same")

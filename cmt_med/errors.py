@@ -21,15 +21,17 @@ class CmtError(Exception):
     Args:
         what: one clause that says what happened.
         where: the case, file, key or option concerned.
-        why: why the package does not go on.
-        fix: what the user can do.
+        why: why the package does not go on; where nothing is given, the reason common to errors of this kind.
+        fix: what the user can do; likewise.
     """
 
     code = "E_INTERNAL"
     exit_code = EXIT_BUG
+    usual_why = "the result could not be trusted"
+    usual_fix = "report it with the log"
 
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "", code: str | None = None) -> None:
-        self.what, self.where, self.why, self.fix = what, where, why, fix
+        self.what, self.where, self.why, self.fix = what, where, why or self.usual_why, fix or self.usual_fix
         if code is not None:
             self.code = code
         super().__init__(self.message())
@@ -60,6 +62,8 @@ class ConfigError(CmtError):
 
     code = "E_CONFIG"
     exit_code = EXIT_USAGE
+    usual_why = "no work starts before every setting is known to be right"
+    usual_fix = "see --help, and the files in configs/"
 
 
 class DataError(CmtError):
@@ -67,6 +71,8 @@ class DataError(CmtError):
 
     code = "E_DATA"
     exit_code = EXIT_DATA
+    usual_why = "nothing is computed from data that could be misread"
+    usual_fix = "correct the file, or leave it out"
 
 
 class OutputError(CmtError):
@@ -74,6 +80,8 @@ class OutputError(CmtError):
 
     code = "E_OUTPUT"
     exit_code = EXIT_OUTPUT
+    usual_why = "results would be lost"
+    usual_fix = "give another --output, or make room"
 
 
 class Interrupted(CmtError):

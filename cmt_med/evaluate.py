@@ -57,7 +57,8 @@ def evaluate(
         raise DataError("there are no references", where=str(references), fix="check --references", code="E_IO")
     require_writable_folder(output)
     scored, failures = score_folder(
-        _volumes(predictions), reference_files, targets, reference_targets=reference_targets, rule=rule
+        {name: path for name, path in _volumes(predictions).items() if name not in run.get("failed", [])},
+        reference_files, targets, reference_targets=reference_targets, rule=rule
     )
     notice = str(run.get("notice", ""))
     metrics = write_metrics(output, scored, targets, rule=rule, failures=failures, extra={"run": run, "notice": notice})

@@ -40,7 +40,7 @@ def write_file(path: Path, fill: Callable[[IO[bytes]], object], *, suffix: str =
             fill(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
         temporary = None
         _sync_folder(path.parent)
@@ -123,10 +123,13 @@ def _finite(value: object) -> object:
     return value
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+_UMASK = _read_umask()  # once, before there are threads: it can be read only by setting it
 
 
 def _sync_folder(folder: Path) -> None:

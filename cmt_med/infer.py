@@ -73,6 +73,8 @@ def _from_options(items: list[str], channels: list[str]):  # type: ignore[no-unt
             raise ConfigError(
                 "--channel needs NAME=FILE", where=repr(item), fix="write for example --channel t1ce=x.nii.gz"
             )
+        if name in files:
+            raise ConfigError(f"--channel {name} is given twice", where=repr(item), fix="give each channel once")
         files[name] = Path(file)
     return case_of_channels(files, channels)
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class ProcessGroup:
 
     def __enter__(self) -> None:
         if self.spread:
-            idist.initialize(self.backend)
+            # The others wait while the first process checks and caches all cases, however long that takes.
+            idist.initialize(self.backend, timeout=timedelta(days=7))
 
     def __exit__(self, *_: object) -> None:
         if self.spread:
@@ -50,6 +52,16 @@ def listen_for_signals() -> Callable[[], bool]:
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
     return lambda: asked["stop"]
+
+
+def stop_listening() -> None:
+    """From now on a signal interrupts at once."""
+
+    def leave(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
 
 
 def environment(device: torch.device, seed: int) -> dict[str, Any]:

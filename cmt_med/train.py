@@ -2,66 +2,67 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import ignite.distributed as idist
 import torch
 import typer
-from torch import Tensor
 
 import cmt_med
+from cmt_med.assemble import (
+    Prepared,
+    assemble_parts,
+    bound_demo,
+    ensure_phantom,
+    mirrored_axes,
+    monitored,
+    network_arguments,
+    plain_network,
+    prepare_data,
+    scored_targets,
+    start_network,
+    windows,
+)
 from cmt_med.cli import Debug, pick_device, run_command, use_threads
 from cmt_med.config import Experiment, dump_config, load_config
-from cmt_med.data.cache import Entry, default_cache_folder, prepare
-from cmt_med.data.loader import PatchSet, patch_loader
-from cmt_med.data.manifest import Case, Manifest, load_manifest, manifest_content, region_values, split_cases
-from cmt_med.data.names import canonical_channel
-from cmt_med.data.phantom import BANNER, make_phantom
-from cmt_med.data.transforms import augmentation, preprocessing_settings
-from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
+from cmt_med.data.manifest import load_manifest, manifest_content
+from cmt_med.data.phantom import BANNER
+from cmt_med.data.transforms import preprocessing_settings
+from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, OutputError
 from cmt_med.evaluate import print_summary
 from cmt_med.evaluation.baseline import ThresholdBaseline
 from cmt_med.files import read_lines, require_writable_folder, sha256, write_json, write_text
 from cmt_med.inference.folder import infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
-from cmt_med.inference.predict import Predictor, Windows
-from cmt_med.networks import CLASSIFIERS, build_network
-from cmt_med.networks.weights import load_pretrained
+from cmt_med.inference.predict import Predictor
+from cmt_med.networks import build_network
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
-from cmt_med.runtime import ProcessGroup, dense_convolution_rate, environment, listen_for_signals
-from cmt_med.training.fit import Parts, fit
-from cmt_med.training.losses import segmentation_loss
+from cmt_med.runtime import ProcessGroup, dense_convolution_rate, environment, listen_for_signals, stop_listening
+from cmt_med.training.fit import Parts, fit, require_same_run
 from cmt_med.training.validation import validator
 
-PHANTOM_MANIFEST = "brats_phantom.json"
-DEMO_MINUTES = 9.0
+
+RUN_FILES = (
+    "checkpoints",
+    "config.yaml",
+    "environment.json",
+    "held_out.json",
+    "log.jsonl",
+    "model",
+    "plan.json",
+    "report",
+    "tensorboard",
+    "validation",
+)
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Data of an experiment, checked and cached."""
-
-    manifest: Manifest
-    training: list[Case]
-    validation: list[Case]
-    training_entries: list[Entry]
-    validation_entries: list[Entry]
-    channels: list[str]
-    regions: list[tuple[str, list[int], int]] | None
 
 
 def train(
@@ -95,31 +96,33 @@ def train(
         if not main:
             logging.getLogger().setLevel(logging.ERROR)
         if main:
-            if fresh:
-                _clear(folder)
             require_writable_folder(folder)
-            _ensure_phantom(Path(experiment.data.manifest))
+            ensure_phantom(Path(experiment.data.manifest))
         idist.barrier()
         manifest = load_manifest(Path(experiment.data.manifest))
-        experiment = _bound_demo(experiment, manifest, overrides)
+        experiment = bound_demo(experiment, manifest, overrides)
         banner = BANNER if manifest.demo else ""
         if banner:
             log.warning("%s: these are synthetic volumes; no score below says anything about patients", banner)
         if main:
-            data = _prepare(experiment, manifest, limit)
+            data = prepare_data(experiment, manifest, limit)
         idist.barrier()
         if not main:
-            data = _prepare(experiment, manifest, limit)
-        network = _start_network(experiment, data).to(chosen)
-        parts = _parts(experiment, data, network)
-        if main:
+            data = prepare_data(experiment, manifest, limit)
+        network = start_network(experiment, data).to(chosen)
+        parts = assemble_parts(experiment, data, network)
+        if dry_run:
+            return _dry_run(experiment, data, parts)
+        if main:  # only now: a faulty config or case must not touch what an earlier run left
+            if fresh:
+                _clear(folder)
+            require_same_run(folder, parts, experiment.train)
             write_text(folder / "config.yaml", dump_config(experiment))
             write_json(folder / "environment.json", environment(chosen, experiment.seed))
             write_json(folder / "held_out.json", manifest_content(manifest, data.validation))
-        if dry_run:
-            return _dry_run(experiment, data, parts, folder)
+        idist.barrier()
         stop = listen_for_signals()
-        per_case = len(data.validation) / max(1, len(_monitored(experiment, data)))
+        per_case = len(data.validation) / max(1, len(monitored(experiment, data)))
         outcome = fit(
             parts,
             experiment.train,
@@ -132,204 +135,14 @@ def train(
             banner=banner,
         )
         if not main:
-            idist.barrier()
-            return EXIT_DONE
+            return EXIT_DONE  # the first process alone segments, scores and reports
+        stop_listening()
         # without the outputs of deep supervision, which only training needs
-        plain = _network(experiment, data, deep_supervision=False)
+        plain = plain_network(experiment, data, deep_supervision=False)
         weights = {name: outcome.weights[name] for name in plain.state_dict()}
         card = _card(experiment, data, outcome, plain)
         card = save_model(folder / "model", card, weights)
-        code = _report(experiment, data, card, folder, chosen, banner)
-        idist.barrier()
-    return code
-
-
-# ---- what goes in
-
-
-def _ensure_phantom(path: Path) -> None:
-    if path.exists() or path.name != PHANTOM_MANIFEST:
-        return
-    log.info("making phantom heads for a first run (%s)", path)
-    make_phantom(path, path.parent / "brats_phantom")
-
-
-def _bound_demo(experiment: Experiment, manifest: Manifest, overrides: list[str]) -> Experiment:
-    given = {item.partition("=")[0].strip() for item in overrides}
-    if not manifest.demo or given & {"train.epochs", "train.max_minutes"}:
-        return experiment
-    log.info(
-        "%s: bound to %g minutes for a first run; --set train.epochs=... or train.max_minutes=... lifts that",
-        BANNER, DEMO_MINUTES,
-    )  # fmt: skip
-    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"max_minutes": DEMO_MINUTES})})
-
-
-def _prepare(experiment: Experiment, manifest: Manifest, limit: int | None) -> Prepared:
-    settings = experiment.data
-    channels = [canonical_channel(name) for name in settings.channels]
-    if len(set_of := {*channels}) != len(channels):
-        raise ConfigError("a channel is named twice", where=f"data.channels={settings.channels}", fix=f"use {set_of}")
-    strange = [name for name in channels if name not in manifest.channels]
-    if strange:
-        raise ConfigError(
-            f"the data set has no channel {', '.join(strange)}",
-            where="data.channels",
-            why=f"the case list names {', '.join(manifest.channels)}",
-            fix=f"--set data.channels='[{', '.join(manifest.channels)}]'",
-        )
-    labelled = [case for case in manifest.cases if case.label is not None]
-    if not manifest.labels or not labelled:
-        raise DataError(
-            "there is nothing to learn from", where=str(manifest.path),
-            why="no labels are named" if not manifest.labels else "no case has a label",
-            fix='add "labels": {"0": "background", ...} and a "label" for each case', code="E_MANIFEST",
-        )  # fmt: skip
-    regions = region_values(settings.regions, manifest.labels) if settings.regions is not None else None
-    if limit is not None:
-        labelled = labelled[:limit]
-    training, validation = split_cases(labelled, settings.split, experiment.seed)
-    log.info(
-        "%s: %d cases to train, %d to validate; channels %s; labels %s",
-        manifest.name, len(training), len(validation), ", ".join(channels),
-        ", ".join(f"{name} {value}" for name, value in manifest.labels.items()),
-    )  # fmt: skip
-    entries = _cache_all([*training, *validation], channels, manifest, experiment)
-    return Prepared(
-        manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, regions
-    )
-
-
-def _cache_all(cases: list[Case], channels: list[str], manifest: Manifest, experiment: Experiment) -> list[Entry]:
-    folder = default_cache_folder()
-    settings = preprocessing_settings(experiment.data)
-
-    def one(case: Case) -> Entry | DataError:
-        try:
-            return prepare(case, channels=channels, labels=manifest.labels, settings=settings, folder=folder)
-        except DataError as error:
-            return error
-
-    begun = time.monotonic()
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(one, cases))
-    faults = [result for result in results if isinstance(result, DataError)]
-    if faults:
-        for fault in faults[1:10]:
-            log.error("%s", fault.message())
-        if len(faults) > 1:
-            faults[0].what += f" ({len(faults)} cases are faulty; all are checked before training starts)"
-        raise faults[0]
-    log.info("%d cases checked and preprocessed in %.0f s (%s)", len(cases), time.monotonic() - begun, folder)
-    return [result for result in results if isinstance(result, Entry)]
-
-
-def _network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
-    if experiment.network.name in CLASSIFIERS:
-        raise ConfigError(
-            "this network classifies whole images",
-            where=f"network.name={experiment.network.name}",
-            why="segmentation needs a decoder",
-            fix=f"use cmt_unetr_{experiment.network.name.removeprefix('cmt_')}, which has the same encoder",
-        )
-    torch.manual_seed(experiment.seed)
-    return build_network(**_network_arguments(experiment, data), deep_supervision=deep_supervision)
-
-
-def _start_network(experiment: Experiment, data: Prepared) -> torch.nn.Module:
-    """The network to train, with pretrained weights in its encoder if there are any."""
-    network = _network(experiment, data, deep_supervision=experiment.train.deep_supervision)
-    if experiment.network.pretrained is not None:
-        load_pretrained(network, experiment.network.pretrained)
-        log.info("encoder starts from %s", experiment.network.pretrained)
-    return network
-
-
-def _network_arguments(experiment: Experiment, data: Prepared) -> dict[str, Any]:
-    return {
-        "name": experiment.network.name,
-        "spatial_dims": experiment.network.spatial_dims,
-        "in_channels": len(data.channels),
-        "num_classes": len(data.regions) if data.regions is not None else len(data.manifest.labels),
-        **experiment.network.options,
-    }
-
-
-def _monitored(experiment: Experiment, data: Prepared) -> list[Entry]:
-    wanted = experiment.train.validation_cases
-    entries = data.validation_entries
-    if wanted is None or wanted >= len(entries):
-        return entries
-    return [entries[i * len(entries) // wanted] for i in range(wanted)]
-
-
-def _parts(experiment: Experiment, data: Prepared, network: torch.nn.Module) -> Parts:
-    settings = experiment.train
-    transform = augmentation(experiment.data, settings, experiment.augmentation)
-    patches = PatchSet(
-        data.training_entries, transform, patches_per_case=settings.patches_per_case, seed=experiment.seed
-    )
-    world, rank = idist.get_world_size(), idist.get_rank()
-    if settings.batch_size % world:
-        raise ConfigError(
-            "the batch does not divide by the processes",
-            where=f"train.batch_size={settings.batch_size}, {world} processes",
-            fix="make it a multiple; it counts patches over all processes",
-        )
-    classes = list(data.manifest.labels.values())
-
-    def batches(start: int) -> Iterator[dict[str, Tensor]]:
-        return iter(
-            patch_loader(
-                patches, batch_size=settings.batch_size, start=start, workers=experiment.data.workers,
-                rank=rank, world=world,
-            )
-        )  # fmt: skip
-
-    monitored = _monitored(experiment, data)
-    validate = None
-    if monitored:
-        validate = validator(
-            monitored,
-            _windows(experiment),
-            targets=_targets(data),
-            classes=classes,
-            regions=data.regions,
-            threshold=experiment.inference.threshold,
-        )  # fmt: skip
-    per_step = settings.batch_size * settings.accumulate
-    described = experiment.model_dump(exclude={"output": True, "train": {"epochs", "max_minutes"}})
-    identity = [described, [entry.folder.name for entry in data.training_entries]]
-    return Parts(
-        network=network,
-        loss=segmentation_loss(
-            classes, [values for _, values, _ in data.regions] if data.regions is not None else None
-        ),
-        batches=batches,
-        validate=validate,
-        steps_per_epoch=max(1, -(-len(patches) // per_step)),
-        case_names=[case.name for case in data.training],
-        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-    )
-
-
-def _windows(experiment: Experiment) -> Windows:
-    settings = experiment.inference
-    size = settings.window or experiment.train.patch_size
-    return Windows(tuple(size), settings.overlap, settings.batch_size, experiment.data.slice_axis)
-
-
-def _mirrored_axes(experiment: Experiment) -> list[int]:
-    """The axes of the volume that training mirrors: those that test-time augmentation may mirror, too."""
-    seen = [axis for axis in range(3) if axis != experiment.data.slice_axis]
-    axes = experiment.augmentation.flip_axes
-    return [] if experiment.augmentation.flip == 0 else [seen[i] for i in (range(len(seen)) if axes is None else axes)]
-
-
-def _targets(data: Prepared) -> dict[str, list[int]]:
-    if data.regions is not None:
-        return {name: values for name, values, _ in data.regions}
-    return {name: [value] for name, value in data.manifest.labels.items() if value != 0}
+        return _report(experiment, data, card, folder, chosen, banner)
 
 
 # ---- what comes out
@@ -341,13 +154,13 @@ def _card(experiment: Experiment, data: Prepared, outcome: Any, network: torch.n
         regions = [RegionCard(name=name, values=values, write=write) for name, values, write in data.regions]
     return ModelCard(
         name=experiment.name,
-        network=_network_arguments(experiment, data),
+        network=network_arguments(experiment, data),
         channels=data.channels,
         labels=data.manifest.labels,
         regions=regions,
         preprocessing=preprocessing_settings(experiment.data),
         slice_axis=experiment.data.slice_axis,
-        mirrored_axes=_mirrored_axes(experiment),
+        mirrored_axes=mirrored_axes(experiment),
         window=experiment.inference.window or experiment.train.patch_size,
         inference=experiment.inference,
         provenance={
@@ -417,14 +230,14 @@ def _report(
 
 
 def _threshold_baseline(data: Prepared) -> dict[str, dict[str, Any]]:
-    baseline = ThresholdBaseline(data.channels, _targets(data))
+    baseline = ThresholdBaseline(data.channels, scored_targets(data))
     for entry in data.validation_entries:
         image = entry.image()
         baseline.add(image, entry.label()[0], (image != 0).any(axis=0))
     return baseline.best()
 
 
-def _dry_run(experiment: Experiment, data: Prepared, parts: Parts, folder: Path) -> int:
+def _dry_run(experiment: Experiment, data: Prepared, parts: Parts) -> int:
     batch = next(parts.batches(0))
     device = next(parts.network.parameters()).device
     begun = time.monotonic()
@@ -436,8 +249,8 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts, folder: Path)
     if data.validation_entries:
         one = validator(
             data.validation_entries[:1],
-            _windows(experiment),
-            targets=_targets(data), classes=list(data.manifest.labels.values()), regions=data.regions,
+            windows(experiment),
+            targets=scored_targets(data), classes=list(data.manifest.labels.values()), regions=data.regions,
             threshold=experiment.inference.threshold,
         )  # fmt: skip
         score = one(parts.network.eval())["dice"]
@@ -455,10 +268,20 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts, folder: Path)
 
 
 def _clear(folder: Path) -> None:
-    for name in ("checkpoints", "tensorboard", "report", "validation", "model"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("log.jsonl", "plan.json", "config.yaml", "environment.json", "held_out.json"):
-        (folder / name).unlink(missing_ok=True)
+    strangers = [path.name for path in folder.iterdir() if path.name not in RUN_FILES]
+    if strangers and not (folder / "checkpoints").is_dir():
+        raise OutputError(
+            "this folder is not a run",
+            where=str(folder),
+            why=f"--fresh clears a run's files, and here are others ({', '.join(sorted(strangers)[:3])}) but no checkpoints",
+            fix="give another --output",
+        )
+    for name in RUN_FILES:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def main() -> int:

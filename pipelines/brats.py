@@ -1,6 +1,8 @@
 """The brain-tumour story: phantom (or your data) -> train -> infer -> evaluate -> report.
 
-python pipelines/brats.py [--manifest YOUR.json] [--output runs/brats]
+python pipelines/brats.py [--manifest YOUR.json] [--output FOLDER]
+
+The run folder is runs/brats for the phantom and runs/brats_NAME for the case list NAME.json.
 """
 
 from __future__ import annotations
@@ -17,19 +19,21 @@ def main() -> int:
     """Run the chain; a failing command ends it with that command's exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, help="case list of your data; default: the phantom")
-    parser.add_argument("--output", type=Path, default=Path("runs/brats"))
+    parser.add_argument("--output", type=Path, help="run folder")
     options = parser.parse_args()
     root = Path(__file__).resolve().parents[1]
+    name = f"brats_{options.manifest.stem}" if options.manifest else "brats"
+    output = options.output.resolve() if options.output else root / "runs" / name
     manifest = options.manifest.resolve() if options.manifest else root / "data_manifests" / "brats_phantom.json"
-    train = ["train", "--config", CONFIG, "--output", str(options.output), "--set", f"data.manifest={manifest}"]
+    train = ["train", "--config", CONFIG, "--output", str(output), "--set", f"data.manifest={manifest}"]
     # Training ends with a report on the held-out cases already; the two commands after it do the same as a user would for
     # cases of their own: held_out.json is the case list of what training has not seen.
-    held_out, predictions = options.output / "held_out.json", options.output / "predictions"
+    held_out, predictions = output / "held_out.json", output / "predictions"
     steps = [
         train,
-        ["infer", "--model", str(options.output / "model"), "--input", str(held_out), "--output", str(predictions)],
+        ["infer", "--model", str(output / "model"), "--input", str(held_out), "--output", str(predictions)],
         ["evaluate", "--predictions", str(predictions), "--references", str(held_out),
-         "--output", str(options.output / "evaluation")],
+         "--output", str(output / "evaluation")],
     ]  # fmt: skip
     for step in steps:
         print(f"== cmt-med {' '.join(step)}", flush=True)

@@ -173,7 +173,7 @@ def test_bad_data_stops_before_training(
     damage(tmp_path / "d")  # type: ignore[operator]
     assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest))]) == 65
     message = capsys.readouterr().err
-    for part in (f"[{code}]", "where:", "case3"):
+    for part in (f"[{code}]", "where:", "why:", "fix:", "case3"):
         assert part in message
     assert "Traceback" not in message
     assert not (tmp_path / "run/checkpoints").exists()
@@ -199,7 +199,8 @@ def test_bad_command_lines(
     manifest = tiny_dataset(tmp_path / "d", 6)
     assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest)), *arguments]) == code
     message = capsys.readouterr().err
-    assert expected in message
+    for part in (expected, "where:", "why:", "fix:"):
+        assert part in message
     assert "Traceback" not in message
 
 
@@ -295,6 +296,47 @@ def test_another_experiment_in_the_same_folder_is_refused(trained: Path, tmp_pat
     assert run_command(train, ["--config", config, "--set", "seed=9"]) == 65
     arguments = ["--config", config, "--set", "seed=9", "--fresh", "--output", str(tmp_path / "other")]
     assert run_command(train, arguments) == 0
+
+
+def test_a_command_that_is_refused_leaves_the_run_as_it_was(trained: Path, tmp_path: Path) -> None:
+    def snapshot() -> dict[str, str]:
+        return {str(path): sha256(path) for path in sorted((trained / "run").rglob("*")) if path.is_file()}
+
+    before = snapshot()
+    base = ["--config", str(trained / "tiny.yaml"), "--set", "train.epochs=40"]
+    for more, code in (
+        (["--set", "train.epochs=41"], 64),
+        (["--set", "train.max_minutes=3"], 64),
+        (["--set", "data.split={by: last, count: 3}"], 65),
+        (["--fresh", "--set", "data.manifest=absent.json"], 65),
+        (["--fresh", "--set", "network.options.head_dim=3"], 64),
+        (["--fresh", "--dry-run", "--limit", "3"], 0),
+    ):
+        assert run_command(train, [*base, *more]) == code, more
+        assert snapshot() == before, more
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/model").write_text("mine")
+    (tmp_path / "thesis/chapter.txt").write_text("mine")
+    assert run_command(train, [*base, "--fresh", "--output", str(tmp_path / "thesis")]) == 73
+    assert (tmp_path / "thesis/model").read_text() == "mine"
+
+
+def test_everything_of_a_demonstration_says_so(tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "d")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"demo": True}))
+    assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest)), "--set", "train.epochs=1"]) == 0
+    run = tmp_path / "run"
+    for name in ("model/model.json", "model/model.safetensors", "log.jsonl", "report/report.html",
+                 "report/metrics.json", "report/metrics.csv", "validation/run.json", "validation/case5.json"):  # fmt: skip
+        assert b"PHANTOM DATA" in (run / name).read_bytes(), name
+    assert any(b"PHANTOM DATA" in path.read_bytes() for path in (run / "tensorboard").iterdir())
+
+
+def test_a_limit_keeps_what_is_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = tiny_dataset(tmp_path / "d", 6)
+    base = ["--config", str(tiny_config(tmp_path, manifest)), "--set", "data.split={by: last, count: 4}"]
+    assert run_command(train, [*base, "--dry-run", "--limit", "3"]) == 0
+    assert "1 cases to train, 2 to validate" in capsys.readouterr().out
 
 
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from cmt_med.data.names import canonical_channel
 from cmt_med.errors import ConfigError, DataError
 
 _ENDING = re.compile(r"\.nii(\.gz)?$", re.I)
+SEQUENCES = {"t1", "t1ce", "t2", "flair"}
 _NOT_IMAGES = {"seg", "label", "labels", "mask", "brainmask", "gtv", "prob"}
 
 
@@ -36,7 +37,10 @@ def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
         for folder in sorted(p for p in path.iterdir() if p.is_dir()):
             cases += _cases_of_files(_volumes(folder), channels)
     else:
-        raise DataError("the input does not exist", where=str(path), fix="check --input", code="E_IO")
+        raise DataError(
+            "the input does not exist", where=str(path), why="neither a file nor a folder", fix="check --input",
+            code="E_IO",
+        )  # fmt: skip
     if not cases:
         raise DataError(
             "no cases found",
@@ -62,6 +66,11 @@ def case_of_channels(files: Mapping[str, Path], channels: Sequence[str]) -> Case
         ConfigError: for a channel that the network does not have.
     """
     images = {canonical_channel(name): path for name, path in files.items()}
+    if len(images) != len(files):
+        raise ConfigError(
+            "two names mean the same channel", where=f"--channel {', '.join(files)}",
+            why=f"they stand for {', '.join(images)}", fix="give each channel once",
+        )  # fmt: skip
     unknown = [name for name in images if name not in channels]
     if unknown:
         raise ConfigError(
@@ -86,7 +95,7 @@ def _cases_of_files(files: Sequence[Path], channels: Sequence[str]) -> list[Case
             continue
         prefix, channel = _split_channel(stem)
         if channel not in channels:
-            if len(channels) > 1:
+            if len(channels) > 1 or channel in SEQUENCES:  # another sequence is never taken for the network's
                 continue
             prefix, channel = stem, channels[0]
         name = prefix or file.parent.name
@@ -107,9 +116,9 @@ def _cases_of_files(files: Sequence[Path], channels: Sequence[str]) -> list[Case
         grouped[name][channel] = (file, None)
     if len(files) == 1 and not grouped:
         raise DataError(
-            "a single file cannot be matched to several channels",
+            "the file cannot be matched to the network's channels",
             where=str(files[0]),
-            why=f"the network needs {', '.join(channels)}",
+            why=f"the network needs {', '.join(channels)}, and the file's name says something else",
             fix="use --channel NAME=FILE for each, or a case list that names the channels of a 4D file",
             code="E_CHANNEL",
         )
@@ -123,5 +132,4 @@ def _split_channel(stem: str) -> tuple[str, str]:
         return stem, ""
     prefix, last = match.group(1) or "", canonical_channel(match.group(2))
     first = canonical_channel(re.split(r"[_-]", stem)[0])
-    known = {"t1", "t1ce", "t2", "flair"}
-    return ("", first) if last not in known and first in known else (prefix, last)
+    return ("", first) if last not in SEQUENCES and first in SEQUENCES else (prefix, last)

@@ -120,6 +120,14 @@ def load_case(
         values, found = _read_volume(case.mask, case.name, ndim=3)
         _require_same_grid(grid, found, case.name, case.mask)
         mask = values > 0.5
+        if not mask.any():
+            raise DataError(
+                "the mask is empty",
+                where=f"case {case.name}: {case.mask}",
+                why="nothing would be left of the image",
+                fix="correct the mask, or leave it out of the case list",
+                code="E_MASK",
+            )
     return Loaded(np.stack(planes), label, mask, grid)
 
 
@@ -135,6 +143,7 @@ def _read_volume(path: Path, case: str, *, ndim: int) -> tuple[NDArray[np.float3
         raise DataError(
             "the file does not exist" if not path.exists() else "not a regular file",
             where=where,
+            why="the case cannot be read without it",
             fix="check the case list; relative paths start at its folder",
             code="E_IO",
         )
@@ -173,7 +182,11 @@ def _read_volume(path: Path, case: str, *, ndim: int) -> tuple[NDArray[np.float3
         ) from error
     except (ValueError, TypeError, OverflowError, MemoryError, HeaderDataError) as error:
         raise DataError(
-            "the header does not describe a volume", where=where, why=str(error), code="E_HEADER"
+            "the header does not describe a volume",
+            where=where,
+            why=str(error),
+            fix="convert the original image again",
+            code="E_HEADER",
         ) from error
     bad = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
     if bad:
@@ -213,11 +226,21 @@ def _check_header(image: SpatialImage, shape: tuple[int, ...], ndim: int, where:
             code="E_NDIM",
         )
     if min(shape) < 1 or np.prod([float(n) for n in shape]) > MAX_VOXELS:
-        raise DataError(f"the header claims the shape {shape}", where=where, code="E_SIZE")
+        raise DataError(
+            f"the header claims the shape {shape}",
+            where=where,
+            why="no image has this size",
+            fix="convert the original image again",
+            code="E_SIZE",
+        )
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError(
-            "the header's matrix from voxels to millimetres cannot be inverted", where=where, code="E_GEOMETRY"
+            "the header's matrix from voxels to millimetres cannot be inverted",
+            where=where,
+            why="the place of a voxel in the patient is not defined",
+            fix="convert the original image again",
+            code="E_GEOMETRY",
         )
 
 

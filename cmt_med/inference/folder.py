@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cmt_med.data.gate import Grid, load_case
@@ -35,6 +36,7 @@ def infer_cases(
         OutputError: if the folder cannot be written.
     """
     failures: list[dict[str, str]] = []
+    _write_run(folder, predictor, cases, failures, banner, complete=False)
     for number, case in enumerate(cases, 1):
         try:
             done = _infer_case(predictor, case, folder, probabilities=probabilities, banner=banner)
@@ -44,11 +46,36 @@ def infer_cases(
         except CmtError as error:
             failures.append({"case": case.name} | error.as_dict())
             log.error("%d/%d %s failed\n%s", number, len(cases), case.name, error.message())
+        except Exception as error:  # whatever a volume does to the libraries below, the others are still wanted
+            memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            fault = CmtError(
+                "the case does not fit into memory" if memory else "a fault of cmt_med",
+                where=case.name,
+                why=str(error).splitlines()[0] if str(error) else type(error).__name__,
+                fix="use a machine with more memory, or --device cpu" if memory else "report it with the log",
+                code="E_MEMORY" if memory else "E_BUG",
+            )
+            failures.append({"case": case.name} | fault.as_dict())
+            log.exception("%d/%d %s failed", number, len(cases), case.name)
     write_json(folder / "failures.json", failures)
+    _write_run(folder, predictor, cases, failures, banner, complete=True)
+    return failures
+
+
+def _write_run(
+    folder: Path,
+    predictor: Predictor,
+    cases: Sequence[Case],
+    failures: Sequence[Mapping[str, str]],
+    banner: str,
+    *,
+    complete: bool,
+) -> None:
     card = predictor.card
     write_json(
         folder / "run.json",
         {
+            "complete": complete,
             "model": card.name,
             "weights_sha256": card.weights_sha256,
             "labels": card.labels,
@@ -60,7 +87,6 @@ def infer_cases(
             "notice": banner,
         },
     )
-    return failures
 
 
 def _infer_case(predictor: Predictor, case: Case, folder: Path, *, probabilities: bool, banner: str) -> bool:
@@ -69,20 +95,29 @@ def _infer_case(predictor: Predictor, case: Case, folder: Path, *, probabilities
     inputs = {name: case.images[name][0] for name in card.channels if name in case.images}
     if output.resolve() in {path.resolve() for path in inputs.values()}:
         raise OutputError("the output would overwrite the input", where=str(output), fix="choose another --output")
+    mask = case.mask if case.mask is not None and case.mask.is_file() else None
     key: dict[str, Any] = {
         "input_sha256": {name: sha256(path) for name, path in inputs.items() if path.is_file()},
+        "input_plane": {name: case.images[name][1] for name in inputs},
+        "mask_sha256": sha256(mask) if mask is not None else None,
         "weights_sha256": card.weights_sha256,
         "settings": card.inference.model_dump(),
+        "preprocessing": card.preprocessing,
+        "labels": card.labels,
+        "regions": [region.model_dump() for region in card.regions] if card.regions is not None else None,
     }
-    if _is_done(output, record, key) and (not probabilities or (folder / f"{case.name}_prob.nii.gz").exists()):
+    chances = folder / f"{case.name}_prob.nii.gz"
+    if _is_done(output, record, key, chances if probabilities else None):
         return False
+    for stale in (record, output, chances):  # of other inputs, another model or other settings
+        stale.unlink(missing_ok=True)
     loaded = load_case(case, card.channels)
     found = predictor.probabilities(loaded)
     labels = predictor.labels(found)
     source = inputs[card.channels[0]]
     write_volume(output, labels, loaded.grid, source)
     if probabilities:
-        write_volume(folder / f"{case.name}_prob.nii.gz", found.movedim(0, -1).numpy(), loaded.grid, source)
+        write_volume(chances, found.movedim(0, -1).numpy(), loaded.grid, source)
     voxel_ml = float(np.prod(loaded.grid.spacing)) / 1000.0
     flags = [f"{name} is constant" for name, c in zip(card.channels, loaded.image, strict=True) if c.min() == c.max()]
     flags += [f"{a} and {b} are the same image" for a, b in _copies(card.channels, loaded.image)]
@@ -95,6 +130,7 @@ def _infer_case(predictor: Predictor, case: Case, folder: Path, *, probabilities
         | {
             "case": case.name,
             "output_sha256": sha256(output),
+            "probabilities_sha256": sha256(chances) if probabilities else None,
             "volumes_ml": volumes,
             "flags": flags,
             "background": {n: background_value(c) for n, c in zip(card.channels, loaded.image, strict=True)},
@@ -121,13 +157,14 @@ def write_volume(path: Path, array: NDArray[Any], grid: Grid, source: Path) -> N
     write_bytes(path, gzip.compress(content, 4, mtime=0) if path.name.endswith(".gz") else content)
 
 
-def _is_done(output: Path, record: Path, key: Mapping[str, Any]) -> bool:
+def _is_done(output: Path, record: Path, key: Mapping[str, Any], probabilities: Path | None) -> bool:
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     same = all(content.get(name) == value for name, value in key.items())
-    return same and output.is_file() and sha256(output) == content.get("output_sha256")
+    wanted = {output: "output_sha256"} | ({probabilities: "probabilities_sha256"} if probabilities else {})
+    return same and all(path.is_file() and sha256(path) == content.get(name) for path, name in wanted.items())
 
 
 def _copies(channels: Sequence[str], image: NDArray[np.float32]) -> list[tuple[str, str]]:

@@ -59,7 +59,11 @@ class ModelCard(BaseModel):
 
 def save_model(folder: Path, card: ModelCard, weights: dict[str, Tensor]) -> ModelCard:
     """Write ``model.safetensors`` and, after it, ``model.json`` with its checksum."""
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+    notice = str(card.provenance.get("notice", ""))
+    content = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+        metadata={"notice": notice} if notice else None,
+    )
     write_bytes(folder / "model.safetensors", content)
     card = card.model_copy(update={"weights_sha256": sha256(folder / "model.safetensors")})
     write_json(folder / "model.json", card.model_dump())

@@ -36,7 +36,7 @@ def score_points(cases: Mapping[str, Mapping[str, Any]], targets: Sequence[str])
     axes = figure.subplots()
     jitter = np.random.default_rng(0)
     for i, target in enumerate(targets):
-        values = [case[target]["dice"] for case in cases.values() if case[target]["dice"] is not None]
+        values = [d for case in cases.values() if (d := case[target]["dice"]) is not None and np.isfinite(d)]
         axes.scatter(i + jitter.uniform(-0.15, 0.15, len(values)), values, s=12, alpha=0.7, color=_COLOURS[i % 6])
         if values:
             axes.hlines(float(np.mean(values)), i - 0.3, i + 0.3, color="black")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,12 @@ def write_report(
         banner: printed on top, for phantom data.
     """
     targets = list(metrics["targets"])
-    ranked = sorted(metrics["cases"], key=lambda case: _mean_dice(metrics["cases"][case]))
+    means = {case: _mean_dice(targets_of) for case, targets_of in metrics["cases"].items()}
+    scored = sorted((case for case in means if not math.isnan(means[case])), key=lambda case: means[case])
+    ranked = scored + [case for case in means if math.isnan(means[case])]
     picked: dict[str, str] = {}
-    if ranked:
-        picked = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]}
+    if scored:
+        picked = {"worst": scored[0], "median": scored[len(scored) // 2], "best": scored[-1]}
     pictures = []
     for which, case in picked.items():
         picture = _picture(case, cases, predictions, references)

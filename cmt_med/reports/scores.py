@@ -83,11 +83,13 @@ def write_metrics(
     write_json(folder / "metrics.json", metrics)
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(["case", "target", "dice", "reference_voxels", "predicted_voxels", "reference_ml", "predicted_ml"])
+    notice = [str(extra["notice"])] if extra.get("notice") else []
+    columns = ["case", "target", "dice", "reference_voxels", "predicted_voxels", "reference_ml", "predicted_ml"]
+    writer.writerow(columns + ["notice"] * len(notice))
     for case, overlaps in scored.items():
         for target, o in overlaps.items():
             writer.writerow(
-                [case, target, o.dice, o.reference_voxels, o.predicted_voxels, o.reference_ml, o.predicted_ml]
+                [case, target, o.dice, o.reference_voxels, o.predicted_voxels, o.reference_ml, o.predicted_ml, *notice]
             )
     write_text(folder / "metrics.csv", table.getvalue())
     return metrics

@@ -15,6 +15,7 @@ from cmt_med.files import write_json
 from cmt_med.training.schedule import SLOWDOWN_MARGIN, StepPlan, affordable_steps
 
 PROBE_STEPS = 20
+PROBE_SECONDS = 60.0  # from the start of the command; slow steps are probed by fewer of them
 PROBE_SKIP = 3  # the first steps choose kernels and fill caches
 REPLAN_EVERY = 20  # steps
 REPLAN_FROM = 0.15  # of the plan: the mean step is steady by then
@@ -53,9 +54,12 @@ class Budget:
         self._steps_seen, self._seconds_seen = 0, 0.0
         self._probe: list[float] = []
         self._last_end = time.monotonic()
-        if plan is None and train.max_minutes is None:
-            assert train.epochs is not None  # by the config's schema
-            self._decide(train.epochs * steps_per_epoch, "epochs")
+        self.bound = "epochs" if train.max_minutes is None else "max_minutes"
+        steps = None if train.epochs is None else train.epochs * steps_per_epoch
+        if plan is not None:
+            self.bound = "epochs" if plan.total_steps == steps else "max_minutes"
+        elif steps is not None and (train.max_minutes is None or steps <= PROBE_SKIP + PROBE_STEPS):
+            self._decide(steps, "epochs")
 
     def seconds(self) -> float:
         """Time spent on the run so far, earlier parts included."""
@@ -88,7 +92,9 @@ class Budget:
                 self._probe.append(now - self._last_end)
         self._last_end = now
         if self.plan is None:
-            if self._steps_seen >= PROBE_SKIP + PROBE_STEPS:
+            enough = self._steps_seen >= PROBE_SKIP + PROBE_STEPS
+            late = self._steps_seen > PROBE_SKIP and self.seconds() - self.seconds_before > PROBE_SECONDS
+            if enough or late:
                 measure_validation()
                 self._plan_minutes(step)
                 self.skip_pause()
@@ -123,10 +129,11 @@ class Budget:
                 "the machine is slower than planned: %d instead of %d steps", step + affordable, self.plan.total_steps
             )
             self.plan.shorten(step, step + affordable)
+            self.bound = "max_minutes"
             self._write("max_minutes, shortened")
 
     def _decide(self, total_steps: int, bound: str) -> None:
-        self.plan = StepPlan(total_steps)
+        self.plan, self.bound = StepPlan(total_steps), bound
         log.info("plan: %d steps (%.1f epochs), bound by %s", total_steps, total_steps / self.steps_per_epoch, bound)
         self._write(bound)
 

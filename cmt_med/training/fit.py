@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import time
@@ -14,11 +15,12 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cmt_med.config import Optimizer, Train
-from cmt_med.errors import DataError, Interrupted
+from cmt_med.errors import ConfigError, DataError, Interrupted
 from cmt_med.files import append_line, read_lines, write_bytes, write_text
 from cmt_med.training.budget import Budget
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
@@ -127,8 +129,36 @@ def fit(
         steps=run.position.step,
         epochs=run.position.step / parts.steps_per_epoch,
         seconds=budget.seconds(),
-        stopped_by=run.position.stopped_by or ("max_minutes" if train.max_minutes is not None else "epochs"),
+        stopped_by=run.position.stopped_by or budget.bound,
     )
+
+
+def require_same_run(folder: Path, parts: Parts, train: Train) -> None:
+    """Refuse a folder whose checkpoints belong to another experiment or were planned with another bound.
+
+    Raises:
+        DataError: E_CHECKPOINT, for another experiment.
+        ConfigError: for another number of epochs or minutes.
+    """
+    saved = load_newest(folder / "checkpoints")
+    if saved is None:
+        return
+    if saved["fingerprint"] != parts.fingerprint:
+        raise DataError(
+            "the run folder belongs to another experiment",
+            where=str(folder),
+            why="its checkpoint was made with another config or other cases",
+            fix="use another --output, or --fresh to start over",
+            code="E_CHECKPOINT",
+        )
+    if saved["bounds"] != [train.epochs, train.max_minutes]:
+        epochs, minutes = saved["bounds"]
+        raise ConfigError(
+            "the run was planned with another bound",
+            where=str(folder),
+            why=f"its learning rate was scheduled for train.epochs={epochs}, train.max_minutes={minutes}",
+            fix="the same bound resumes it; another needs another --output, or --fresh to start over",
+        )
 
 
 class _Run:
@@ -154,7 +184,16 @@ class _Run:
     def chosen_weights(self) -> dict[str, Tensor]:
         """Last or best, as the experiment says."""
         if self.train.select == "best" and self.best_path.exists():
-            return load_file(self.best_path)
+            try:
+                return load_file(self.best_path)
+            except SafetensorError as error:
+                raise DataError(
+                    "the best weights cannot be read",
+                    where=str(self.best_path),
+                    why=str(error),
+                    fix="--fresh starts over; train.select: last needs the checkpoints alone",
+                    code="E_CHECKPOINT",
+                ) from error
         return self.averaged_weights()
 
     def evaluated(self) -> contextlib.AbstractContextManager[None]:
@@ -178,6 +217,7 @@ class _Run:
         if self.main:
             state = {
                 "fingerprint": self.parts.fingerprint,
+                "bounds": [self.train.epochs, self.train.max_minutes],
                 "position": asdict(self.position),
                 "plan": plan.as_dict() if plan is not None else None,
                 "network": self.parts.network.state_dict(),
@@ -189,17 +229,12 @@ class _Run:
 
     def resume(self) -> StepPlan | None:
         """Go back to the newest checkpoint, if there is one; returns its plan."""
+        require_same_run(self.folder, self.parts, self.train)
         saved = load_newest(self.folder / "checkpoints")
         if saved is None:
+            if self.main:
+                (self.folder / "log.jsonl").unlink(missing_ok=True)  # of a run that left no checkpoint
             return None
-        if saved["fingerprint"] != self.parts.fingerprint:
-            raise DataError(
-                "the run folder belongs to another experiment",
-                where=str(self.folder),
-                why="its checkpoint was made with another config or other cases",
-                fix="use another --output, or --fresh to start over",
-                code="E_CHECKPOINT",
-            )
         device = next(self.parts.network.parameters()).device
         self.parts.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -210,9 +245,7 @@ class _Run:
             log.info("resuming after step %d", self.position.step)
             path = self.folder / "log.jsonl"
             kept = [row for row in read_lines(path) if row.get("step", 0) <= self.position.step]
-            write_text(path, "")  # rows of steps that will be made again
-            for row in kept:
-                append_line(path, row)
+            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))  # the rest will be made again
         return StepPlan(**saved["plan"]) if saved["plan"] is not None else None
 
 
@@ -239,6 +272,7 @@ class _Loop:
             clip=run.settings.clip,
             amp=self.train.amp,
         )
+        self.banner = banner
         self.engine = Engine(step)
         self.engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         self.engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
@@ -254,6 +288,8 @@ class _Loop:
             from torch.utils.tensorboard.writer import SummaryWriter
 
             self.board = SummaryWriter(str(self.state.folder / "tensorboard"), purge_step=self.state.position.step)
+            if self.banner:
+                self.board.add_text("notice", self.banner)
         stream = self.parts.batches(self.state.position.step * self.train.accumulate)
         self.engine.load_state_dict(
             {
@@ -276,15 +312,18 @@ class _Loop:
     def _after_step(self, engine: Engine) -> None:
         position, values = self.state.position, engine.state.output
         position.step = engine.state.iteration
-        self._check_finite(values, engine)
+        finite = self._check_finite(values, engine)
         self.budget.after_step(position.step, self._measure_validation)
         plan = self.budget.plan
-        self.progress.step(position.step, plan.total_steps if plan else None, values["loss"])
-        self.losses.append(values["loss"])
+        self.progress.step(position.step, plan.total_steps if plan else None, values["loss"] if finite else None)
+        if finite:
+            self.losses.append(values["loss"])
         if self.board is not None:
             for key in ("loss", "lr", "grad_norm"):
                 self.board.add_scalar(f"train/{key}", values[key], position.step)
         if self._stop_together():
+            if position.step % self.parts.steps_per_epoch == 0 and not self.budget.is_over(position.step):
+                self._close_epoch(last=False)  # a resumed run starts with the next epoch
             self._checkpoint()
             raise Interrupted(
                 "training was asked to stop",
@@ -331,7 +370,7 @@ class _Loop:
                 for key, value in scores.items():
                     self.board.add_scalar(f"validation/{key}", value, position.step)
         if self.state.main:
-            append_line(self.state.folder / "log.jsonl", row)
+            append_line(self.state.folder / "log.jsonl", {"notice": self.banner} | row if self.banner else row)
         self.progress.epoch(row)
         if last or "dice" in row:
             self._checkpoint()
@@ -339,15 +378,16 @@ class _Loop:
 
     def _validate(self) -> dict[str, float]:
         assert self.parts.validate is not None  # by the callers
+        begun = time.monotonic()
         with self.state.evaluated():
             self.parts.network.eval()
-            return self.parts.validate(self.parts.network)
+            scores = self.parts.validate(self.parts.network)
+        self.budget.validation_seconds = time.monotonic() - begun
+        return scores
 
     def _measure_validation(self) -> None:
         if self.parts.validate is not None:
-            begun = time.monotonic()
             self._validate()
-            self.budget.validation_seconds = time.monotonic() - begun
 
     def _checkpoint(self) -> None:
         self.state.save(self.budget.seconds(), self.budget.plan)
@@ -359,10 +399,10 @@ class _Loop:
         wanted = self.stop_requested()
         return bool(idist.all_reduce(int(wanted))) if idist.get_world_size() > 1 else wanted
 
-    def _check_finite(self, values: dict[str, float], engine: Engine) -> None:
+    def _check_finite(self, values: dict[str, float], engine: Engine) -> bool:
         if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
             self.bad_steps = 0
-            return
+            return True
         self.bad_steps += 1
         names = sorted({self.parts.case_names[int(i)] for batch in engine.state.batch for i in batch["case"]})
         step = self.state.position.step
@@ -375,3 +415,4 @@ class _Loop:
                 fix="lower optimizer.lr, or look at the cases; the last finite state is in checkpoints/",
                 code="E_NAN",
             )
+        return False

@@ -40,13 +40,15 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def step(self, step: int, total: int | None, loss: float) -> None:
-        """Note one optimizer step."""
+    def step(self, step: int, total: int | None, loss: float | None) -> None:
+        """Note one optimizer step; ``loss`` is None where it was not finite."""
         now = time.monotonic()
         seconds, self.last_step_time = now - self.last_step_time, now
         self.rate = seconds if self.rate == 0.0 else 0.95 * self.rate + 0.05 * seconds
-        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
-        note = f"loss {self.loss:.4f}, {self.rate:.2f} s/step"
+        if loss is not None:
+            self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
+        shown = "not finite" if self.loss is None else f"{self.loss:.4f}"
+        note = f"loss {shown}, {self.rate:.2f} s/step"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, total=total, note=note)
         elif self.enabled and now - self.last_line >= LINE_SECONDS:

@@ -1,0 +1,269 @@
+"""From an experiment and its data to the parts of a training run; commands compose them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from torch import Tensor
+
+from cmt_med.config import Experiment
+from cmt_med.data.cache import Entry, default_cache_folder, prepare
+from cmt_med.data.loader import PatchSet, patch_loader
+from cmt_med.data.manifest import Case, Manifest, region_values, split_cases
+from cmt_med.data.names import canonical_channel
+from cmt_med.data.phantom import BANNER, make_phantom
+from cmt_med.data.transforms import augmentation, preprocessing_settings
+from cmt_med.errors import ConfigError, DataError
+from cmt_med.inference.predict import Windows
+from cmt_med.networks import CLASSIFIERS, build_network
+from cmt_med.networks.weights import load_pretrained
+from cmt_med.training.fit import Parts
+from cmt_med.training.losses import segmentation_loss
+from cmt_med.training.validation import validator
+
+PHANTOM_MANIFEST = "brats_phantom.json"
+DEMO_MINUTES = 9.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data of an experiment, checked and cached."""
+
+    manifest: Manifest
+    training: list[Case]
+    validation: list[Case]
+    training_entries: list[Entry]
+    validation_entries: list[Entry]
+    channels: list[str]
+    regions: list[tuple[str, list[int], int]] | None
+
+
+def ensure_phantom(path: Path) -> None:
+    """Make the phantom heads that ``configs/brats.yaml`` names, unless they are there."""
+    if path.exists() or path.name != PHANTOM_MANIFEST:
+        return
+    log.info("making phantom heads for a first run (%s)", path)
+    make_phantom(path, path.parent / "brats_phantom")
+
+
+def bound_demo(experiment: Experiment, manifest: Manifest, overrides: list[str]) -> Experiment:
+    """Bound the training on demonstration data, unless the command line bounds it."""
+    given = {item.partition("=")[0].strip() for item in overrides}
+    if not manifest.demo or given & {"train.epochs", "train.max_minutes"}:
+        return experiment
+    log.info(
+        "%s: bound to %g minutes for a first run; --set train.epochs=... or train.max_minutes=... lifts that",
+        BANNER, DEMO_MINUTES,
+    )  # fmt: skip
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"max_minutes": DEMO_MINUTES})})
+
+
+def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) -> Prepared:
+    """Check, split, preprocess and cache the cases.
+
+    Raises:
+        ConfigError: if the config does not fit the data set.
+        DataError: for faulty cases; all are checked before the first is raised.
+    """
+    settings = experiment.data
+    channels = [canonical_channel(name) for name in settings.channels]
+    if len(set_of := {*channels}) != len(channels):
+        raise ConfigError("a channel is named twice", where=f"data.channels={settings.channels}", fix=f"use {set_of}")
+    strange = [name for name in channels if name not in manifest.channels]
+    if strange:
+        raise ConfigError(
+            f"the data set has no channel {', '.join(strange)}",
+            where="data.channels",
+            why=f"the case list names {', '.join(manifest.channels)}",
+            fix=f"--set data.channels='[{', '.join(manifest.channels)}]'",
+        )
+    labelled = [case for case in manifest.cases if case.label is not None]
+    if not manifest.labels or not labelled:
+        raise DataError(
+            "there is nothing to learn from", where=str(manifest.path),
+            why="no labels are named" if not manifest.labels else "no case has a label",
+            fix='add "labels": {"0": "background", ...} and a "label" for each case', code="E_MANIFEST",
+        )  # fmt: skip
+    regions = region_values(settings.regions, manifest.labels) if settings.regions is not None else None
+    training, validation = split_cases(labelled, settings.split, experiment.seed)
+    if limit is not None:  # of both sides in proportion; what is held out stays held out
+        held_out = min(len(validation), max(1, round(limit * len(validation) / len(labelled)))) if validation else 0
+        training, validation = training[: max(1, limit - held_out)], validation[:held_out]
+    log.info(
+        "%s: %d cases to train, %d to validate; channels %s; labels %s",
+        manifest.name, len(training), len(validation), ", ".join(channels),
+        ", ".join(f"{name} {value}" for name, value in manifest.labels.items()),
+    )  # fmt: skip
+    entries = _cache_all([*training, *validation], channels, manifest, experiment)
+    return Prepared(
+        manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, regions
+    )
+
+
+def _cache_all(cases: list[Case], channels: list[str], manifest: Manifest, experiment: Experiment) -> list[Entry]:
+    folder = default_cache_folder()
+    settings = preprocessing_settings(experiment.data)
+
+    def one(case: Case) -> Entry | DataError:
+        try:
+            return prepare(case, channels=channels, labels=manifest.labels, settings=settings, folder=folder)
+        except DataError as error:
+            return error
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        results = list(pool.map(one, cases))
+    faults = [result for result in results if isinstance(result, DataError)]
+    if faults:
+        for fault in faults[1:10]:
+            log.error("%s", fault.message())
+        if len(faults) > 1:
+            faults[0].what += f" ({len(faults)} cases are faulty; all are checked before training starts)"
+        raise faults[0]
+    log.info("%d cases checked and preprocessed in %.0f s (%s)", len(cases), time.monotonic() - begun, folder)
+    return [result for result in results if isinstance(result, Entry)]
+
+
+def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
+    """The experiment's network, as seeded, without pretrained weights.
+
+    Raises:
+        ConfigError: for a network that does not segment.
+    """
+    if experiment.network.name in CLASSIFIERS:
+        raise ConfigError(
+            "this network classifies whole images",
+            where=f"network.name={experiment.network.name}",
+            why="segmentation needs a decoder",
+            fix=f"use cmt_unetr_{experiment.network.name.removeprefix('cmt_')}, which has the same encoder",
+        )
+    torch.manual_seed(experiment.seed)
+    return build_network(**network_arguments(experiment, data), deep_supervision=deep_supervision)
+
+
+def start_network(experiment: Experiment, data: Prepared) -> torch.nn.Module:
+    """The network to train, with pretrained weights in its encoder if there are any."""
+    network = plain_network(experiment, data, deep_supervision=experiment.train.deep_supervision)
+    if experiment.network.pretrained is not None:
+        load_pretrained(network, experiment.network.pretrained)
+        log.info("encoder starts from %s", experiment.network.pretrained)
+    return network
+
+
+def network_arguments(experiment: Experiment, data: Prepared) -> dict[str, Any]:
+    """Keyword arguments of ``build_network``; part of the model."""
+    return {
+        "name": experiment.network.name,
+        "spatial_dims": experiment.network.spatial_dims,
+        "in_channels": len(data.channels),
+        "num_classes": len(data.regions) if data.regions is not None else len(data.manifest.labels),
+        **experiment.network.options,
+    }
+
+
+def monitored(experiment: Experiment, data: Prepared) -> list[Entry]:
+    """The held-out cases that are scored while training."""
+    wanted = experiment.train.validation_cases
+    entries = data.validation_entries
+    if wanted is None or wanted >= len(entries):
+        return entries
+    return [entries[i * len(entries) // wanted] for i in range(wanted)]
+
+
+def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Module) -> Parts:
+    """What :func:`cmt_med.training.fit.fit` is given.
+
+    Raises:
+        ConfigError: if the batch does not divide by the processes.
+    """
+    settings = experiment.train
+    transform = augmentation(experiment.data, settings, experiment.augmentation)
+    patches = PatchSet(
+        data.training_entries, transform, patches_per_case=settings.patches_per_case, seed=experiment.seed
+    )
+    world, rank = idist.get_world_size(), idist.get_rank()
+    if settings.batch_size % world:
+        raise ConfigError(
+            "the batch does not divide by the processes",
+            where=f"train.batch_size={settings.batch_size}, {world} processes",
+            fix="make it a multiple; it counts patches over all processes",
+        )
+    classes = list(data.manifest.labels.values())
+
+    def batches(start: int) -> Iterator[dict[str, Tensor]]:
+        return iter(
+            patch_loader(
+                patches, batch_size=settings.batch_size, start=start, workers=experiment.data.workers,
+                rank=rank, world=world,
+            )
+        )  # fmt: skip
+
+    watched = monitored(experiment, data)
+    validate = None
+    if watched:
+        validate = validator(
+            watched,
+            windows(experiment),
+            targets=scored_targets(data),
+            classes=classes,
+            regions=data.regions,
+            threshold=experiment.inference.threshold,
+        )  # fmt: skip
+    per_step = settings.batch_size * settings.accumulate
+    # Neither where things are nor what leaves the result unchanged; the bounds are compared on their own.
+    described = experiment.model_dump(
+        exclude={
+            "output": True,
+            "name": True,
+            "data": {"manifest", "workers"},
+            "train": {"epochs", "max_minutes"},
+            "inference": {"batch_size"},
+        }
+    )
+    sides = [[entry.folder.name for entry in side] for side in (data.training_entries, data.validation_entries)]
+    identity = [described, sides, data.channels, data.manifest.labels, data.regions]
+    return Parts(
+        network=network,
+        loss=segmentation_loss(
+            classes, [values for _, values, _ in data.regions] if data.regions is not None else None
+        ),
+        batches=batches,
+        validate=validate,
+        steps_per_epoch=max(1, -(-len(patches) // per_step)),
+        case_names=[case.name for case in data.training],
+        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def windows(experiment: Experiment) -> Windows:
+    """The sliding window of an experiment."""
+    settings = experiment.inference
+    size = settings.window or experiment.train.patch_size
+    return Windows(tuple(size), settings.overlap, settings.batch_size, experiment.data.slice_axis)
+
+
+def mirrored_axes(experiment: Experiment) -> list[int]:
+    """The axes of the volume that training mirrors: those that test-time augmentation may mirror, too."""
+    seen = [axis for axis in range(3) if axis != experiment.data.slice_axis]
+    axes = experiment.augmentation.flip_axes
+    return [] if experiment.augmentation.flip == 0 else [seen[i] for i in (range(len(seen)) if axes is None else axes)]
+
+
+def scored_targets(data: Prepared) -> dict[str, list[int]]:
+    """What is scored, with its label values: the regions, or every label but background."""
+    if data.regions is not None:
+        return {name: values for name, values, _ in data.regions}
+    return {name: [value] for name, value in data.manifest.labels.items() if value != 0}
