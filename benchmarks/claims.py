@@ -166,7 +166,9 @@ def fusion(rounds: int) -> Iterator[Claim]:
 
 def attention_macs(channels: int, size: int) -> int:
     """Multiply-accumulates of one global attention on a square grid, both products included."""
-    part = attention("global", spatial_dims=2, channels=channels, heads=channels // 32, kv_stride=1, window=7, shifted=False)
+    part = attention(
+        "global", spatial_dims=2, channels=channels, heads=channels // 32, kv_stride=1, window=7, shifted=False
+    )
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         part(torch.zeros(1, channels, size, size))
     return counter.get_total_flops() // 2
@@ -274,7 +276,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="measurements per candidate")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--manifest", type=Path, help="data list of the hippocampus set; without it, no learning claims")
+    parser.add_argument(
+        "--manifest", type=Path, help="data list of the hippocampus set; without it, no learning claims"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/claims"), help="runs and JSON results")
     parser.add_argument("--minutes", type=float, default=5.0, help="for each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

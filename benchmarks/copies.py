@@ -59,7 +59,9 @@ def main() -> None:
         kind: build_network("cmt_unetr", spatial_dims=3, in_channels=4, num_classes=3, attention=[kind] * 3).eval()
         for kind in KINDS
     }
-    print(f"dense 3×3×3 convolutions: {dense_convolution_rate():.0f} GFLOP/s, {options.threads} threads, {options.size}³")
+    print(
+        f"dense 3×3×3 convolutions: {dense_convolution_rate():.0f} GFLOP/s, {options.threads} threads, {options.size}³"
+    )
     with torch.inference_mode():
         whole: dict[str, list[float]] = {kind: [] for kind in KINDS}
         inside: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -72,7 +74,9 @@ def main() -> None:
                     inside[kind].append(attention_seconds(network, x))
         for kind, network in networks.items():
             seconds, part = statistics.median(whole[kind]), statistics.median(inside[kind])
-            print(f"\n{kind}: {1e3 * seconds:.0f} ms, of it attention {1e3 * part:.0f} ms ({100 * part / seconds:.0f}%)")
+            print(
+                f"\n{kind}: {1e3 * seconds:.0f} ms, of it attention {1e3 * part:.0f} ms ({100 * part / seconds:.0f}%)"
+            )
             with torch.profiler.profile(
                 activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
             ) as profile:

@@ -26,7 +26,8 @@ from cmt_med.data.phantom import BANNER, make_phantom
 from cmt_med.data.transforms import augmentation, preprocessing_settings
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.inference.predict import Windows
-from cmt_med.networks import CLASSIFIERS, build_network
+from cmt_med.networks import build_network
+from cmt_med.networks.cmt import CLASSIFIERS
 from cmt_med.networks.weights import load_pretrained
 from cmt_med.training.fit import Parts
 from cmt_med.training.losses import segmentation_loss

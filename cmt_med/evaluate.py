@@ -58,7 +58,10 @@ def evaluate(
     require_writable_folder(output)
     scored, failures = score_folder(
         {name: path for name, path in _volumes(predictions).items() if name not in run.get("failed", [])},
-        reference_files, targets, reference_targets=reference_targets, rule=rule
+        reference_files,
+        targets,
+        reference_targets=reference_targets,
+        rule=rule,
     )
     notice = str(run.get("notice", ""))
     metrics = write_metrics(output, scored, targets, rule=rule, failures=failures, extra={"run": run, "notice": notice})

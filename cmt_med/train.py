@@ -48,7 +48,6 @@ from cmt_med.runtime import ProcessGroup, dense_convolution_rate, environment, l
 from cmt_med.training.fit import Parts, fit, require_same_run
 from cmt_med.training.validation import validator
 
-
 RUN_FILES = (
     "checkpoints",
     "config.yaml",

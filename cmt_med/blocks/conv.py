@@ -53,7 +53,7 @@ class GridConv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         if self.replicate_depth and self.padding[0]:
             x, padding = repeat_border(x, int(self.padding[0])), (0, *self.padding[1:])
-            return F.conv3d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+            return F.conv3d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         if not _on_onednn(x):
             return super().forward(x)
         return _onednn_convolution(x, self)

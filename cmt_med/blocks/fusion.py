@@ -43,9 +43,7 @@ class CrossScaleFusion(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         query = self.query(levels[0]).movedim(1, -1).unflatten(-1, (self.heads, -1))  # (B, *S, h, d)
-        scores = [
-            (query * self.key(level).movedim(1, -1).unflatten(-1, (self.heads, -1))).sum(-1) for level in levels
-        ]
+        scores = [(query * self.key(level).movedim(1, -1).unflatten(-1, (self.heads, -1))).sum(-1) for level in levels]
         logits = torch.stack(scores) * self.key_dim**-0.5 + self.level_bias.view(
             self.levels, *(1,) * (query.ndim - 2), self.heads
         )

@@ -163,7 +163,9 @@ def _label_values(content: dict[str, Any], path: Path) -> dict[str, int]:
     for key, item in labels.items():
         name, value = (item, key) if str(key).lstrip("-").isdigit() else (key, item)
         if not (str(value).isascii() and str(value).isdigit() and int(value) <= 255):
-            raise _fault(path, f"label {name!r} has the value {value!r}", "use integers from 0 to 255; renumber the files")
+            raise _fault(
+                path, f"label {name!r} has the value {value!r}", "use integers from 0 to 255; renumber the files"
+            )
         canonical = canonical_label(str(name))
         if canonical in values or int(value) in values.values():
             raise _fault(path, f"label {name!r} = {value} repeats a name or a value", "name each value once")

@@ -15,10 +15,14 @@ from cmt_med.blocks.embedding import EMBEDDINGS, PatchMerging
 from cmt_med.errors import NetworkError
 
 
-def run_block(block: nn.Module, x: Tensor, position: Tensor | None = None, *, checkpointing: bool) -> Tensor:
-    """A block of a stage, whose intermediates are recomputed in the backward pass if ``checkpointing``."""
-    result: Tensor = checkpoint(block, x, position, use_reentrant=False) if checkpointing else block(x, position)
-    return result
+class Stage(nn.ModuleList):
+    """Blocks of one width, one after the other, with the position bias that they may share."""
+
+    def forward(self, x: Tensor, position: Tensor | None = None, *, checkpointing: bool = False) -> Tensor:
+        """(B, C, *S) -> (B, C, *S); with ``checkpointing``, blocks are recomputed in the backward pass."""
+        for block in self:
+            x = checkpoint(block, x, position, use_reentrant=False) if checkpointing else block(x, position)
+        return x
 
 
 class CMTBackbone(nn.Module):
@@ -117,7 +121,7 @@ class CMTBackbone(nn.Module):
                         drop_path=rates[sum(depths[:i]) + j],
                     )
                 )
-            self.stages.append(nn.ModuleList(blocks))
+            self.stages.append(Stage(blocks))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, *S) -> grids (B, out_channels[i], *ceil(S / strides[i])), finest first."""
@@ -125,7 +129,6 @@ class CMTBackbone(nn.Module):
         features = [x]
         for merge, stage in zip(self.merges, self.stages, strict=True):
             x = merge(x)
-            for block in stage:
-                x = run_block(block, x, checkpointing=self.checkpointing and self.training)
+            x = stage(x, checkpointing=self.checkpointing and self.training)
             features.append(x)
         return features

@@ -22,7 +22,7 @@ from cmt_med.blocks.conv import (
 from cmt_med.blocks.embedding import PaperStem, PatchMerging
 from cmt_med.blocks.position import PositionTable
 from cmt_med.errors import NetworkError
-from cmt_med.networks.backbone import run_block
+from cmt_med.networks.backbone import Stage
 
 KV_STRIDES = (8, 4, 2, 1)
 HEADS = (1, 2, 4, 8)
@@ -116,7 +116,7 @@ class PaperBackbone(nn.Module):
                 )
             )
             self.stages.append(
-                nn.ModuleList(
+                Stage(
                     CMTBlock(
                         spatial_dims=spatial_dims,
                         channels=dim,
@@ -145,8 +145,7 @@ class PaperBackbone(nn.Module):
             x = merge(x)
             size = tuple(x.shape[2:])
             bias = position(size, tuple(-(-n // KV_STRIDES[i]) for n in size))
-            for block in stage:
-                x = run_block(block, x, bias, checkpointing=self.checkpointing and self.training)
+            x = stage(x, bias, checkpointing=self.checkpointing and self.training)
             grids.append(x)
         return grids
 

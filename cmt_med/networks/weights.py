@@ -74,7 +74,9 @@ def load_official_cmt(
         NetworkError: if the content is not this network's.
     """
     if name not in PAPER:
-        raise NetworkError("there is no official network of this name", where=f"{name!r}", fix=f"use {', '.join(PAPER)}")
+        raise NetworkError(
+            "there is no official network of this name", where=f"{name!r}", fix=f"use {', '.join(PAPER)}"
+        )
     official = read_state_dict(path_or_state_dict)
     state = from_official(official)
     network = CMT(

@@ -27,7 +27,10 @@ def test_equals_the_formula_location_by_location() -> None:
         for head in range(2):
             rows = slice(3 * head, 3 * head + 3)
             scores = torch.stack(
-                [query[rows] @ (layer.key.weight @ v)[rows] / 3**0.5 + layer.level_bias[i, head] for i, v in enumerate(vectors)]
+                [
+                    query[rows] @ (layer.key.weight @ v)[rows] / 3**0.5 + layer.level_bias[i, head]
+                    for i, v in enumerate(vectors)
+                ]
             )
             part = slice(3 * head, 3 * head + 3)
             wanted = 3 * sum(w * v[part] for w, v in zip(scores.softmax(0), vectors, strict=True))

@@ -24,10 +24,9 @@ class Conversions(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         source = args[0] if args else None
-        if isinstance(source, Tensor) and isinstance(result, Tensor) and source.ndim == 5 == result.ndim:
-            if _layout(source) != _layout(result) and source.shape == result.shape and "" not in map(
-                _layout, (source, result)
-            ):
+        if isinstance(source, Tensor) and isinstance(result, Tensor) and source.shape == result.shape:
+            layouts = {_layout(source), _layout(result)}
+            if source.ndim == 5 and layouts == {"default", "channels-last"}:
                 self.found.append(f"{func} {tuple(source.shape)}")
         return result
 

@@ -269,7 +269,7 @@ def test_pretrained_weights_at_another_size_and_for_another_network() -> None:
 def test_siblings_only() -> None:
     state = official_layout(PAPER["cmt_ti"], 64)
     other = build_network("cmt_xs", spatial_dims=3, in_channels=3, num_classes=1000, input_size=64)
-    with pytest.raises(NetworkError, match="inflated|not this network's"):
+    with pytest.raises(NetworkError, match=r"inflated|not this network's"):
         inflate(state, other)
     with pytest.raises(NetworkError, match="mean"):
         inflate(state, other, mode="mean")
