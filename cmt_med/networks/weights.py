@@ -180,7 +180,7 @@ def from_official(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def inflate(state_dict_2d: Mapping[str, Tensor], network_3d: nn.Module, *, mode: str = "centre") -> nn.Module:
     """Load 2D weights into the 3D network of the same settings, so that depth-constant volumes give the 2D features.
 
-    ``centre`` puts each kernel into its middle slice. ``average`` spreads it evenly over depth; the equality then needs
+    ``centre`` puts each kernel into its middle slice (an even one, which cuts depth into cells, into its first). ``average`` spreads it evenly over depth; the equality then needs
     depth to be padded by repetition, which is switched on in the network (option ``depth_padding="replicate"`` of the
     paper's networks). Position tables are repeated along depth, or get a depth part of zero; matrices that read or write
     the 2×2 cells of a plane are shared among the 2×2×2 cells; everything else is copied.
@@ -313,11 +313,14 @@ def _inflated(key: str, planar: Tensor, target: Tensor, mode: str) -> Tensor:
     if target.ndim == 5 and planar.ndim == 4:
         cells = _spread_cells(planar, target.shape[:2])
         depth = target.shape[2]
-        if mode == "average":
+        if cells.shape != target[:, :, 0].shape:
+            result = cells
+        elif mode == "average":
             result = (cells / depth).unsqueeze(2).repeat(1, 1, depth, 1, 1)
         else:
             result = torch.zeros_like(target)
-            result[:, :, depth // 2] = cells
+            # an even kernel cuts depth into cells, of which the last may be cut short: its first slice is always there
+            result[:, :, depth // 2 if depth % 2 else 0] = cells
     elif key.endswith("bias_table") and planar.ndim == 2 and planar.shape != target.shape:
         result = planar.repeat(target.shape[0] // planar.shape[0], 1)  # depth is the slowest axis
     elif planar.ndim == target.ndim and 1 <= planar.ndim <= 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import re
 import shutil
 from typing import Any
@@ -16,6 +17,7 @@ from cmt_med.errors import NetworkError
 from cmt_med.networks import NETWORKS, build_network
 from cmt_med.networks.cmt import CLASSIFIERS
 
+SOAK = bool(os.environ.get("CMT_SOAK"))
 SIZES = {2: [(32, 48), (37, 21), (5, 64)], 3: [(16, 32, 16), (17, 11, 23), (3, 20, 9)]}
 TINY: dict[str, Any] = {"stem_channels": 8, "dims": (16, 24, 32), "head_dim": 8, "window": 3}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -49,7 +51,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mlp at half resolution": {"decoder": "mlp", "full_channels": 0, "norm": "batch"},
 }
 EVERY = [(name, "as preset") for name in NETWORKS] + [("cmt_unetr", variant) for variant in VARIANTS]
-OURS = [(name, variant) for name, variant in EVERY if name.startswith("cmt_")]
+# The larger networks of the paper differ from cmt_ti in numbers alone: all of them have their turn in the soak.
+LARGE = re.compile(r"cmt_(unetr_)?(xs|s|b)$")
+USUAL = [(name, variant) for name, variant in EVERY if SOAK or not LARGE.match(name)]
+OURS = [(name, variant) for name, variant in USUAL if name.startswith("cmt_")]
 FAMILIES = [("cmt_ti", "as preset"), ("cmt_unetr_pyramid", "as preset"), ("cmt_unetr", "mlp")]
 
 # What peers cannot do, and why; a peer that is not named here keeps the whole contract.
@@ -100,7 +105,7 @@ def as_list(output: Tensor | list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize(("name", "variant"), EVERY)
 def test_any_size_and_deterministic_eval(name: str, variant: str, dims: int) -> None:
     network = make(name, dims, variant).eval()
-    for size in SIZES[dims]:
+    for size in SIZES[dims][1:2] if LARGE.match(name) and not SOAK else SIZES[dims]:
         x = torch.randn(2, 2, *size)
         with torch.no_grad():
             y = network(x)
@@ -118,7 +123,7 @@ def test_any_size_and_deterministic_eval(name: str, variant: str, dims: int) -> 
 def test_every_parameter_gets_a_gradient(name: str, variant: str, dims: int) -> None:
     more: dict[str, Any] = {"dropout": 0.0} if name in CLASSIFIERS else {"deep_supervision": True}
     network = make(name, dims, variant, drop_path=0.0, **more).double().train()
-    size = (32, 64) if dims == 2 else (33, 32, 40)
+    size = (32, 64) if dims == 2 else (9, 16, 40)  # two keys at least, or queries would have no gradient
     outputs = as_list(network(torch.randn(2, 2, *size, dtype=torch.float64)))
     torch.stack([(y * torch.randn_like(y)).sum() for y in outputs]).sum().backward()
     kind = "mlp" if "mlp" in variant else "paper" if "input_size" in OPTIONS[name] else "cmt_unetr"
@@ -135,7 +140,7 @@ def test_every_parameter_gets_a_gradient(name: str, variant: str, dims: int) -> 
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize(("name", "variant"), EVERY)
+@pytest.mark.parametrize(("name", "variant"), USUAL)
 def test_round_trip_and_registration(name: str, variant: str, dims: int) -> None:
     network = make(name, dims, variant).eval()
     stream = io.BytesIO()
@@ -151,7 +156,7 @@ def test_round_trip_and_registration(name: str, variant: str, dims: int) -> None
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in CLASSIFIERS])
+@pytest.mark.parametrize("name", [name for name, variant in USUAL if name not in CLASSIFIERS and variant == "as preset"])
 def test_deep_supervision_is_a_list_only_in_training(name: str, dims: int) -> None:
     x = torch.randn(1, 2, *(64,) * dims)
     assert isinstance(make(name, dims).train()(x), Tensor)
