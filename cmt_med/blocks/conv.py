@@ -19,10 +19,10 @@ from cmt_med.errors import NetworkError
 def _on_onednn(x: Tensor) -> bool:
     """Whether to call oneDNN by name: for a single small grid PyTorch would fall back to ``slow_conv3d``."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first: what follows would break a captured graph
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
 

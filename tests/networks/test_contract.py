@@ -123,7 +123,7 @@ def test_any_size_and_deterministic_eval(name: str, variant: str, dims: int) -> 
 def test_every_parameter_gets_a_gradient(name: str, variant: str, dims: int) -> None:
     more: dict[str, Any] = {"dropout": 0.0} if name in CLASSIFIERS else {"deep_supervision": True}
     network = make(name, dims, variant, drop_path=0.0, **more).double().train()
-    size = (32, 64) if dims == 2 else (9, 16, 40)  # two keys at least, or queries would have no gradient
+    size = (32, 64) if dims == 2 else (33, 9, 33)  # two keys at least along depth and plane, or queries would have no gradient
     outputs = as_list(network(torch.randn(2, 2, *size, dtype=torch.float64)))
     torch.stack([(y * torch.randn_like(y)).sum() for y in outputs]).sum().backward()
     kind = "mlp" if "mlp" in variant else "paper" if "input_size" in OPTIONS[name] else "cmt_unetr"
