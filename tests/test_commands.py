@@ -343,7 +343,7 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     manifest = tiny_dataset(tmp_path / "d")
     arguments = ["--config", str(tiny_config(tmp_path, manifest)), "--dry-run", "--limit", "4"]
     assert run_command(train, arguments) == 0
-    assert "2 cases to train, 2 to validate" in capsys.readouterr().out
+    assert "3 cases to train, 1 to validate" in capsys.readouterr().out
     assert not (tmp_path / "run/checkpoints").exists()
 
 
@@ -384,7 +384,8 @@ def test_a_network_of_the_paper_from_official_weights(tmp_path: Path) -> None:
     [
         (["network.name=cmt_ti", "network.options={}"], 64),
         (["network.name=cmt_unetr_ti", "network.options={}", "network.pretrained=absent.pth"], 65),
-        (["network.pretrained=setup.cfg"], 65),
+        (["network.pretrained=setup.cfg"], 64),  # no encoder that it could fit
+        (["network.name=cmt_unetr_ti", "network.options={}", "network.pretrained=setup.cfg"], 65),
         (["network.name=monai_segresnet", "network.options={init_filters: 8}"], 64),  # no deep supervision
     ],
 )

@@ -180,10 +180,11 @@ def from_official(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def inflate(state_dict_2d: Mapping[str, Tensor], network_3d: nn.Module, *, mode: str = "centre") -> nn.Module:
     """Load 2D weights into the 3D network of the same settings, so that depth-constant volumes give the 2D features.
 
-    ``centre`` puts each kernel into its middle slice (an even one, which cuts depth into cells, into its first). ``average`` spreads it evenly over depth; the equality then needs
-    depth to be padded by repetition, which is switched on in the network (option ``depth_padding="replicate"`` of the
-    paper's networks). Position tables are repeated along depth, or get a depth part of zero; matrices that read or write
-    the 2×2 cells of a plane are shared among the 2×2×2 cells; everything else is copied.
+    ``centre`` puts each kernel into its middle slice (an even one, which cuts depth into cells, into its first). ``average``
+    spreads it evenly over depth; the equality then needs depth to be padded by repetition, which is switched on in the
+    network (option ``depth_padding="replicate"`` of the paper's networks). Position tables are repeated along depth, or get
+    a depth part of zero; matrices that read or write the 2×2 cells of a plane are shared among the 2×2×2 cells; everything
+    else is copied.
 
     Args:
         state_dict_2d: of this package's network, or in the authors' layout.

@@ -123,7 +123,9 @@ def test_any_size_and_deterministic_eval(name: str, variant: str, dims: int) -> 
 def test_every_parameter_gets_a_gradient(name: str, variant: str, dims: int) -> None:
     more: dict[str, Any] = {"dropout": 0.0} if name in CLASSIFIERS else {"deep_supervision": True}
     network = make(name, dims, variant, drop_path=0.0, **more).double().train()
-    size = (32, 64) if dims == 2 else (33, 9, 33)  # two keys at least along depth and plane, or queries would have no gradient
+    size = (
+        (32, 64) if dims == 2 else (33, 9, 33)
+    )  # two keys at least along depth and plane, or queries would have no gradient
     outputs = as_list(network(torch.randn(2, 2, *size, dtype=torch.float64)))
     torch.stack([(y * torch.randn_like(y)).sum() for y in outputs]).sum().backward()
     kind = "mlp" if "mlp" in variant else "paper" if "input_size" in OPTIONS[name] else "cmt_unetr"
@@ -156,7 +158,9 @@ def test_round_trip_and_registration(name: str, variant: str, dims: int) -> None
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("name", [name for name, variant in USUAL if name not in CLASSIFIERS and variant == "as preset"])
+@pytest.mark.parametrize(
+    "name", [name for name, variant in USUAL if name not in CLASSIFIERS and variant == "as preset"]
+)
 def test_deep_supervision_is_a_list_only_in_training(name: str, dims: int) -> None:
     x = torch.randn(1, 2, *(64,) * dims)
     assert isinstance(make(name, dims).train()(x), Tensor)
