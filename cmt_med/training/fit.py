@@ -151,8 +151,8 @@ def require_same_run(folder: Path, parts: Parts, train: Train) -> None:
             fix="use another --output, or --fresh to start over",
             code="E_CHECKPOINT",
         )
-    if saved["bounds"] != [train.epochs, train.max_minutes]:
-        epochs, minutes = saved["bounds"]
+    epochs, minutes = saved.get("bounds", (None, None))
+    if [epochs, minutes] != [train.epochs, train.max_minutes]:
         raise ConfigError(
             "the run was planned with another bound",
             where=str(folder),
