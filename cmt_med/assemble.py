@@ -29,8 +29,8 @@ from cmt_med.inference.predict import Windows
 from cmt_med.networks import build_network
 from cmt_med.networks.cmt import CLASSIFIERS
 from cmt_med.networks.weights import load_pretrained
-from cmt_med.training.fit import Parts
 from cmt_med.training.losses import segmentation_loss
+from cmt_med.training.state import Parts
 from cmt_med.training.validation import validator
 
 PHANTOM_MANIFEST = "brats_phantom.json"

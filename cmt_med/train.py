@@ -45,7 +45,8 @@ from cmt_med.networks import build_network
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.runtime import ProcessGroup, dense_convolution_rate, environment, listen_for_signals, stop_listening
-from cmt_med.training.fit import Parts, fit, require_same_run
+from cmt_med.training.fit import fit
+from cmt_med.training.state import Parts, require_same_run
 from cmt_med.training.validation import validator
 
 RUN_FILES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from cmt_med.networks.backbone import CMTBackbone
 from cmt_med.networks.cmt import PAPER, PaperBackbone
@@ -68,21 +69,21 @@ def cmt_unetr(
         merging=merging,
         checkpointing=checkpointing,
     )
-    return Segmenter(
+    return _with_decoder(
         encoder,
-        build_decoder(
-            decoder,
-            skip=skip,
-            spatial_dims=spatial_dims,
-            image_channels=in_channels,
-            widths=encoder.out_channels,
-            strides=encoder.strides,
-            num_classes=num_classes,
-            norm=norm,
-            full_channels=full_channels,
-            deep_supervision=deep_supervision,
-        ),
+        decoder,
+        skip=skip,
+        spatial_dims=spatial_dims,
+        image_channels=in_channels,
+        num_classes=num_classes,
+        norm=norm,
+        full_channels=full_channels,
+        deep_supervision=deep_supervision,
     )
+
+
+def _with_decoder(encoder: CMTBackbone | PaperBackbone, kind: str, **settings: Any) -> Segmenter:
+    return Segmenter(encoder, build_decoder(kind, widths=encoder.out_channels, strides=encoder.strides, **settings))
 
 
 cmt_unetr_pyramid = partial(
@@ -123,20 +124,16 @@ def _with_paper_encoder(
         drop_path=drop_path,
         checkpointing=checkpointing,
     )
-    return Segmenter(
+    return _with_decoder(
         encoder,
-        build_decoder(
-            decoder,
-            skip=skip,
-            spatial_dims=spatial_dims,
-            image_channels=in_channels,
-            widths=encoder.out_channels,
-            strides=encoder.strides,
-            num_classes=num_classes,
-            norm=norm,
-            full_channels=full_channels,
-            deep_supervision=deep_supervision,
-        ),
+        decoder,
+        skip=skip,
+        spatial_dims=spatial_dims,
+        image_channels=in_channels,
+        num_classes=num_classes,
+        norm=norm,
+        full_channels=full_channels,
+        deep_supervision=deep_supervision,
     )
 
 
