@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmt_med.blocks.conv import Pointwise, conv, crop_to, norm_layer
-from cmt_med.blocks.embedding import depth_to_space
+from cmt_med.blocks.conv import Pointwise, conv, crop_to, norm_layer, pad_to_multiple
+from cmt_med.blocks.embedding import depth_to_space, space_to_depth
 from cmt_med.blocks.fusion import CrossScaleFusion
 
 
@@ -82,26 +82,24 @@ class UpBlock(nn.Module):
 class FullResolutionHead(nn.Module):
     """From half resolution (B, C, *S/2) and the image (B, C_in, *S) to logits (B, num_classes, *S).
 
-    Each 2×2(×2) cell is predicted linearly from the features, ``channels`` per position, and joined by a convolution of the
-    image; after one more convolution at full resolution every position is read out linearly. Odd sizes are cropped.
+    Each 2×2(×2) cell is predicted linearly, ``channels`` per position, from the features and from the cell's own image
+    values; one convolution at full resolution then reads out across cells. Sizes are padded to even and cropped back.
     """
 
     def __init__(self, *, spatial_dims: int, features: int, in_channels: int, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.expand = Pointwise(features, channels * 2**spatial_dims)
-        self.image = conv(spatial_dims, in_channels, channels, 3)
+        cell = 2**spatial_dims
+        self.expand = Pointwise(features + in_channels * cell, channels * cell)
         # Over channels, whatever the decoder's norm: the features of rare voxels are large, and without a bound at each
         # voxel the logits of a small structure stay near zero for hundreds of steps (docs/results.md).
-        self.norm1 = norm_layer("layer", spatial_dims, channels)
-        self.conv = conv(spatial_dims, channels, channels, 3)
-        self.norm2 = norm_layer("layer", spatial_dims, channels)
-        self.out = Pointwise(channels, num_classes)
+        self.norm = norm_layer("layer", spatial_dims, channels)
         self.act = nn.LeakyReLU(0.01)
+        self.out = conv(spatial_dims, channels, num_classes, 3)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        grid = crop_to(depth_to_space(self.expand(x)), image.shape[2:]) + self.image(image)
-        grid = self.act(self.norm1(grid))
-        return self.out(self.act(self.norm2(self.conv(grid))))
+        cells = space_to_depth(pad_to_multiple(image, 2))
+        grid = depth_to_space(self.expand(torch.cat([x, cells], dim=1)))
+        return self.out(self.act(self.norm(crop_to(grid, image.shape[2:]))))
 
 
 class HalfResolutionHead(nn.Module):
