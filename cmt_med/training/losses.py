@@ -33,25 +33,23 @@ def batch_dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     return 1.0 - ((2.0 * overlap + SMOOTH) / (total + SMOOTH)).mean()
 
 
-def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def class_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Dice over all classes but background, plus cross-entropy.
 
     Args:
         logits: (B, K, *S).
-        labels: (B, *S), class indices.
+        targets: (B, K, *S), the share of each class in a position; one class has all of it, or they sum to one.
     """
     logits = logits.float()
-    one_hot = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
     log_probabilities = F.log_softmax(logits, dim=1)
-    cross_entropy = -(log_probabilities * one_hot).sum(1).mean()
-    return batch_dice_loss(log_probabilities.exp()[:, 1:], one_hot[:, 1:]) + cross_entropy
+    cross_entropy = -(log_probabilities * targets).sum(1).mean()
+    return batch_dice_loss(log_probabilities.exp()[:, 1:], targets[:, 1:]) + cross_entropy
 
 
-def region_loss(logits: Tensor, regions: Tensor) -> Tensor:
-    """Dice plus binary cross-entropy over overlapping regions, (B, R, *S) each."""
-    logits, targets = logits.float(), regions.to(logits.dtype)
-    dice = batch_dice_loss(logits.sigmoid(), targets)
-    return dice + F.binary_cross_entropy_with_logits(logits, targets)
+def region_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice plus binary cross-entropy over overlapping regions; logits and shares (B, R, *S)."""
+    logits = logits.float()
+    return batch_dice_loss(logits.sigmoid(), targets) + F.binary_cross_entropy_with_logits(logits, targets)
 
 
 def segmentation_loss(classes: Sequence[int], regions: Sequence[Sequence[int]] | None) -> Loss:
@@ -63,37 +61,21 @@ def segmentation_loss(classes: Sequence[int], regions: Sequence[Sequence[int]] |
 
     Returns:
         A function of logits, or of a list of them from fine to coarse (deep supervision), and label maps. Scale i of a
-        list has the weight 2^-i, normalised to a sum of one; labels are taken at the coarse grid's nearest voxels.
+        list has the weight 2^-i, normalised to a sum of one. Its target is the share of each label in the voxels that a
+        coarse position covers: a label taken from one of them would move the target by half a voxel.
     """
-
-    def single(logits: Tensor, labels: Tensor) -> Tensor:
-        if regions is not None:
-            return region_loss(logits, _as_regions(labels, regions))
-        return class_loss(logits, _as_classes(labels, classes))
+    channels = [[value] for value in classes] if regions is None else regions
+    single = class_loss if regions is None else region_loss
 
     def loss(output: Tensor | list[Tensor], labels: Tensor) -> Tensor:
-        if isinstance(output, Tensor):
-            return single(output, labels)
-        weights = [2.0**-i for i in range(len(output))]
-        terms = [
-            weight * single(logits, labels if logits.shape[2:] == labels.shape[2:] else _nearest(labels, logits))
-            for weight, logits in zip(weights, output, strict=True)
-        ]
-        return torch.stack(terms).sum() / sum(weights)
+        scales = [output] if isinstance(output, Tensor) else output
+        targets = torch.cat([torch.isin(labels, labels.new_tensor(list(values))) for values in channels], dim=1).float()
+        terms = [2.0**-i * single(logits, _shares(targets, logits)) for i, logits in enumerate(scales)]
+        return torch.stack(terms).sum() / sum(2.0**-i for i in range(len(scales)))
 
     return loss
 
 
-def _nearest(labels: Tensor, logits: Tensor) -> Tensor:
-    return F.interpolate(labels.float(), logits.shape[2:], mode="nearest-exact").to(labels.dtype)
-
-
-def _as_regions(labels: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:
-    return torch.cat([torch.isin(labels, labels.new_tensor(list(values))) for values in regions], dim=1)
-
-
-def _as_classes(labels: Tensor, classes: Sequence[int]) -> Tensor:
-    index = torch.zeros_like(labels, dtype=torch.long)
-    for position, value in enumerate(classes):
-        index.masked_fill_(labels == value, position)
-    return index.squeeze(1)
+def _shares(targets: Tensor, logits: Tensor) -> Tensor:
+    """Targets (B, K, *S) averaged over the cells of a coarser grid."""
+    return targets if logits.shape[2:] == targets.shape[2:] else F.interpolate(targets, logits.shape[2:], mode="area")

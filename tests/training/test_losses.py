@@ -22,7 +22,7 @@ def test_batch_dice_by_hand() -> None:
 
 def test_class_loss_by_hand() -> None:
     logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0]]])  # (1, 2, 2): p(class 1) = 1/2, 1/4
-    labels = torch.tensor([[1, 0]])
+    labels = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
     dice = 1 - 2 * 0.5 / (0.75 + 1)
     cross_entropy = -(math.log(0.5) + math.log(0.75)) / 2
     assert class_loss(logits, labels).item() == pytest.approx(dice + cross_entropy, abs=1e-4)
@@ -30,7 +30,7 @@ def test_class_loss_by_hand() -> None:
 
 def test_region_loss_by_hand() -> None:
     logits = torch.zeros(1, 2, 2)
-    regions = torch.tensor([[[1, 1], [0, 1]]])
+    regions = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])
     dice = 1 - ((2 * 1.0 / (1 + 2)) + (2 * 0.5 / (1 + 1))) / 2
     assert region_loss(logits, regions).item() == pytest.approx(dice + math.log(2), abs=1e-4)
 
@@ -45,11 +45,12 @@ def test_label_values_become_channels() -> None:
     assert segmentation_loss([0, 1, 2, 4], None)(classes, labels).item() == pytest.approx(0, abs=1e-4)
 
 
-def test_deep_supervision_weights() -> None:
+def test_deep_supervision_weights_scales_and_averages_their_targets() -> None:
     loss = segmentation_loss([0, 1], None)
     labels = torch.randint(0, 2, (1, 1, 8, 8, 8))
     fine, coarse = torch.randn(1, 2, 8, 8, 8), torch.randn(1, 2, 4, 4, 4)
-    expected = (loss(fine, labels) + 0.5 * loss(coarse, labels[:, :, 1::2, 1::2, 1::2])) / 1.5
+    ones = labels.reshape(4, 2, 4, 2, 4, 2).float().mean((1, 3, 5))[None, None]
+    expected = (loss(fine, labels) + 0.5 * class_loss(coarse, torch.cat([1 - ones, ones], 1))) / 1.5
     assert loss([fine, coarse], labels).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
