@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,20 @@ import ignite.distributed as idist
 
 from cmt_med.config import Train
 from cmt_med.files import write_json
-from cmt_med.training.schedule import SLOWDOWN_MARGIN, StepPlan, affordable_steps
+from cmt_med.training.schedule import REPLAN_MARGIN, StepPlan, affordable_steps
 
 PROBE_STEPS = 20
 PROBE_SECONDS = 60.0  # from the start of the command; slow steps are probed by fewer of them
 PROBE_SKIP = 3  # the first steps choose kernels and fill caches
 REPLAN_EVERY = 20  # steps
 REPLAN_FROM = 0.15  # of the plan: the mean step is steady by then
+RECENT_STEPS = 200  # tell the pace: a slow spell of the machine must not count for good
 
 log = logging.getLogger(__name__)
 
 
 class Budget:
-    """Makes the plan, and shortens it if the machine turns out slower than the probe said.
+    """Makes the plan, and bends it when the machine turns out slower or faster than it was.
 
     Args:
         train: bounds of the run.
@@ -51,8 +53,8 @@ class Budget:
         self.seconds_before, self.started, self.reserve = seconds_before, started, reserve
         self.plan = plan
         self.validation_seconds = 0.0
-        self._steps_seen, self._seconds_seen = 0, 0.0
-        self._probe: list[float] = []
+        self._steps_seen = 0
+        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._last_end = time.monotonic()
         self.bound = "epochs" if train.max_minutes is None else "max_minutes"
         steps = None if train.epochs is None else train.epochs * steps_per_epoch
@@ -66,9 +68,8 @@ class Budget:
         return self.seconds_before + time.monotonic() - self.started
 
     def step_seconds(self) -> float | None:
-        """Mean time from the end of a step to the end of the next, waiting for data included."""
-        counted = self._steps_seen - PROBE_SKIP
-        return self._seconds_seen / counted if counted > 0 else None
+        """Mean time from the end of a recent step to the end of the next, waiting for data included."""
+        return sum(self._recent) / len(self._recent) if self._recent else None
 
     def progress(self, step: int) -> float:
         """The share of the schedule done before ``step``; during the probe, the first part of the warm-up."""
@@ -87,9 +88,7 @@ class Budget:
         now = time.monotonic()
         self._steps_seen += 1
         if self._steps_seen > PROBE_SKIP:
-            self._seconds_seen += now - self._last_end
-            if self.plan is None:
-                self._probe.append(now - self._last_end)
+            self._recent.append(now - self._last_end)
         self._last_end = now
         if self.plan is None:
             enough = self._steps_seen >= PROBE_SKIP + PROBE_STEPS
@@ -113,24 +112,29 @@ class Budget:
         return int(idist.broadcast(steps)) if idist.get_world_size() > 1 else steps
 
     def _plan_minutes(self, step: int) -> None:
-        # The lower quartile: other work on the machine only ever makes a step longer, and a plan that proves too long
-        # is shortened later, while one that is too short wastes the minutes.
-        by_time = step + self._affordable(sorted(self._probe)[len(self._probe) // 4])
-        by_epochs = self.train.epochs * self.steps_per_epoch if self.train.epochs is not None else by_time
-        self._decide(min(by_time, by_epochs), "max_minutes" if by_time <= by_epochs else "epochs")
+        # The lower quartile: other work on the machine only ever makes a step longer.
+        by_time = step + self._affordable(sorted(self._recent)[len(self._recent) // 4])
+        steps = self._most_steps(by_time)
+        self._decide(steps, "max_minutes" if steps == by_time else "epochs")
 
     def _fit_into_time(self, step: int) -> None:
         assert self.plan is not None  # by the caller
         if self._steps_seen < REPLAN_FROM * self.plan.total_steps:
             return
-        affordable = self._affordable(self._seconds_seen / (self._steps_seen - PROBE_SKIP))
-        if self.plan.total_steps - step > affordable * SLOWDOWN_MARGIN:
-            log.info(
-                "the machine is slower than planned: %d instead of %d steps", step + affordable, self.plan.total_steps
-            )
-            self.plan.shorten(step, step + affordable)
+        planned, pace = self.plan.total_steps - step, self.step_seconds()
+        assert pace is not None  # there were steps
+        possible = self._most_steps(step + self._affordable(pace)) - step
+        too_long = planned > possible * REPLAN_MARGIN
+        if too_long or possible > max(planned * REPLAN_MARGIN, planned + REPLAN_EVERY):
+            word = "slower" if too_long else "faster"
+            log.info("the machine is %s than planned: %d instead of %d steps", word, step + possible, step + planned)
+            self.plan.bend(step, step + possible)
             self.bound = "max_minutes"
-            self._write("max_minutes, shortened")
+            self._write("max_minutes, replanned")
+
+    def _most_steps(self, by_time: int) -> int:
+        """The steps of the run that both bounds allow."""
+        return by_time if self.train.epochs is None else min(by_time, self.train.epochs * self.steps_per_epoch)
 
     def _decide(self, total_steps: int, bound: str) -> None:
         self.plan, self.bound = StepPlan(total_steps), bound

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SLOWDOWN_MARGIN = 1.03
-"""A plan is shortened when it would take this much longer than the time left; before, noise would shorten it, too."""
+REPLAN_MARGIN = 1.03
+"""A plan is changed when it would take this much more or less than the time left; before, noise would change it, too."""
 
 
 def learning_rate(progress: float, *, peak: float, warmup: float) -> float:
@@ -27,8 +27,8 @@ def learning_rate(progress: float, *, peak: float, warmup: float) -> float:
 class StepPlan:
     """The number of optimizer steps and the way through the schedule.
 
-    If a bound in minutes calls for fewer steps than planned, the rest of the schedule is run through faster from there:
-    ``anchor_step`` is where that last happened and ``anchor_progress`` how far the schedule was.
+    If a bound in minutes allows fewer or more steps than planned, the rest of the schedule is run through faster or
+    slower from there: ``anchor_step`` is where that last happened and ``anchor_progress`` how far the schedule was.
     """
 
     total_steps: int
@@ -42,7 +42,7 @@ class StepPlan:
             return 1.0
         return self.anchor_progress + (1.0 - self.anchor_progress) * (step - self.anchor_step) / left
 
-    def shorten(self, step: int, total_steps: int) -> None:
+    def bend(self, step: int, total_steps: int) -> None:
         """End after ``total_steps`` instead, bending the schedule from ``step`` on."""
         self.anchor_progress = self.progress(step)
         self.anchor_step = step
