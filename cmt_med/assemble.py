@@ -253,7 +253,8 @@ def windows(experiment: Experiment) -> Windows:
     """The sliding window of an experiment."""
     settings = experiment.inference
     size = settings.window or experiment.train.patch_size
-    return Windows(tuple(size), settings.overlap, settings.batch_size, experiment.data.slice_axis)
+    patch = tuple(experiment.train.patch_size)
+    return Windows(tuple(size), settings.overlap, settings.batch_size, experiment.data.slice_axis, patch=patch)
 
 
 def mirrored_axes(experiment: Experiment) -> list[int]:

@@ -162,6 +162,7 @@ def _card(experiment: Experiment, data: Prepared, outcome: Any, network: torch.n
         slice_axis=experiment.data.slice_axis,
         mirrored_axes=mirrored_axes(experiment),
         window=experiment.inference.window or experiment.train.patch_size,
+        patch=experiment.train.patch_size,
         inference=experiment.inference,
         provenance={
             "demo": data.manifest.demo,

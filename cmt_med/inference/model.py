@@ -39,6 +39,7 @@ class ModelCard(BaseModel):
     slice_axis: int | None
     mirrored_axes: list[int]  # of the volume, those that training mirrored
     window: list[int]
+    patch: list[int]  # of training
     inference: Inference
     provenance: dict[str, Any]
     validation: dict[str, Any] | None

@@ -29,6 +29,8 @@ class Windows:
         batch_size: windows at once.
         slice_axis: the axis that 2D slices lie across; None in 3D.
         mirrored_axes: axes of the volume whose mirrorings are averaged (test-time augmentation).
+        patch: of training. A volume smaller than that is padded with zeros, since training has shown it so; None pads
+            nothing.
     """
 
     size: tuple[int, ...]
@@ -36,6 +38,12 @@ class Windows:
     batch_size: int
     slice_axis: int | None = None
     mirrored_axes: tuple[int, ...] = ()
+    patch: tuple[int, ...] | None = None
+
+    def over(self, volume: Sequence[int]) -> list[int]:
+        """The window for a volume: no larger than it, since padding costs, but where training padded, too."""
+        patch = self.patch or (1,) * len(self.size)
+        return [min(max(n, p), w) for n, p, w in zip(volume, patch, self.size, strict=True)]
 
 
 def predict_probabilities(network: nn.Module, image: Tensor, windows: Windows, *, regions: bool) -> Tensor:
@@ -70,10 +78,8 @@ def _slide(network: nn.Module, image: Tensor, windows: Windows) -> Tensor:
         return result.float()
 
     def slide(batch: Tensor) -> Tensor:
-        # A window never exceeds the volume: the network takes any size, and padding would only cost.
-        size = [min(n, w) for n, w in zip(batch.shape[2:], windows.size, strict=True)]
         result = sliding_window_inference(
-            batch, size, windows.batch_size, run, overlap=windows.overlap, mode="gaussian"
+            batch, windows.over(batch.shape[2:]), windows.batch_size, run, overlap=windows.overlap, mode="gaussian"
         )
         assert isinstance(result, Tensor)
         return result
@@ -111,7 +117,9 @@ class Predictor:
         self.transform = preprocessing(card.preprocessing, with_label=False)
         settings = card.inference
         axes = tuple(card.mirrored_axes) if settings.tta == "flips" else ()
-        self.windows = Windows(tuple(card.window), settings.overlap, settings.batch_size, card.slice_axis, axes)
+        self.windows = Windows(
+            tuple(card.window), settings.overlap, settings.batch_size, card.slice_axis, axes, tuple(card.patch)
+        )
 
     def probabilities(self, loaded: Loaded) -> Tensor:
         """Probabilities (K, D1, D2, D3) on the case's own grid."""

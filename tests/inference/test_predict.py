@@ -31,12 +31,31 @@ def test_windows_do_not_change_a_pointwise_network(size: tuple[int, ...], slice_
     image = torch.randn(2, *size)
     window = (8, 8, 8) if slice_axis is None else (8, 8)
     expected = Pointwise()(image[None])[0]
-    for axes in ((), (0, 2)):
-        windows = Windows(window, 0.5, 3, slice_axis, axes)
+    for axes, patch in (((), None), ((0, 2), None), ((0,), tuple(n - 1 for n in window))):
+        windows = Windows(window, 0.5, 3, slice_axis, axes, patch)
         found = predict_probabilities(Pointwise(), image, windows, regions=False)
         torch.testing.assert_close(found, expected.softmax(0), rtol=1e-4, atol=1e-5)
         found = predict_probabilities(Pointwise(), image, windows, regions=True)
         torch.testing.assert_close(found, expected.sigmoid(), rtol=1e-4, atol=1e-5)
+
+
+def test_small_volumes_are_padded_to_the_patch_of_training() -> None:
+    class Sizes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(tuple(x.shape[2:]))
+            return torch.cat([x, -x], dim=1)
+
+    for patch, volume, expected in (
+        ((8, 8, 8), (5, 9, 20), (8, 9, 16)),  # never larger than the volume, but where training padded
+        (None, (5, 9, 20), (5, 9, 16)),
+        ((32, 32, 32), (5, 9, 20), (12, 12, 16)),  # the window is smaller than the patch
+    ):
+        window = (12, 12, 16)
+        seen: list[tuple[int, ...]] = []
+        image = torch.randn(1, *volume)
+        found = predict_probabilities(Sizes(), image, Windows(window, 0.5, 1, patch=patch), regions=False)
+        assert set(seen) == {expected}
+        torch.testing.assert_close(found, torch.cat([image, -image]).softmax(0), rtol=1e-4, atol=1e-5)
 
 
 def test_mirroring_averages_probabilities() -> None:
