@@ -3,6 +3,7 @@
 python benchmarks/claims.py                                  the claims about speed and size, a few minutes
 python benchmarks/claims.py --manifest hippocampus/dataset.json --output runs/claims [--minutes 5] [--seeds 0 1 2]
                                                              the claims about learning as well; resumable, a JSON a run
+python benchmarks/claims.py --only identity ...              one part: windows, fusion, pyramid, embeddings or identity
 
 Prints claim, measured, verdict. What does not hold is printed as such. CPU, float32.
 """
@@ -92,21 +93,21 @@ def step(network: nn.Module, x: Tensor) -> Callable[[], object]:
     return call
 
 
-def windows(rounds: int) -> Iterator[Claim]:
+def windows(options: argparse.Namespace) -> Iterator[Claim]:
     """Shifted windows against global attention at 224×224 and stride 4."""
     grid = torch.randn(1, 64, IMAGE // 4, IMAGE // 4).contiguous(memory_format=torch.channels_last)
     parts = {
         kind: attention(kind, spatial_dims=2, channels=64, heads=2, kv_stride=1, window=7, shifted=True)
         for kind in ("window", "global", "lightweight")
     }
-    times = in_turn({kind: forward(part, grid) for kind, part in parts.items()}, rounds)
+    times = in_turn({kind: forward(part, grid) for kind, part in parts.items()}, options.rounds)
     ratio = times["global"] / times["window"]
     yield Claim(
         "shifted windows: module at least 3 times as fast as global attention (224², stride 4)",
         f"{ratio:.1f} times ({1e3 * times['window']:.1f} against {1e3 * times['global']:.1f} ms)",
         ratio >= 3,
     )
-    naive = in_turn({"naive": forward(_Naive(parts["global"]), grid)}, rounds)["naive"]
+    naive = in_turn({"naive": forward(_Naive(parts["global"]), grid)}, options.rounds)["naive"]
     yield Claim("the same against a naive softmax", f"{naive / times['window']:.1f} times", None)
     x = torch.randn(1, 3, IMAGE, IMAGE)
     networks = {
@@ -120,7 +121,7 @@ def windows(rounds: int) -> Iterator[Claim]:
         )
         for kind in ("window", "global")
     }
-    times = in_turn({kind: forward(network, x) for kind, network in networks.items()}, rounds)
+    times = in_turn({kind: forward(network, x) for kind, network in networks.items()}, options.rounds)
     memory = {kind: saved_megabytes(network, x) for kind, network in networks.items()}
     yield Claim(
         "shifted windows at stride 4: whole network faster than with global attention",
@@ -147,7 +148,7 @@ class _Naive(nn.Module):
         return result
 
 
-def fusion(rounds: int) -> Iterator[Claim]:
+def fusion(options: argparse.Namespace) -> Iterator[Claim]:
     """Cross-scale fusion against concatenation in the whole network."""
     x = torch.randn(1, 4, 96, 96, 96)
     networks = {
@@ -155,7 +156,7 @@ def fusion(rounds: int) -> Iterator[Claim]:
         for skip in ("concat", "fusion")
     }
     for what, kind in (("forward", forward), ("training step", step)):
-        times = in_turn({skip: kind(network, x) for skip, network in networks.items()}, rounds)
+        times = in_turn({skip: kind(network, x) for skip, network in networks.items()}, options.rounds)
         extra = times["fusion"] / times["concat"] - 1
         yield Claim(
             f"cross-scale fusion: at most 20% more time than concatenation, {what} at 96³",
@@ -174,7 +175,7 @@ def attention_macs(channels: int, size: int) -> int:
     return counter.get_total_flops() // 2
 
 
-def pyramid(_: int) -> Iterator[Claim]:
+def pyramid(_: argparse.Namespace) -> Iterator[Claim]:
     """The same attention modules over the pyramid's strides, and at stride 4 throughout."""
     over = sum(attention_macs(channels, IMAGE // stride) for stride, channels in PYRAMID.items())
     flat = sum(attention_macs(channels, IMAGE // 4) for channels in PYRAMID.values())
@@ -187,11 +188,14 @@ def pyramid(_: int) -> Iterator[Claim]:
     yield Claim("the same against stride 4 and 64 channels throughout", f"{narrow / over:.1f} times", None)
 
 
-def train(manifest: Path, folder: Path, *, minutes: float, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+def train(
+    manifest: Path, folder: Path, *, minutes: float, seed: int, threads: int, options: dict[str, Any]
+) -> dict[str, Any]:
     """Train one variant on the hippocampus set, or read what an earlier call left; an interrupted one goes on."""
     metrics = folder / "report" / "metrics.json"
     if not metrics.exists():
         command = [sys.executable, "-m", "cmt_med.train", "--config", str(ROOT / "configs" / "hippocampus.yaml")]
+        command += ["--threads", str(threads)]
         values = {
             "data.manifest": str(manifest),
             "seed": str(seed),
@@ -209,6 +213,7 @@ def train(manifest: Path, folder: Path, *, minutes: float, seed: int, options: d
         "options": options,
         "seed": seed,
         "minutes": minutes,
+        "threads": threads,
         "dice": summary["mean"]["mean"],
         "steps": rows[-1]["step"],
         "curve": [[row["seconds"], row["dice"]] for row in rows if "dice" in row],
@@ -221,7 +226,12 @@ def learned(options: argparse.Namespace, variants: dict[str, dict[str, Any]]) ->
     for seed in options.seeds:
         for name, choice in variants.items():
             run = train(
-                options.manifest, options.output / f"{name}-{seed}", minutes=options.minutes, seed=seed, options=choice
+                options.manifest,
+                options.output / f"{name}-{seed}",
+                minutes=options.minutes,
+                seed=seed,
+                threads=options.threads,
+                options=choice,
             )
             (options.output / f"{name}-{seed}.json").write_text(json.dumps(run, indent=1))
             print(f"  {name}, seed {seed}: Dice {run['dice']:.4f}, {run['steps']} steps", flush=True)
@@ -245,7 +255,7 @@ def _seconds_to(runs: Sequence[dict[str, Any]], bar: float) -> str:
 
 def embeddings(options: argparse.Namespace) -> Iterator[Claim]:
     """Grouped dilated token embedding against linear patch embedding on a small real set."""
-    runs = learned(options, {f"embedding-{kind}": {"embedding": kind} for kind in ("grouped", "linear", "dense")})
+    runs = learned(options, {f"embedding-{kind}": {"embedding": kind} for kind in ("grouped", "linear")})
     grouped, linear = runs["embedding-grouped"], runs["embedding-linear"]
     yield Claim(
         "grouped dilated token embedding: better final Dice than linear patch embedding",
@@ -254,7 +264,6 @@ def embeddings(options: argparse.Namespace) -> Iterator[Claim]:
     )
     bar = 0.8
     yield Claim(f"time to Dice {bar}", f"{_seconds_to(grouped, bar)} against {_seconds_to(linear, bar)}", None)
-    yield Claim("the default's dense token embedding", _spread(runs["embedding-dense"]), None)
 
 
 def identity(options: argparse.Namespace) -> Iterator[Claim]:
@@ -271,11 +280,21 @@ def identity(options: argparse.Namespace) -> Iterator[Claim]:
         )
 
 
+PARTS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Claim]], bool]] = {  # and whether it trains
+    "windows": (windows, False),
+    "fusion": (fusion, False),
+    "pyramid": (pyramid, False),
+    "embeddings": (embeddings, True),
+    "identity": (identity, True),
+}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="measurements per candidate")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of this process and of each training")
+    parser.add_argument("--only", nargs="+", choices=sorted(PARTS), default=sorted(PARTS), metavar="PART")
     parser.add_argument(
         "--manifest", type=Path, help="data list of the hippocampus set; without it, no learning claims"
     )
@@ -283,19 +302,25 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="for each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
+    if options.manifest is None and {"embeddings", "identity"} & set(options.only) and options.only != sorted(PARTS):
+        parser.error("embeddings and identity train on real data: name its case list with --manifest")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     options.output.mkdir(parents=True, exist_ok=True)
     rate = dense_convolution_rate()
     print(f"dense 3×3×3 convolutions: {rate:.0f} GFLOP/s, {options.threads} threads")
-    claims = [claim for part in (windows, fusion, pyramid) for claim in part(options.rounds)]
-    if options.manifest is not None:
-        claims += [*embeddings(options), *identity(options)]
+    claims = [
+        claim
+        for name, (part, trains) in PARTS.items()
+        if name in options.only and not (trains and options.manifest is None)
+        for claim in part(options)
+    ]
     for claim in claims:
         verdict = {True: "holds", False: "DOES NOT HOLD", None: "(information)"}[claim.holds]
         print(f"{verdict:14s} {claim.claim}: {claim.measured}")
     result = {"rate_gflops": rate, "date": time.strftime("%Y-%m-%d"), "claims": [asdict(claim) for claim in claims]}
-    (options.output / "claims.json").write_text(json.dumps(result, indent=1))
+    name = "claims" if options.only == sorted(PARTS) else "-".join(["claims", *options.only])
+    (options.output / f"{name}.json").write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
