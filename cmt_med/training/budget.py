@@ -13,14 +13,14 @@ import ignite.distributed as idist
 
 from cmt_med.config import Train
 from cmt_med.files import write_json
-from cmt_med.training.schedule import REPLAN_MARGIN, StepPlan, affordable_steps
+from cmt_med.training.schedule import LONGER_MARGIN, REPLAN_MARGIN, StepPlan, affordable_steps
 
 PROBE_STEPS = 20
 PROBE_SECONDS = 60.0  # from the start of the command; slow steps are probed by fewer of them
 PROBE_SKIP = 3  # the first steps choose kernels and fill caches
 REPLAN_EVERY = 20  # steps
 REPLAN_FROM = 0.15  # of the plan: the mean step is steady by then
-RECENT_STEPS = 200  # tell the pace: a slow spell of the machine must not count for good
+RECENT_STEPS = 400  # tell the pace: a slow spell of the machine must not count for good
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Budget:
         assert pace is not None  # there were steps
         possible = self._most_steps(step + self._affordable(pace)) - step
         too_long = planned > possible * REPLAN_MARGIN
-        if too_long or possible > max(planned * REPLAN_MARGIN, planned + REPLAN_EVERY):
+        if too_long or possible > max(planned * LONGER_MARGIN, planned + REPLAN_EVERY):
             word = "slower" if too_long else "faster"
             log.info("the machine is %s than planned: %d instead of %d steps", word, step + possible, step + planned)
             self.plan.bend(step, step + possible)

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 REPLAN_MARGIN = 1.03
-"""A plan is changed when it would take this much more or less than the time left; before, noise would change it, too."""
+"""A plan is shortened when it would take this much longer than the time left; before, noise would shorten it, too."""
+LONGER_MARGIN = 1.08
+"""It is made longer only when this many more steps fit: wasting some seconds is better than a restless schedule."""
 
 
 def learning_rate(progress: float, *, peak: float, warmup: float) -> float:
