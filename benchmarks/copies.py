@@ -1,6 +1,6 @@
 """Where a forward pass moves memory instead of computing, and what each kind of attention costs.
 
-python benchmarks/copies.py [--size 96] [--threads 2]
+python benchmarks/copies.py [--size 96] [--threads 2] [--json runs/copies.json]
 
 For each kind of attention: the time of a forward pass, of its attention modules, and of every operation that only copies.
 Float32, batch 1, 4 channels in, 3 out.
@@ -9,8 +9,11 @@ Float32, batch 1, 4 channels in, 3 out.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,6 +54,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=Path("runs/copies.json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -59,9 +63,9 @@ def main() -> None:
         kind: build_network("cmt_unetr", spatial_dims=3, in_channels=4, num_classes=3, attention=[kind] * 3).eval()
         for kind in KINDS
     }
-    print(
-        f"dense 3×3×3 convolutions: {dense_convolution_rate():.0f} GFLOP/s, {options.threads} threads, {options.size}³"
-    )
+    rate = dense_convolution_rate()
+    record: dict[str, Any] = {"rate_gflops": rate, "threads": options.threads, "size": options.size}
+    print(f"dense 3×3×3 convolutions: {rate:.0f} GFLOP/s, {options.threads} threads, {options.size}³")
     with torch.inference_mode():
         whole: dict[str, list[float]] = {kind: [] for kind in KINDS}
         inside: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -87,6 +91,9 @@ def main() -> None:
                 print(f"  {event.self_cpu_time_total / 1e3:6.1f} ms  {event.count:3d} × {event.key} {shapes}")
             total = sum(e.self_cpu_time_total for e in rows) / 1e3
             print(f"  {total:6.1f} ms  all copies")
+            record[kind] = {"seconds": seconds, "attention_seconds": part, "copies_seconds": total / 1e3}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

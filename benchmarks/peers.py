@@ -1,8 +1,8 @@
 """Forward and training step of our default network beside MONAI's networks, in turn, in one run.
 
-python benchmarks/peers.py [--size 96] [--rounds 3] [--json out.json]
+python benchmarks/peers.py [--size 96] [--rounds 3] [--json runs/peers.json]
 
-Prints medians in seconds and ratios to ours: above 1, the peer is slower. Float32, batch 1, 4 channels in, 3 out.
+Prints and writes medians in seconds and ratios to ours: above 1, the peer is slower. Float32, batch 1, 4 channels in, 3 out.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
+from cmt_med.networks import NETWORKS as REGISTRY
 from cmt_med.networks import build_network
 from cmt_med.runtime import dense_convolution_rate
 
-NETWORKS = ("cmt_unetr", "monai_segresnet", "monai_dynunet", "monai_mednext", "monai_swin_unetr")
+NETWORKS = ("cmt_unetr", *(name for name in REGISTRY if name.startswith("monai_") and name != "monai_swin_unetr_v2"))
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("runs/peers.json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -41,6 +42,7 @@ def main() -> None:
             with torch.inference_mode():
                 network.eval()(x)
             middle = time.perf_counter()
+            network.zero_grad(set_to_none=True)
             network.train()(x).square().mean().backward()
             if turn:
                 seconds[name]["forward"].append(middle - begun)
@@ -58,8 +60,9 @@ def main() -> None:
             f"{name:16s} {row['parameters'] / 1e6:9.2f} {row['forward']:9.3f} {row['forward'] / ours['forward']:6.1f} "
             f"{row['step']:9.3f} {row['step'] / ours['step']:6.1f}"
         )
-    if options.json:
-        options.json.write_text(json.dumps({"rate_gflops": rate, "seconds": result}, indent=1))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    record = {"rate_gflops": rate, "threads": options.threads, "size": options.size, "seconds": result}
+    options.json.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class WindowAttention(nn.Module):
         if padded != size or any(shift):
             # Not cached while a graph is captured, whose tensors hold no values.
             hide = _window_mask if torch.compiler.is_compiling() else _cached_window_mask
-            hidden = hide(size, padded, window, shift).to(x.device)  # (W, n, n)
+            hidden = hide(size, padded, window, shift, x.device)  # (W, n, n)
             minus_infinity = torch.zeros(hidden.shape, dtype=mask.dtype, device=x.device).masked_fill_(hidden, -1e4)
             mask = (mask + minus_infinity.unsqueeze(1)).repeat(batch, 1, 1, 1)  # (BW, h, n, n)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
@@ -170,7 +170,9 @@ def _from_windows(windows: Tensor, size: Sequence[int], window: Sequence[int]) -
     return x.reshape(windows.shape[0], *size, -1).movedim(-1, 1)
 
 
-def _window_mask(size: Sequence[int], padded: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> Tensor:
+def _window_mask(
+    size: Sequence[int], padded: Sequence[int], window: Sequence[int], shift: Sequence[int], device: torch.device
+) -> Tensor:
     """Pairs that must not see each other, True there: (W, n, n).
 
     Each position of the shifted, padded grid gets the number of the contiguous piece it belongs to on each axis;
@@ -182,7 +184,7 @@ def _window_mask(size: Sequence[int], padded: Sequence[int], window: Sequence[in
         piece = (position >= n).long() + 2 * (torch.arange(p) >= p - s).long() * (position < n).long()
         label = label.unsqueeze(-1) * 3 + piece
     windows = _to_windows(label[None, None].float(), window)[0, :, :, 0]  # (W, n)
-    return windows[:, :, None] != windows[:, None, :]
+    return (windows[:, :, None] != windows[:, None, :]).to(device)
 
 
 _cached_window_mask = lru_cache(maxsize=16)(_window_mask)

@@ -6,12 +6,14 @@ channels-last memory formats, in which a grid (B, C, *S) and its tokens (B, N, C
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from cmt_med.errors import NetworkError
 
@@ -23,6 +25,7 @@ def _on_onednn(x: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -30,6 +33,12 @@ def _on_onednn(x: Tensor) -> bool:
 def _onednn_convolution(x: Tensor, layer: nn.Conv2d | nn.Conv3d) -> Tensor:
     padding: Any = layer.padding  # integers: conv() never pads by name
     return torch.mkldnn_convolution(x, layer.weight, layer.bias, padding, layer.stride, layer.dilation, layer.groups)
+
+
+@register_flop_formula(torch.ops.aten.mkldnn_convolution)
+def _onednn_flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """So that PyTorch's counter sees what is called by name, too."""
+    return conv_flop_count(list(x), list(weight), list(out_shape))
 
 
 class GridConv2d(nn.Conv2d):
@@ -100,16 +109,42 @@ def conv(
     return kind(in_channels, out_channels, kernel, stride=stride, padding=padding, groups=groups, dilation=dilation)
 
 
-def replicate_depth(module: nn.Module) -> None:
-    """Let every 3D convolution of a module pad its first spatial axis by repetition, in place."""
+def pad_depth(module: nn.Module, how: str) -> None:
+    """Let every 3D convolution of a module pad its first spatial axis with ``"zeros"`` or by repetition, in place.
+
+    Raises:
+        NetworkError: for another way than ``"zeros"`` and ``"replicate"``.
+    """
+    if how not in ("zeros", "replicate"):
+        raise NetworkError("unknown depth padding", where=f"depth_padding={how!r}", fix="use 'zeros' or 'replicate'")
     for part in module.modules():
         if isinstance(part, GridConv3d):
-            part.replicate_depth = True
+            part.replicate_depth = how == "replicate"
 
 
 def repeat_border(x: Tensor, width: int) -> Tensor:
     """``x`` (B, C, D, H, W) with its first and last slice repeated ``width`` times."""
     return torch.cat([x[:, :, :1]] * width + [x] + [x[:, :, -1:]] * width, dim=2)
+
+
+def groups_near(wanted: int, *widths: int) -> int:
+    """The number of groups nearest to ``wanted`` that divides all widths."""
+    common = math.gcd(*widths)
+    return min((n for n in range(1, common + 1) if common % n == 0), key=lambda n: (abs(n - wanted), n))
+
+
+def cells_of(layer: nn.Module, *, inputs: int = 0, outputs: bool = False) -> nn.Module:
+    """Say which of a layer's channels belong to the 2×2(×2) cells of a finer grid; returns the layer.
+
+    Weights of a network of images are carried over to volumes by this (:func:`cmt_med.networks.inflation.inflate`).
+
+    Args:
+        layer: a convolution or a matrix.
+        inputs: channels of the finer grid whose cells are the layer's last inputs.
+        outputs: whether its outputs are cells.
+    """
+    layer.cell_inputs, layer.cell_outputs = inputs, outputs  # type: ignore[assignment]
+    return layer
 
 
 def channels_last(x: Tensor) -> Tensor:

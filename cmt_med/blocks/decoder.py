@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmt_med.blocks.conv import Pointwise, conv, crop_to, norm_layer, pad_to_multiple
+from cmt_med.blocks.conv import Pointwise, cells_of, conv, crop_to, norm_layer, pad_to_multiple
 from cmt_med.blocks.embedding import depth_to_space, space_to_depth
 from cmt_med.blocks.fusion import CrossScaleFusion
 
@@ -58,7 +58,7 @@ class UpBlock(nn.Module):
         coarser: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.up = Pointwise(in_channels, skip_channels * 2**spatial_dims)
+        self.up = cells_of(Pointwise(in_channels, skip_channels * 2**spatial_dims), outputs=True)
         self.fusion = CrossScaleFusion(channels=skip_channels, levels=2 + len(coarser)) if fusion else None
         self.coarser = nn.ModuleList(Pointwise(width, skip_channels) for width in coarser)
         self.conv = ResidualConvBlock(
@@ -89,7 +89,9 @@ class FullResolutionHead(nn.Module):
     def __init__(self, *, spatial_dims: int, features: int, in_channels: int, channels: int, num_classes: int) -> None:
         super().__init__()
         cell = 2**spatial_dims
-        self.expand = Pointwise(features + in_channels * cell, channels * cell)
+        self.expand = cells_of(
+            Pointwise(features + in_channels * cell, channels * cell), inputs=in_channels, outputs=True
+        )
         # Over channels, whatever the decoder's norm: the features of rare voxels are large, and without a bound at each
         # voxel the logits of a small structure stay near zero for hundreds of steps (docs/results.md).
         self.norm = norm_layer("layer", spatial_dims, channels)
@@ -107,7 +109,7 @@ class HalfResolutionHead(nn.Module):
 
     def __init__(self, *, spatial_dims: int, features: int, num_classes: int) -> None:
         super().__init__()
-        self.out = Pointwise(features, num_classes * 2**spatial_dims)
+        self.out = cells_of(Pointwise(features, num_classes * 2**spatial_dims), outputs=True)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         return crop_to(depth_to_space(self.out(x)), image.shape[2:])

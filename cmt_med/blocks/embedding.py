@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from cmt_med.blocks.conv import Pointwise, channels_last, conv, norm_layer, pad_to_multiple
+from cmt_med.blocks.conv import (
+    Pointwise,
+    cells_of,
+    channels_last,
+    conv,
+    groups_near,
+    norm_layer,
+    pad_to_multiple,
+)
 from cmt_med.errors import NetworkError
 
 
@@ -42,7 +49,7 @@ class ConvTokenEmbedding(nn.Module):
 
     def __init__(self, *, spatial_dims: int, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
-        self.embed = conv(spatial_dims, in_channels * 2**spatial_dims, out_channels, 3)
+        self.embed = cells_of(conv(spatial_dims, in_channels * 2**spatial_dims, out_channels, 3), inputs=in_channels)
         self.norm1 = norm_layer(norm, spatial_dims, out_channels)
         self.conv = conv(spatial_dims, out_channels, out_channels, 3)
         self.norm2 = norm_layer(norm, spatial_dims, out_channels)
@@ -54,11 +61,14 @@ class ConvTokenEmbedding(nn.Module):
         return self.act(x + self.norm2(self.conv(x)))
 
 
+DILATIONS = (1, 2, 3)
+
+
 class GroupedTokenEmbedding(nn.Module):
     """Convolutional token embedding by stacked grouped convolutions of growing dilation: (B, C, *S) -> (B, C', *ceil(S/2)).
 
-    A linear projection of the 2×2(×2) cells, then 3×3(×3) convolutions in groups of 8 channels with dilations 1, 2 and 3,
-    each with norm, activation and a residual.
+    A linear projection of the 2×2(×2) cells, then 3×3(×3) convolutions in groups of about 8 channels (as the width can be
+    divided) with dilations 1, 2 and 3, each with norm, activation and a residual.
     """
 
     def __init__(
@@ -68,19 +78,17 @@ class GroupedTokenEmbedding(nn.Module):
         in_channels: int,
         out_channels: int,
         norm: str,
-        dilations: Sequence[int] = (1, 2, 3),
-        group_width: int = 8,
     ) -> None:
         super().__init__()
         self.embed = LinearTokenEmbedding(
             spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, norm=norm
         )
-        groups = math.gcd(out_channels, max(1, out_channels // group_width))
+        groups = groups_near(out_channels // 8, out_channels)
         self.convs = nn.ModuleList(
             conv(spatial_dims, out_channels, out_channels, 3, groups=groups, dilation=dilation)
-            for dilation in dilations
+            for dilation in DILATIONS
         )
-        self.norms = nn.ModuleList(norm_layer(norm, spatial_dims, out_channels) for _ in dilations)
+        self.norms = nn.ModuleList(norm_layer(norm, spatial_dims, out_channels) for _ in DILATIONS)
         self.act = nn.LeakyReLU(0.01)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +103,7 @@ class LinearTokenEmbedding(nn.Module):
 
     def __init__(self, *, spatial_dims: int, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
-        self.project = Pointwise(in_channels * 2**spatial_dims, out_channels)
+        self.project = cells_of(Pointwise(in_channels * 2**spatial_dims, out_channels), inputs=in_channels)
         self.norm = norm_layer(norm, spatial_dims, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +143,7 @@ class PatchMerging(nn.Module):
         spatial_dims: 2 or 3.
         in_channels, out_channels: C and C'.
         kind: ``"overlapping"``, a dense 3×3(×3) convolution of stride 2; ``"patch"``, the paper's, of the 2×2(×2)
-            neighbours; ``"grouped"``, of the neighbours in groups of 16 channels.
+            neighbours; ``"grouped"``, of the neighbours in groups of about 16 channels (as the widths can be divided).
     """
 
     def __init__(self, *, spatial_dims: int, in_channels: int, out_channels: int, kind: str = "overlapping") -> None:
@@ -143,7 +151,7 @@ class PatchMerging(nn.Module):
         if kind not in MERGINGS:
             raise NetworkError("unknown merging", where=f"merging={kind!r}", fix=f"use one of {', '.join(MERGINGS)}")
         kernel = 3 if kind == "overlapping" else 2
-        groups = math.gcd(math.gcd(in_channels, out_channels), max(1, in_channels // 16)) if kind == "grouped" else 1
+        groups = groups_near(in_channels // 16, in_channels, out_channels) if kind == "grouped" else 1
         self.conv = conv(spatial_dims, in_channels, out_channels, kernel, stride=2, groups=groups)
         self.norm = norm_layer("layer", spatial_dims, out_channels)
         self.cells = kernel == 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,59 @@ from cmt_med.blocks.embedding import EMBEDDINGS, PatchMerging
 from cmt_med.errors import NetworkError
 
 
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """BatchNorms normalise by the batch as in training, but do not count it a second time."""
+    norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        # The running statistics are still handed over, since what is saved for the backward pass must stay the same.
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, counted in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, counted
+
+
+def _recomputed(block: nn.Module, *inputs: Tensor | None) -> Tensor:
+    """The block's result, whose intermediates the backward pass computes again."""
+    result: Tensor
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in block.modules()):
+        contexts = lambda: (nullcontext(), _statistics_kept(block))  # noqa: E731
+        result = checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+    else:
+        result = checkpoint(block, *inputs, use_reentrant=False)
+    return result
+
+
 class Stage(nn.ModuleList):
     """Blocks of one width, one after the other, with the position bias that they may share."""
 
     def forward(self, x: Tensor, position: Tensor | None = None, *, checkpointing: bool = False) -> Tensor:
         """(B, C, *S) -> (B, C, *S); with ``checkpointing``, blocks are recomputed in the backward pass."""
         for block in self:
-            x = checkpoint(block, x, position, use_reentrant=False) if checkpointing else block(x, position)
+            x = _recomputed(block, x, position) if checkpointing else block(x, position)
         return x
+
+
+def check_numbers(positive: Mapping[str, Sequence[int]], *, drop_path: float) -> None:
+    """Refuse what would only fail, or give NaN, later.
+
+    Raises:
+        NetworkError: if a number is not a whole one from 1 on, or ``drop_path`` is not in [0, 1).
+    """
+    for name, numbers in positive.items():
+        if any(not isinstance(n, int) or n < 1 for n in numbers):
+            raise NetworkError(
+                "a size is not a positive whole number", where=f"{name}={numbers!r}", fix="use 1 or more"
+            )
+    if not 0.0 <= drop_path < 1.0:
+        raise NetworkError(
+            "stochastic depth would drop every branch",
+            where=f"drop_path={drop_path!r}",
+            fix="use a probability from 0 to below 1",
+        )
 
 
 class CMTBackbone(nn.Module):
@@ -81,6 +127,17 @@ class CMTBackbone(nn.Module):
                 where=", ".join(f"{name} has {len(values)}" for name, values in per_stage.items()),
                 fix="give one value per stage to each",
             )
+        check_numbers(
+            {
+                "stem_channels": [stem_channels],
+                "dims": dims,
+                "depths": depths,
+                "head_dim": [head_dim],
+                "kv_strides": kv_strides,
+                "window": [window],
+            },
+            drop_path=drop_path,
+        )
         if embedding not in EMBEDDINGS:
             raise NetworkError(
                 "unknown embedding", where=f"embedding={embedding!r}", fix=f"use one of {', '.join(EMBEDDINGS)}"

@@ -17,12 +17,12 @@ from cmt_med.blocks.conv import (
     channels_last_weights,
     check_spatial_dims,
     norm_layer,
-    replicate_depth,
+    pad_depth,
 )
 from cmt_med.blocks.embedding import PaperStem, PatchMerging
 from cmt_med.blocks.position import PositionTable
 from cmt_med.errors import NetworkError
-from cmt_med.networks.backbone import Stage
+from cmt_med.networks.backbone import Stage, check_numbers
 
 KV_STRIDES = (8, 4, 2, 1)
 HEADS = (1, 2, 4, 8)
@@ -69,7 +69,8 @@ class PaperBackbone(nn.Module):
         out_channels, strides: of the grids, finest first.
 
     Raises:
-        NetworkError: for an input size that 32 does not divide, or an unknown padding.
+        NetworkError: for an input size that 32 does not divide, or an unknown padding; in training, for a batch whose
+            coarsest grids have one position altogether, of which BatchNorm can take no variance.
     """
 
     def __init__(
@@ -93,16 +94,13 @@ class PaperBackbone(nn.Module):
                 why="the last stage has stride 32",
                 fix="use a multiple of 32; images of any size can be given to the network all the same",
             )
-        if depth_padding not in ("zeros", "replicate"):
-            raise NetworkError(
-                "unknown depth padding", where=f"depth_padding={depth_padding!r}", fix="use 'zeros' or 'replicate'"
-            )
         self.input_size, self.checkpointing = edge, checkpointing
         self.out_channels = (preset.stem, *preset.dims)
         self.strides = (2, 4, 8, 16, 32)
         self.stem = PaperStem(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=preset.stem)
         self.merges, self.stages, self.positions = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         highest = preset.drop_path if drop_path is None else drop_path
+        check_numbers({}, drop_path=highest)
         rates = iter(torch.linspace(0, highest, sum(preset.depths)).tolist())
         for i, (dim, depth) in enumerate(zip(preset.dims, preset.depths, strict=True)):
             self.merges.append(
@@ -135,10 +133,17 @@ class PaperBackbone(nn.Module):
                 )
             )
         self.apply(_initialise)
-        if depth_padding == "replicate":
-            replicate_depth(self)
+        pad_depth(self, depth_padding)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, *S) -> grids (B, out_channels[i], *ceil(S / strides[i])), finest first."""
+        if self.training and len(x) == 1 and all(n <= self.strides[-1] for n in x.shape[2:]):
+            raise NetworkError(
+                "BatchNorm needs more than one position",
+                where=f"a batch of one image of {tuple(x.shape[2:])}",
+                why=f"at stride {self.strides[-1]} a single position is left of it",
+                fix="train with larger patches or more of them in a batch",
+            )
         x = self.stem(channels_last(x))
         grids = [x]
         for i, (merge, position, stage) in enumerate(zip(self.merges, self.positions, self.stages, strict=True)):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from cmt_med.blocks.conv import pad_depth
 from cmt_med.networks.backbone import CMTBackbone
 from cmt_med.networks.cmt import PAPER, PaperBackbone
 from cmt_med.networks.decoder import decoder as build_decoder
@@ -33,6 +34,7 @@ def cmt_unetr(
     decoder: str = "unetr",
     skip: str = "concat",
     full_channels: int = 16,
+    depth_padding: str = "zeros",
     checkpointing: bool = False,
 ) -> Segmenter:
     """Segmentation network for images and volumes of any size: (B, C, *S) -> logits (B, num_classes, *S).
@@ -48,6 +50,7 @@ def cmt_unetr(
         decoder: ``"unetr"`` or ``"mlp"``.
         skip: ``"concat"``, or ``"fusion"`` to attend across scales in the UNETR decoder.
         full_channels: width at full resolution; 0 stops the decoder at half resolution.
+        depth_padding: ``"zeros"`` or ``"replicate"``, how 3D convolutions pad the first axis.
 
     Raises:
         NetworkError: if the settings do not fit together.
@@ -72,6 +75,7 @@ def cmt_unetr(
     return _with_decoder(
         encoder,
         decoder,
+        depth_padding=depth_padding,
         skip=skip,
         spatial_dims=spatial_dims,
         image_channels=in_channels,
@@ -82,8 +86,11 @@ def cmt_unetr(
     )
 
 
-def _with_decoder(encoder: CMTBackbone | PaperBackbone, kind: str, **settings: Any) -> Segmenter:
-    return Segmenter(encoder, build_decoder(kind, widths=encoder.out_channels, strides=encoder.strides, **settings))
+def _with_decoder(encoder: CMTBackbone | PaperBackbone, kind: str, *, depth_padding: str, **settings: Any) -> Segmenter:
+    decoder = build_decoder(kind, widths=encoder.out_channels, strides=encoder.strides, **settings)
+    network = Segmenter(encoder, decoder)
+    pad_depth(network, depth_padding)
+    return network
 
 
 cmt_unetr_pyramid = partial(
@@ -120,13 +127,13 @@ def _with_paper_encoder(
         spatial_dims=spatial_dims,
         in_channels=in_channels,
         input_size=input_size,
-        depth_padding=depth_padding,
         drop_path=drop_path,
         checkpointing=checkpointing,
     )
     return _with_decoder(
         encoder,
         decoder,
+        depth_padding=depth_padding,
         skip=skip,
         spatial_dims=spatial_dims,
         image_channels=in_channels,

@@ -30,6 +30,12 @@ def _check_strides(strides: Sequence[int]) -> None:
 def _head(
     *, spatial_dims: int, features: int, image_channels: int, full_channels: int, num_classes: int
 ) -> FullResolutionHead | HalfResolutionHead:
+    if full_channels < 0:
+        raise NetworkError(
+            "a width is negative",
+            where=f"full_channels={full_channels}",
+            fix="use 0 to stop at half resolution, or more",
+        )
     if full_channels == 0:
         return HalfResolutionHead(spatial_dims=spatial_dims, features=features, num_classes=num_classes)
     return FullResolutionHead(
@@ -77,6 +83,7 @@ class UNETRDecoder(nn.Module):
     ) -> None:
         super().__init__()
         _check_strides(strides)
+        self.deep_supervision = deep_supervision
         if skip not in SKIPS:
             raise NetworkError("unknown skip", where=f"skip={skip!r}", fix=f"use one of {', '.join(SKIPS)}")
         self.fusion = skip == "fusion"
@@ -110,7 +117,7 @@ class UNETRDecoder(nn.Module):
             if self.training and 1 <= i <= len(self.auxiliary):
                 coarse.insert(0, self.auxiliary[i - 1](grid))
         logits = self.head(grid, image)
-        return [logits, *coarse] if coarse else logits
+        return [logits, *coarse] if self.training and self.deep_supervision else logits
 
 
 class MLPDecoder(nn.Module):
@@ -143,6 +150,7 @@ class MLPDecoder(nn.Module):
     ) -> None:
         super().__init__()
         _check_strides(strides)
+        self.deep_supervision = deep_supervision
         self.mode = INTERPOLATION[spatial_dims]
         self.levels = nn.ModuleList(Pointwise(width, channels) for width in widths)
         self.norm = norm_layer(norm, spatial_dims, channels)
@@ -169,17 +177,24 @@ class MLPDecoder(nn.Module):
             up = F.interpolate(grid, scale_factor=2.0**i, mode=self.mode, align_corners=False)
             total = total + crop_to(up, size)
         logits = self.head(self.act(self.norm(total)), image)
-        return [logits, *coarse] if coarse else logits
+        return [logits, *coarse] if self.training and self.deep_supervision else logits
 
 
 def decoder(kind: str, *, skip: str, **settings: object) -> UNETRDecoder | MLPDecoder:
     """A decoder by name, ``"unetr"`` or ``"mlp"``; ``skip`` belongs to the first.
 
     Raises:
-        NetworkError: for an unknown name.
+        NetworkError: for an unknown name, or another skip than ``"concat"`` with a decoder that has none.
     """
     if kind == "unetr":
         return UNETRDecoder(skip=skip, **settings)  # type: ignore[arg-type]
+    if kind == "mlp" and skip != "concat":
+        raise NetworkError(
+            "the MLP decoder has no skips to fuse",
+            where=f"decoder='mlp', skip={skip!r}",
+            why="it sums the levels by linear layers",
+            fix="set skip to 'concat', or decoder to 'unetr'",
+        )
     if kind == "mlp":
         return MLPDecoder(**settings)  # type: ignore[arg-type]
     raise NetworkError("unknown decoder", where=f"decoder={kind!r}", fix="use 'unetr' or 'mlp'")

@@ -75,20 +75,19 @@ def monai_swin_unetr(
     num_classes: int,
     deep_supervision: bool = False,
     feature_size: int = 48,
-    use_v2: bool = False,
     checkpointing: bool = False,
 ) -> Peer:
-    """MONAI's Swin UNETR; ``use_v2`` adds a convolution at the start of each stage."""
-    _no_deep_supervision("monai_swin_unetr", deep_supervision)
-    network = SwinUNETR(
-        in_channels=in_channels,
-        out_channels=num_classes,
-        feature_size=feature_size,
+    """MONAI's Swin UNETR: (B, C, *S) -> (B, num_classes, *S)."""
+    return _swin_unetr(
+        "monai_swin_unetr",
+        use_v2=False,
         spatial_dims=spatial_dims,
-        use_v2=use_v2,
-        use_checkpoint=checkpointing,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        deep_supervision=deep_supervision,
+        feature_size=feature_size,
+        checkpointing=checkpointing,
     )
-    return Peer(network, multiple=32)
 
 
 def monai_swin_unetr_v2(
@@ -100,16 +99,25 @@ def monai_swin_unetr_v2(
     feature_size: int = 48,
     checkpointing: bool = False,
 ) -> Peer:
-    """MONAI's Swin UNETR, second version."""
-    return monai_swin_unetr(
+    """MONAI's Swin UNETR, second version, with a convolution at the start of each stage: (B, C, *S) -> (B, num_classes, *S)."""
+    return _swin_unetr(
+        "monai_swin_unetr_v2",
+        use_v2=True,
         spatial_dims=spatial_dims,
         in_channels=in_channels,
         num_classes=num_classes,
         deep_supervision=deep_supervision,
         feature_size=feature_size,
-        use_v2=True,
         checkpointing=checkpointing,
     )
+
+
+def _swin_unetr(
+    name: str, *, use_v2: bool, deep_supervision: bool, num_classes: int, checkpointing: bool, **settings: int
+) -> Peer:
+    _no_deep_supervision(name, deep_supervision)
+    network = SwinUNETR(out_channels=num_classes, use_v2=use_v2, use_checkpoint=checkpointing, **settings)
+    return Peer(network, multiple=32)
 
 
 def monai_unetr(

@@ -1,48 +1,27 @@
-"""Weights from elsewhere: the authors' ImageNet checkpoints, and 2D weights for 3D networks."""
+"""Weights from elsewhere: the authors' ImageNet checkpoints, for images and, inflated, for volumes."""
 
 from __future__ import annotations
 
 import math
 import pickle
-import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cmt_med.blocks.conv import channels_last_weights, replicate_depth
+from cmt_med.blocks.conv import channels_last_weights
 from cmt_med.blocks.position import resize_table
 from cmt_med.errors import DataError, NetworkError
 from cmt_med.networks.cmt import CMT, KV_STRIDES, PAPER, PaperBackbone
+from cmt_med.networks.inflation import inflate
+from cmt_med.networks.official import from_official
 
-STAGES = "abcd"
-MODES = ("centre", "average")
-
-_RULES: tuple[tuple[str, str], ...] = (
-    (r"stem_conv(\d)\.", r"backbone.stem.convs.{\1}."),
-    (r"stem_norm(\d)\.", r"backbone.stem.norms.{\1}."),
-    (r"patch_embed_([a-d])\.proj\.", r"backbone.merges.\1.conv."),
-    (r"patch_embed_([a-d])\.norm\.", r"backbone.merges.\1.norm."),
-    (r"relative_pos_([a-d])", r"backbone.positions.\1.bias_table"),
-    (r"blocks_([a-d])\.(\d+)\.attn\.sr\.", r"backbone.stages.\1.\2.attention.reduce."),
-    (r"blocks_([a-d])\.(\d+)\.attn\.(q|k|v|proj)\.", r"backbone.stages.\1.\2.attention.\3."),
-    (r"blocks_([a-d])\.(\d+)\.mlp\.conv1\.0\.", r"backbone.stages.\1.\2.feed_forward.expand."),
-    (r"blocks_([a-d])\.(\d+)\.mlp\.conv1\.2\.", r"backbone.stages.\1.\2.feed_forward.norm1."),
-    (r"blocks_([a-d])\.(\d+)\.mlp\.proj\.", r"backbone.stages.\1.\2.feed_forward.conv."),
-    (r"blocks_([a-d])\.(\d+)\.mlp\.proj_bn\.", r"backbone.stages.\1.\2.feed_forward.norm2."),
-    (r"blocks_([a-d])\.(\d+)\.mlp\.conv2\.0\.", r"backbone.stages.\1.\2.feed_forward.project."),
-    (r"blocks_([a-d])\.(\d+)\.mlp\.conv2\.1\.", r"backbone.stages.\1.\2.feed_forward.norm3."),
-    (r"blocks_([a-d])\.(\d+)\.(norm1|norm2)\.", r"backbone.stages.\1.\2.\3."),
-    (r"blocks_([a-d])\.(\d+)\.proj\.", r"backbone.stages.\1.\2.local.conv."),
-    (r"_fc\.", r"head.conv."),
-    (r"_bn\.", r"head.norm."),
-    (r"head\.", r"head.classifier."),
-)
-_LINEAR = ("feed_forward.expand.weight", "feed_forward.project.weight", "head.conv.weight")
-"""1×1 convolutions there, matrices here."""
+__all__ = ["inflate", "load_official_cmt", "load_pretrained", "read_state_dict"]
 
 
 def load_official_cmt(
@@ -88,7 +67,7 @@ def load_official_cmt(
     )
     own = network.state_dict()
     stem = "backbone.stem.convs.0.weight"
-    state[stem] = _with_channels(state[stem], in_channels)
+    state[stem] = _with_channels(_entry(state, stem), in_channels)
     if network.head is None:
         state = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
     elif "head.classifier.weight" in state and len(state["head.classifier.weight"]) != num_classes:
@@ -121,12 +100,18 @@ def read_state_dict(source: str | PathLike[str] | Mapping[str, Any]) -> dict[str
         path = Path(source)
         try:
             if path.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
                 content = load_file(path)
             else:
                 content = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            EOFError,
+            KeyError,
+            pickle.UnpicklingError,
+            SafetensorError,
+        ) as error:
             raise DataError(
                 "the weights cannot be read",
                 where=str(path),
@@ -146,85 +131,6 @@ def read_state_dict(source: str | PathLike[str] | Mapping[str, Any]) -> dict[str
             code="E_WEIGHTS",
         )
     return dict(content)
-
-
-def is_official(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the authors' names."""
-    return "stem_conv1.weight" in state
-
-
-def from_official(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' names and shapes translated to those of :class:`cmt_med.networks.cmt.CMT` in 2D.
-
-    Raises:
-        NetworkError: for a name that the layout does not have.
-    """
-    state: dict[str, Tensor] = {}
-    for key, tensor in official.items():
-        name = _translate(key)
-        if name is None:
-            raise NetworkError(
-                "not a checkpoint of the authors' network",
-                where=key,
-                why="their layout has no such name",
-                fix="give the file as released",
-            )
-        state[name] = tensor.flatten(1) if name.endswith(_LINEAR) else tensor
-    for key in [key for key in state if ".attention.k." in key]:
-        value = key.replace(".attention.k.", ".attention.v.")
-        if value in state:
-            state[key.replace(".attention.k.", ".attention.kv.")] = torch.cat([state.pop(key), state.pop(value)])
-    return state
-
-
-def inflate(state_dict_2d: Mapping[str, Tensor], network_3d: nn.Module, *, mode: str = "centre") -> nn.Module:
-    """Load 2D weights into the 3D network of the same settings, so that depth-constant volumes give the 2D features.
-
-    ``centre`` puts each kernel into its middle slice (an even one, which cuts depth into cells, into its first). ``average``
-    spreads it evenly over depth; the equality then needs depth to be padded by repetition, which is switched on in the
-    network (option ``depth_padding="replicate"`` of the paper's networks). Position tables are repeated along depth, or get
-    a depth part of zero; matrices that read or write the 2×2 cells of a plane are shared among the 2×2×2 cells; everything
-    else is copied.
-
-    Args:
-        state_dict_2d: of this package's network, or in the authors' layout.
-        network_3d: its 3D sibling.
-        mode: ``"centre"`` or ``"average"``.
-
-    Returns:
-        ``network_3d``.
-
-    Raises:
-        NetworkError: for an unknown mode, or if the two networks are no siblings.
-    """
-    if mode not in MODES:
-        raise NetworkError("unknown inflation", where=f"mode={mode!r}", fix="use 'centre' or 'average'")
-    planar = from_official(state_dict_2d) if is_official(state_dict_2d) else dict(state_dict_2d)
-    own = network_3d.state_dict()
-    if not any(key.startswith("head.") for key in own):
-        planar = {key: tensor for key, tensor in planar.items() if not key.startswith("head.")}
-    state: dict[str, Tensor] = {}
-    for key, target in own.items():
-        if key.endswith("depth_bias_table") and key not in planar:
-            state[key] = torch.zeros_like(target)
-        elif key.endswith("num_batches_tracked") and key not in planar:
-            state[key] = target
-        elif key in planar:
-            state[key] = _inflated(key, planar[key], target, mode)
-    missing = [key for key in own if key not in state]
-    left = [key for key in planar if key not in own]
-    if missing or left:
-        raise NetworkError(
-            "the 2D weights are not this network's",
-            where=(missing or left)[0],
-            why=f"{len(missing)} tensors are missing, {len(left)} are left over",
-            fix="build both networks with the same options",
-        )
-    network_3d.load_state_dict(state, strict=True)
-    if mode == "average":
-        replicate_depth(network_3d)
-    channels_last_weights(network_3d)
-    return network_3d
 
 
 def load_pretrained(network: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> nn.Module:
@@ -250,11 +156,19 @@ def load_pretrained(network: nn.Module, source: str | PathLike[str] | Mapping[st
     own = encoder.state_dict()
     state = {key: own[key] for key in own if key.endswith("num_batches_tracked")} | state
     stem = "stem.convs.0.weight"
-    state[stem] = _with_channels(state[stem], own[stem].shape[1])
+    state[stem] = _with_channels(_entry(state, stem), own[stem].shape[1])
     for i, stride in enumerate(encoder.strides[1:]):
         key = f"positions.{i}.bias_table"
         grids = [((n // stride,) * 2, (-(-n // stride // KV_STRIDES[i]),) * 2) for n in (edge, encoder.input_size)]
-        state[key] = resize_table(state[key], grids[0], grids[1])
+        table = _entry(state, key)
+        if table.shape[1:] != tuple(math.prod(grid) for grid in grids[0]):
+            raise NetworkError(
+                "a position table does not belong to this checkpoint's image size",
+                where=key,
+                why=f"its shape is {tuple(table.shape)}, the first table is of images of {edge}×{edge}",
+                fix="give the checkpoint as released",
+            )
+        state[key] = resize_table(table, grids[0], grids[1])
     if own[stem].ndim == 5:
         inflate(state, encoder)
     else:
@@ -262,17 +176,6 @@ def load_pretrained(network: nn.Module, source: str | PathLike[str] | Mapping[st
         encoder.load_state_dict(state, strict=True)
     channels_last_weights(network)
     return network
-
-
-def _translate(key: str) -> str | None:
-    for pattern, replacement in _RULES:
-        match = re.match(pattern, key)
-        if match is None:
-            continue
-        name = match.expand(replacement) + key[match.end() :]
-        name = re.sub(r"\{(\d)\}", lambda m: str(int(m[1]) - 1), name)  # they count the stem from 1
-        return re.sub(r"\.([abcd])(?=\.)", lambda m: f".{STAGES.index(m[1])}", name, count=1)
-    return None
 
 
 def _input_size(state: Mapping[str, Tensor]) -> int:
@@ -285,6 +188,17 @@ def _input_size(state: Mapping[str, Tensor]) -> int:
             fix="give the checkpoint as released",
         )
     return 4 * math.isqrt(table.shape[1])
+
+
+def _entry(state: Mapping[str, Tensor], key: str) -> Tensor:
+    if key not in state:
+        raise NetworkError(
+            "the checkpoint is not complete",
+            where=key,
+            why="there is no such tensor in it",
+            fix="give the checkpoint as released",
+        )
+    return state[key]
 
 
 def _with_channels(weight: Tensor, in_channels: int) -> Tensor:
@@ -308,46 +222,3 @@ def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str
             why=f"{len(wrong)} tensors do not fit; this one is {given}, the network has {wanted}",
             fix="check the network's name, and that the file is complete",
         )
-
-
-def _inflated(key: str, planar: Tensor, target: Tensor, mode: str) -> Tensor:
-    if target.ndim == 5 and planar.ndim == 4:
-        cells = _spread_cells(planar, target.shape[:2])
-        depth = target.shape[2]
-        if cells.shape != target[:, :, 0].shape:
-            result = cells
-        elif mode == "average":
-            result = (cells / depth).unsqueeze(2).repeat(1, 1, depth, 1, 1)
-        else:
-            result = torch.zeros_like(target)
-            # an even kernel cuts depth into cells, of which the last may be cut short: its first slice is always there
-            result[:, :, depth // 2 if depth % 2 else 0] = cells
-    elif key.endswith("bias_table") and planar.ndim == 2 and planar.shape != target.shape:
-        result = planar.repeat(target.shape[0] // planar.shape[0], 1)  # depth is the slowest axis
-    elif planar.ndim == target.ndim and 1 <= planar.ndim <= 2:
-        result = _spread_cells(planar, target.shape)
-    else:
-        result = planar
-    if result.shape != target.shape:
-        raise NetworkError(
-            "a 2D tensor cannot be inflated to its 3D sibling",
-            where=key,
-            why=f"it has the shape {tuple(planar.shape)}, the 3D network's is {tuple(target.shape)}",
-            fix="build both networks with the same options",
-        )
-    return result
-
-
-def _spread_cells(weight: Tensor, shape: torch.Size) -> Tensor:
-    """Share rows and columns that belong to the cells of a plane among the two planes of a volume's cells.
-
-    Rows (outputs) are repeated. Of the columns (inputs), the last ``shape[1] - weight.shape[1]`` belong to cells: they
-    are halved and repeated. Depth is the slowest index of a cell.
-    """
-    if len(shape) > 1 and shape[1] != weight.shape[1]:
-        cells = shape[1] - weight.shape[1]
-        features = weight.shape[1] - cells
-        if cells < 0 or features < 0:
-            return weight
-        weight = torch.cat([weight[:, :features], weight[:, features:] / 2, weight[:, features:] / 2], dim=1)
-    return torch.cat([weight, weight]) if shape[0] == 2 * weight.shape[0] else weight

@@ -58,6 +58,9 @@ OURS = [(name, variant) for name, variant in USUAL if name.startswith("cmt_")]
 FAMILIES = [("cmt_ti", "as preset"), ("cmt_unetr_pyramid", "as preset"), ("cmt_unetr", "mlp")]
 
 # What peers cannot do, and why; a peer that is not named here keeps the whole contract.
+BOUNDED_SIZE = {
+    "monai_unetr": "UNETR's position embedding belongs to the size it was built for; larger images are refused"
+}
 REGISTERED_TWICE = {"monai_dynunet": "DynUNet keeps its blocks as attributes and again in a nested skip list"}
 DEEP_SUPERVISION = {"monai_dynunet", "monai_mednext"}
 
@@ -190,7 +193,8 @@ def test_checkpointing_equals_eager(name: str, variant: str, dims: int) -> None:
         torch.manual_seed(5)  # stochastic depth and dropout draw the same
         y = network(x)
         y.square().mean().backward()
-        gradients.append([y.detach(), *(p.grad for p in network.parameters())])
+        # buffers too: a recomputed BatchNorm must not count the batch a second time
+        gradients.append([y.detach(), *(p.grad for p in network.parameters()), *network.buffers()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -278,3 +282,57 @@ def test_wrong_arguments_name_the_value(arguments: dict[str, object], where: str
 def test_a_fixed_size_is_named_when_it_is_too_small() -> None:
     with pytest.raises(NetworkError, match=r"\(65, 64\).*\(64, 64\)|size \(65, 64\)"):
         make("monai_unetr", 2)(torch.randn(1, 2, 65, 64))
+
+
+def test_what_is_bounded_in_size_says_so() -> None:
+    for name in NETWORKS:
+        network = make(name, 2, "as preset").eval()
+        x = torch.randn(1, 2, 70, 33)
+        if name not in BOUNDED_SIZE:
+            assert network(x).shape[-2:] == (70, 33) or name in CLASSIFIERS
+            continue
+        with pytest.raises(NetworkError, match="64"):
+            network(x)
+
+
+def test_grouped_layers_have_groups() -> None:
+    network = build_network(
+        "cmt_unetr_pyramid", spatial_dims=2, in_channels=1, num_classes=2, stem_channels=44, dims=(64, 96, 160, 256)
+    )
+    groups = [part.groups for part in network.encoder.stem.modules() if isinstance(part, nn.Conv2d)]
+    assert groups == [4, 4, 4]  # 44 has no divisor 5
+    assert [merge.conv.groups for merge in network.encoder.merges] == [2, 4, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({"drop_path": 1.0}, "drop_path"),
+        ({"head_dim": 0}, "head_dim"),
+        ({"window": 0}, "window"),
+        ({"depths": (0, 0, 0)}, "depths"),
+        ({"kv_strides": (4, 2, 0)}, "kv_strides"),
+        ({"full_channels": -1}, "full_channels"),
+        ({"decoder": "mlp", "skip": "fusion"}, "skip"),
+        ({"decoder": "mlp", "skip": "nonsense"}, "skip"),
+        ({"depth_padding": "reflect"}, "depth_padding"),
+    ],
+)
+def test_settings_that_could_only_fail_later_are_refused(options: dict[str, Any], where: str) -> None:
+    with pytest.raises(NetworkError, match=where):
+        build_network("cmt_unetr", spatial_dims=3, in_channels=1, num_classes=2, **TINY | options)
+
+
+def test_a_single_position_is_refused_before_batch_norm_does() -> None:
+    network = build_network("cmt_unetr_ti", spatial_dims=2, in_channels=1, num_classes=2, input_size=32).train()
+    with pytest.raises(NetworkError, match="larger patches"):
+        network(torch.randn(1, 1, 32, 20))
+    assert network(torch.randn(2, 1, 32, 20)).shape == (2, 2, 32, 20)
+
+
+def test_deep_supervision_of_a_single_stage_is_a_list_of_one() -> None:
+    options = {"dims": (16,), "depths": (1,), "attention": ("global",), "kv_strides": (1,), "stem_channels": 8}
+    network = build_network("cmt_unetr", spatial_dims=2, in_channels=1, num_classes=2, deep_supervision=True, **options)
+    found = network.train()(torch.randn(1, 1, 16, 16))
+    assert isinstance(found, list)
+    assert len(found) == 1
