@@ -98,6 +98,9 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
             why="no labels are named" if not manifest.labels else "no case has a label",
             fix='add "labels": {"0": "background", ...} and a "label" for each case', code="E_MANIFEST",
         )  # fmt: skip
+    if len(labelled) < len(manifest.cases):
+        names = [case.name for case in manifest.cases if case.label is None]
+        log.warning("%d cases without a label are left out: %s", len(names), ", ".join(names[:5]))
     regions = region_values(settings.regions, manifest.labels) if settings.regions is not None else None
     training, validation = split_cases(labelled, settings.split, experiment.seed)
     if limit is not None:  # of both sides in proportion; what is held out stays held out
@@ -138,19 +141,34 @@ def _cache_all(cases: list[Case], channels: list[str], manifest: Manifest, exper
     return [result for result in results if isinstance(result, Entry)]
 
 
-def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
-    """The experiment's network, as seeded, without pretrained weights.
+def check_network(experiment: Experiment) -> None:
+    """Build the network once, before data is read, which may take long.
 
     Raises:
-        ConfigError: for a network that does not segment.
+        ConfigError: for a network that does not segment, or settings that do not fit together.
+        DataError: if there is no file of pretrained weights.
     """
-    if experiment.network.name in CLASSIFIERS:
+    settings = experiment.network
+    if settings.name in CLASSIFIERS:
         raise ConfigError(
             "this network classifies whole images",
-            where=f"network.name={experiment.network.name}",
+            where=f"network.name={settings.name}",
             why="segmentation needs a decoder",
-            fix=f"use cmt_unetr_{experiment.network.name.removeprefix('cmt_')}, which has the same encoder",
+            fix=f"use cmt_unetr_{settings.name.removeprefix('cmt_')}, which has the same encoder",
         )
+    build_network(
+        settings.name, spatial_dims=settings.spatial_dims, in_channels=1, num_classes=2,
+        deep_supervision=experiment.train.deep_supervision, **settings.options,
+    )  # fmt: skip
+    if settings.pretrained is not None and not Path(settings.pretrained).is_file():
+        raise DataError(
+            "there is no file of pretrained weights", where=f"network.pretrained={settings.pretrained}",
+            fix="correct the path", code="E_WEIGHTS",
+        )  # fmt: skip
+
+
+def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
+    """The experiment's network, as seeded, without pretrained weights."""
     torch.manual_seed(experiment.seed)
     return build_network(**network_arguments(experiment, data), deep_supervision=deep_supervision)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from cmt_med.cli import Debug, run_command
 from cmt_med.data.manifest import Case, Manifest, load_manifest
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
-from cmt_med.files import require_writable_folder
+from cmt_med.files import require_writable_folder, write_json
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
 
@@ -43,26 +43,42 @@ def evaluate(
     targets = _targets(labels, run)
     cases: dict[str, Case] = {}
     reference_targets: Mapping[str, Sequence[int]] = targets
+    reference_values: list[int] | None = None
     if references.suffix.lower() == ".json":
         manifest = load_manifest(references)
         cases = {case.name: case for case in manifest.cases if case.label is not None}
         if "cases" in run:
             cases = {name: case for name, case in cases.items() if name in set(run["cases"])}
         reference_files = {name: case.label for name, case in cases.items() if case.label is not None}
+        reference_values = list(manifest.labels.values()) or None
         if run and not labels:
             reference_targets = _targets_in(manifest, targets, run["labels"])
     else:
         reference_files = _volumes(references)
     if not reference_files:
         raise DataError("there are no references", where=str(references), fix="check --references", code="E_IO")
+    predicted = {name: path for name, path in _volumes(predictions).items() if name not in run.get("failed", [])}
+    if not set(predicted) & set(reference_files):
+        raise DataError(
+            "no prediction has the name of a reference",
+            where=str(predictions),
+            why=f"predictions: {_some(predicted)}; references: {_some(reference_files)}",
+            fix="check --predictions and --references; names must be the same but for the ending",
+            code="E_MISSING",
+        )
     require_writable_folder(output)
     scored, failures = score_folder(
-        {name: path for name, path in _volumes(predictions).items() if name not in run.get("failed", [])},
+        predicted,
         reference_files,
         targets,
         reference_targets=reference_targets,
+        reference_values=reference_values,
         rule=rule,
     )
+    if failures:
+        write_json(output / "failures.json", failures)
+    else:
+        (output / "failures.json").unlink(missing_ok=True)
     notice = str(run.get("notice", ""))
     metrics = write_metrics(output, scored, targets, rule=rule, failures=failures, extra={"run": run, "notice": notice})
     report = write_report(
@@ -83,6 +99,11 @@ def print_summary(metrics: Mapping[str, Any]) -> None:
         counts = "".join(f"{row[key]:>8d}" for key in ("n_empty", "n_missed", "n_false_positive") if key in row)
         print(f"{target[:24]:24s} {row['mean']:7.4f}  {row['low']:.4f} – {row['high']:.4f} {row['n']:4d} {counts}")
     print(f"rule: {metrics['empty_rule_text']}")
+
+
+def _some(names: Collection[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "") or "none"
 
 
 def _run_of(predictions: Path) -> dict[str, Any]:

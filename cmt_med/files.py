@@ -6,6 +6,7 @@ synced, and renamed. A kill, a full disk or an error at any byte leaves the prev
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -95,14 +96,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def require_writable_folder(folder: Path) -> None:
-    """Make ``folder`` and prove that a file can be written there, before long work starts.
+    """Prove that a file can be written into ``folder``, before long work starts; nothing is left if that work fails.
 
     Raises:
         OutputError: if it cannot.
     """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     probe = folder / f"{TEMPORARY_PREFIX}probe"
     write_bytes(probe, b"")
     probe.unlink(missing_ok=True)
+    for path in missing:
+        with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+            path.rmdir()
 
 
 def sha256(path: Path) -> str:

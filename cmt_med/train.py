@@ -19,6 +19,7 @@ from cmt_med.assemble import (
     Prepared,
     assemble_parts,
     bound_demo,
+    check_network,
     ensure_phantom,
     mirrored_axes,
     monitored,
@@ -89,6 +90,7 @@ def train(
     use_threads(threads)
     overrides = list(set or []) + ([f"output={json.dumps(str(output))}"] if output is not None else [])
     experiment = load_config(config, overrides)
+    check_network(experiment)
     folder = Path(experiment.output)
     chosen = pick_device(device)
     with ProcessGroup(chosen):
@@ -114,7 +116,7 @@ def train(
         if dry_run:
             return _dry_run(experiment, data, parts)
         if main:  # only now: a faulty config or case must not touch what an earlier run left
-            if fresh:
+            if fresh and folder.exists():
                 _clear(folder)
             require_same_run(folder, parts, experiment.train)
             write_text(folder / "config.yaml", dump_config(experiment))

@@ -77,6 +77,36 @@ def test_infer_and_evaluate(trained: Path, tmp_path: Path, capsys: pytest.Captur
     assert json.loads((tmp_path / "r/metrics.json").read_text())["summary"]["ball"]["n"] == 6
 
 
+def test_what_cannot_be_scored_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    predictions, references = tmp_path / "p", tmp_path / "r"
+    cube = np.zeros((6, 6, 6), np.uint8)
+    cube[2:4] = 1
+    for folder in (predictions, references):
+        folder.mkdir()
+        for name in ("x", "y", "z"):
+            save(folder / f"{name}.nii.gz", cube)
+    save(references / "y.nii.gz", cube[:5])
+    save(references / "z.nii.gz", 7 * cube)
+    entries = [{"id": n, "image": f"{n}.nii.gz", "label": f"{n}.nii.gz"} for n in ("x", "y", "z")]
+    listed = {"labels": {"0": "background", "1": "ball"}, "training": entries}
+    (references / "list.json").write_text(json.dumps(listed))
+    report = tmp_path / "report"
+    arguments = ["--predictions", str(predictions), "--labels", "ball=1", "--output", str(report)]
+    assert run_command(evaluate, [*arguments, "--references", str(references / "list.json")]) == 2
+    failures = json.loads((report / "failures.json").read_text())
+    assert [(f["case"], f["code"]) for f in failures] == [("y", "E_GRID"), ("z", "E_LABEL")]
+    assert "E_GRID" in caplog.text
+    other = tmp_path / "other"
+    other.mkdir()
+    save(other / "w.nii.gz", cube)
+    arguments[-1] = str(tmp_path / "nothing" / "report")
+    assert run_command(evaluate, [*arguments, "--references", str(other)]) == 65
+    assert "no prediction has the name" in capsys.readouterr().err
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_channels_by_name_never_by_position(trained: Path, tmp_path: Path) -> None:
     model, data = str(trained / "run"), trained / "d"
     a, b = (str(data / f"case1_{c}.nii.gz") for c in "ab")
@@ -176,8 +206,7 @@ def test_bad_data_stops_before_training(
     for part in (f"[{code}]", "where:", "why:", "fix:", "case3"):
         assert part in message
     assert "Traceback" not in message
-    assert not (tmp_path / "run/checkpoints").exists()
-    assert not (tmp_path / "run/model").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -187,6 +216,12 @@ def test_bad_data_stops_before_training(
         (["--set", "data.manifest=nowhere.json"], 65, "nowhere.json"),
         (["--set", "data.channels=[a, t9]"], 64, "t9"),
         (["--set", "network.options.head_dim=3"], 64, "heads"),
+        (["--set", "network.options.drop_path=2", "--set", "data.manifest=nowhere.json"], 64, "drop_path"),
+        (
+            ["--set", "network.name=cmt_unetr_ti", "--set", "network.pretrained=no.pth", "--set", "network.options={}"],
+            65,
+            "no.pth",
+        ),
         (["--output", "/proc/none/x"], 73, "/proc/none/x"),
         (["--device", "tpu"], 64, "tpu"),
         (["--epochs", "3"], 64, "--epochs"),

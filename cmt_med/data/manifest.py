@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -18,6 +19,10 @@ from cmt_med.errors import ConfigError, DataError
 
 CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$")
 MAX_MANIFEST_BYTES = 200_000_000
+
+
+CASE_KEYS = ("image", "label", "id", "group", "fold", "mask")
+"""What is read of a case; other keys are left alone, unless they look like a slip of the pen."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,15 @@ def load_manifest(path: Path) -> Manifest:
                 f"give training[{seen[case.name]}] or training[{i}] an id",
             )
         seen[case.name] = i
+    owners: dict[tuple[tuple[Path, int | None], ...], str] = {}
+    for case in cases:
+        other = owners.setdefault(tuple(case.images.values()), case.name)
+        if other != case.name:
+            raise _fault(
+                path,
+                f"cases {other!r} and {case.name!r} are the same files",
+                "list each image once: it could else be trained on and held out",
+            )
     if not channels and cases:
         channels = tuple(cases[0].images)
     return Manifest(
@@ -180,6 +194,10 @@ def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case
         entry = {"image": entry}
     if not isinstance(entry, dict) or "image" not in entry:
         raise _fault(path, f"{where} has no image", 'write {"image": ..., "label": ...}')
+    for key in entry:
+        near = difflib.get_close_matches(str(key), CASE_KEYS, 1, cutoff=0.7)
+        if key not in CASE_KEYS and near:
+            raise _fault(path, f"{where} has the key {key!r}", f"did you mean {near[0]!r}?")
     image = entry["image"]
     files: dict[str, tuple[Path, int | None]]
     if isinstance(image, dict):
@@ -238,7 +256,8 @@ def region_values(regions: Sequence[Region], labels: dict[str, int]) -> list[tup
     A tumour part of another year that this data set does not have (NET in BraTS 2021) is left out.
 
     Raises:
-        ConfigError: for a label name that the data set does not know, or a region without any label in it.
+        ConfigError: for a label name that the data set does not know, a region without any label in it, or a label that
+            is in no region.
     """
     resolved = []
     for region in regions:
@@ -253,6 +272,15 @@ def region_values(regions: Sequence[Region], labels: dict[str, int]) -> list[tup
         if not values or write not in labels:
             raise _unknown_label(region.write if values else ", ".join(region.labels), region, labels)
         resolved.append((region.name, values, labels[write]))
+    covered = {0, *(value for _, values, _ in resolved for value in values)}
+    strange = [f"{name} = {value}" for name, value in labels.items() if value not in covered]
+    if strange:
+        raise ConfigError(
+            f"no region contains the label {', '.join(strange)}",
+            where="data.regions",
+            why="its voxels would be learned and scored as background",
+            fix=f"add it to a region, or correct its name in the case list; BraTS names are {', '.join(TUMOUR_LABELS)}",
+        )
     return resolved
 
 

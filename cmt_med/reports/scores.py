@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from cmt_med.errors import CmtError, DataError
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule, Overlap, case_overlaps, summarise
 from cmt_med.files import write_json, write_text
 
+log = logging.getLogger(__name__)
+
 
 def score_folder(
     predictions: Mapping[str, Path],
@@ -20,6 +23,7 @@ def score_folder(
     targets: Mapping[str, Sequence[int]],
     *,
     reference_targets: Mapping[str, Sequence[int]] | None = None,
+    reference_values: Sequence[int] | None = None,
     rule: EmptyRule,
 ) -> tuple[dict[str, dict[str, Overlap]], list[dict[str, str]]]:
     """Score every reference against the prediction of its name.
@@ -28,6 +32,7 @@ def score_folder(
         predictions, references: case name -> label volume.
         targets: name -> label values that it consists of, in the predictions.
         reference_targets: the same in the references, where they number their labels differently.
+        reference_values: label values that references may have; None for any.
         rule: what an empty reference means.
 
     Returns:
@@ -40,7 +45,7 @@ def score_folder(
         try:
             if case not in predictions:
                 raise DataError("there is no prediction", where=f"case {case}", fix="run infer on it", code="E_MISSING")
-            reference, grid = load_labels(reference_path, case)
+            reference, grid = load_labels(reference_path, case, reference_values)
             predicted, found = load_labels(predictions[case], case)
             if not grid.equals(found):
                 raise DataError(
@@ -56,6 +61,7 @@ def score_folder(
             )
         except CmtError as error:
             failures.append({"case": case} | error.as_dict())
+            log.error("%s not scored\n%s", case, error.message())
     return scored, failures
 
 

@@ -42,6 +42,8 @@ def test_regions_by_name_in_other_numberings() -> None:
     assert region_values(REGIONS, brats2013)[1] == ("TC", [1, 3, 4], 1)
     with pytest.raises(ConfigError, match="ET"):
         region_values(REGIONS, {"background": 0, "NCR": 1, "ED": 2})
+    with pytest.raises(ConfigError, match="non-enhancing = 3"):  # would be learned and scored as background
+        region_values(REGIONS, {"background": 0, "NCR": 1, "ED": 2, "non-enhancing": 3, "ET": 4})
     with pytest.raises(ConfigError, match="liver"):
         region_values([Region(name="L", labels=["liver"], write="liver")], brats2021)
 
@@ -76,6 +78,8 @@ def test_files_by_channel_and_by_order(tmp_path: Path) -> None:
         ({"training": [], "labels": {"0": "b", "x": "y"}}, "integers"),
         ({"training": [{"image": 3}]}, "file is expected"),
         ({"training": [{"image": "a.nii", "fold": "x"}]}, "fold"),
+        ({"training": [{"image": "a.nii", "lable": "b.nii"}]}, "did you mean 'label'"),
+        ({"training": [{"image": "a.nii", "id": "x"}, {"image": "a.nii", "id": "y"}]}, "the same files"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, content: dict[str, object], expected: str) -> None:
