@@ -20,9 +20,10 @@ from torch import Tensor
 from cmt_med.config import Experiment
 from cmt_med.data.cache import Entry, default_cache_folder, prepare
 from cmt_med.data.loader import PatchSet, patch_loader
-from cmt_med.data.manifest import Case, Manifest, region_values, split_cases
+from cmt_med.data.manifest import Case, Manifest, region_values
 from cmt_med.data.names import canonical_channel
 from cmt_med.data.phantom import BANNER, make_phantom
+from cmt_med.data.splits import split_cases
 from cmt_med.data.transforms import augmentation, preprocessing_settings
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.inference.predict import Windows

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmt_med.config import Region, Split
-from cmt_med.data.manifest import Case, load_manifest, region_values, split_cases
+from cmt_med.data.manifest import Case, load_manifest, region_values
 from cmt_med.data.names import canonical_channel
+from cmt_med.data.splits import split_cases
 from cmt_med.errors import CmtError, ConfigError
 
 REGIONS = [
