@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: brats test soak lint clean
+.PHONY: brats test soak lint viewer clean
 
 brats: $(STAMP)  ## phantom (or your data: MANIFEST=...) -> train -> infer -> evaluate -> report
 	$(BIN)/python pipelines/brats.py $(if $(MANIFEST),--manifest $(MANIFEST)) $(if $(OUTPUT),--output $(OUTPUT))
@@ -14,6 +14,12 @@ test: $(STAMP) lint  ## all tests with reduced counts
 
 soak: $(STAMP)  ## the full counts of every figure that is claimed
 	CMT_SOAK=1 $(BIN)/python -m pytest
+
+viewer: cmt_med/reports/assets/viewer.js  ## the volume viewer of reports and of `cmt-med view`; needs node and npm
+
+cmt_med/reports/assets/viewer.js: viewer/viewer.js viewer/package.json viewer/package-lock.json
+	@command -v npm >/dev/null || { echo "npm not found; install Node.js 18 or later (Debian: nodejs npm)" >&2; exit 64; }
+	cd viewer && npm ci --no-audit --no-fund && npm run --silent build
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -27,4 +33,4 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) viewer/node_modules cmt_med/reports/assets build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -7,18 +7,22 @@ import sys
 import typer
 
 from cmt_med.cli import run_app
+from cmt_med.compare import compare
 from cmt_med.evaluate import evaluate
 from cmt_med.infer import infer
+from cmt_med.init import init
+from cmt_med.inspect import inspect
 from cmt_med.train import train
+from cmt_med.view import view
 
 
 def main() -> int:
     """Run the command named on the command line."""
     app = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True,
-        help="Segmentation of medical images with CMT networks: train, infer, evaluate.",
+        help="Segmentation of medical images with CMT networks: inspect, init, train, infer, evaluate, view, compare.",
     )  # fmt: skip
-    for command in (train, infer, evaluate):
+    for command in (inspect, init, train, infer, evaluate, view, compare):
         app.command()(command)
     return run_app(app)
 

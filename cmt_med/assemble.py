@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,16 @@ import torch
 from torch import Tensor
 
 from cmt_med.config import Experiment
+from cmt_med.data.brats import standard_regions
 from cmt_med.data.cache import Entry, default_cache_folder, prepare
 from cmt_med.data.loader import PatchSet, patch_loader
 from cmt_med.data.manifest import Case, Manifest, region_values
-from cmt_med.data.names import canonical_channel
+from cmt_med.data.names import TUMOUR_LABELS, canonical_channel
 from cmt_med.data.phantom import BANNER, make_phantom
 from cmt_med.data.splits import split_cases
-from cmt_med.data.transforms import augmentation, preprocessing_settings
+from cmt_med.data.transforms import augmentation, preprocessing_settings, slice_axes
 from cmt_med.errors import ConfigError, DataError
+from cmt_med.inference.postprocess import Target, check_settings
 from cmt_med.inference.predict import Windows
 from cmt_med.networks import build_network
 from cmt_med.networks.cmt import CLASSIFIERS
@@ -102,7 +104,9 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
     if len(labelled) < len(manifest.cases):
         names = [case.name for case in manifest.cases if case.label is None]
         log.warning("%d cases without a label are left out: %s", len(names), ", ".join(names[:5]))
-    regions = region_values(settings.regions, manifest.labels) if settings.regions is not None else None
+    regions = regions_of(experiment, manifest)
+    names = [name for name, _, _ in regions] if regions is not None else [n for n, v in manifest.labels.items() if v]
+    check_settings(experiment.inference, names, regions=regions is not None)
     training, validation = split_cases(labelled, settings.split, experiment.seed)
     if limit is not None:  # of both sides in proportion; what is held out stays held out
         held_out = min(len(validation), max(1, round(limit * len(validation) / len(labelled)))) if validation else 0
@@ -116,6 +120,31 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
     return Prepared(
         manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, regions
     )
+
+
+def regions_of(experiment: Experiment, manifest: Manifest) -> list[tuple[str, list[int], int]] | None:
+    """The regions that are segmented, in the data set's numbers; None for a class per label.
+
+    Raises:
+        ConfigError: if the config's regions do not fit the data set's labels.
+    """
+    wanted = experiment.data.regions
+    if wanted == "brats":
+        wanted = list(manifest.regions) if manifest.regions is not None else standard_regions(manifest.labels)
+        if not wanted:
+            raise ConfigError(
+                "the data set has no tumour labels", where="data.regions=brats",
+                why=f"the case list names {', '.join(manifest.labels)}",
+                fix=f"name the labels {', '.join(TUMOUR_LABELS)} in the case list, or write out data.regions",
+            )  # fmt: skip
+    return None if wanted is None else region_values(wanted, manifest.labels)
+
+
+def output_targets(data: Prepared) -> list[Target]:
+    """What the network's channels mean; of classes without the background."""
+    if data.regions is not None:
+        return [Target(name, tuple(values), write) for name, values, write in data.regions]
+    return [Target(name, (value,), value) for name, value in data.manifest.labels.items() if value != 0]
 
 
 def _cache_all(cases: list[Case], channels: list[str], manifest: Manifest, experiment: Experiment) -> list[Entry]:
@@ -188,7 +217,7 @@ def network_arguments(experiment: Experiment, data: Prepared) -> dict[str, Any]:
     return {
         "name": experiment.network.name,
         "spatial_dims": experiment.network.spatial_dims,
-        "in_channels": len(data.channels),
+        "in_channels": len(data.channels) + int(experiment.data.foreground_channel),
         "num_classes": len(data.regions) if data.regions is not None else len(data.manifest.labels),
         **experiment.network.options,
     }
@@ -234,14 +263,7 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
     watched = monitored(experiment, data)
     validate = None
     if watched:
-        validate = validator(
-            watched,
-            windows(experiment),
-            targets=scored_targets(data),
-            classes=classes,
-            regions=data.regions,
-            threshold=experiment.inference.threshold,
-        )  # fmt: skip
+        validate = case_validator(experiment, data, watched)
     per_step = settings.batch_size * settings.accumulate
     # Neither where things are nor what leaves the result unchanged; the bounds are compared on their own.
     described = experiment.model_dump(
@@ -268,23 +290,39 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
     )
 
 
+def case_validator(
+    experiment: Experiment, data: Prepared, entries: list[Entry]
+) -> Callable[[torch.nn.Module], dict[str, float]]:
+    """Scores a network on cached cases; see :func:`cmt_med.training.validation.validator`."""
+    return validator(
+        entries,
+        windows(experiment),
+        outputs=output_targets(data),
+        regions=data.regions is not None,
+        settings=experiment.inference,
+    )
+
+
 def windows(experiment: Experiment) -> Windows:
     """The sliding window of an experiment."""
     settings = experiment.inference
     size = settings.window or experiment.train.patch_size
     patch = tuple(experiment.train.patch_size)
-    return Windows(tuple(size), settings.overlap, settings.batch_size, experiment.data.slice_axis, patch=patch)
+    return Windows(tuple(size), settings.overlap, settings.batch_size, slice_axes(experiment.data), patch=patch)
 
 
 def mirrored_axes(experiment: Experiment) -> list[int]:
     """The axes of the volume that training mirrors: those that test-time augmentation may mirror, too."""
-    seen = [axis for axis in range(3) if axis != experiment.data.slice_axis]
+    if experiment.augmentation.flip == 0:
+        return []
     axes = experiment.augmentation.flip_axes
-    return [] if experiment.augmentation.flip == 0 else [seen[i] for i in (range(len(seen)) if axes is None else axes)]
+    planes = slice_axes(experiment.data) or (None,)
+    seen = [[axis for axis in range(3) if axis != plane] for plane in planes]  # by each kind of slice
+    mirrored = [{axes_seen[i] for i in (range(len(axes_seen)) if axes is None else axes)} for axes_seen in seen]
+    # Of slices in three planes: what is mirrored in every plane that shows it.
+    return [a for a in range(3) if all(a in m for m, s in zip(mirrored, seen, strict=True) if a in s)]
 
 
 def scored_targets(data: Prepared) -> dict[str, list[int]]:
     """What is scored, with its label values: the regions, or every label but background."""
-    if data.regions is not None:
-        return {name: values for name, values, _ in data.regions}
-    return {name: [value] for name, value in data.manifest.labels.items() if value != 0}
+    return {target.name: list(target.values) for target in output_targets(data)}

@@ -22,6 +22,7 @@ MAX_CONFIG_BYTES = 1_000_000
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -56,7 +57,9 @@ class Split(Section):
 class Data(Section):
     manifest: str = Field(description="case list: MSD dataset.json or MONAI datalist JSON")
     channels: list[str] = Field(min_length=1, description="input channels by name, in the network's order")
-    regions: list[Region] | None = Field(None, description="overlapping targets; without it, one class per label")
+    regions: list[Region] | Literal["brats"] | None = Field(
+        None, description="overlapping targets; brats: those of the case list or the challenge; null: a class per label"
+    )
     split: Split = Split(by="random", fraction=0.2)
     spacing: list[PositiveFloat] | None = Field(None, description="voxel size in mm to resample to; null keeps it")
     crop_foreground: bool = Field(False, description="crop to the part that differs from the background")
@@ -64,7 +67,11 @@ class Data(Section):
     clip: tuple[Percent, Percent] | None = Field(
         None, strict=False, description="percentiles that brightness is clipped to, per channel"
     )
-    slice_axis: Literal[0, 1, 2] | None = Field(None, description="axis (right, front, top) that 2D slices lie across")
+    foreground_channel: bool = Field(False, description="give the network the foreground mask as one more channel")
+    slice_axis: Literal[0, 1, 2, "all"] | None = Field(
+        None,
+        description="axis (right, front, top) that 2D slices lie across; all: trained on and averaged over the three",
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare batches; results are the same")
 
 
@@ -109,6 +116,7 @@ class Train(Section):
     accumulate: Positive = Field(1, description="batches per optimizer step")
     patches_per_case: Positive = Field(1, description="patches drawn from each case in an epoch")
     patch_size: list[Positive] = Field(description="in voxels at the network's spacing")
+    fit_device: bool = Field(True, description="reduce patch and batch to the device and the data; the plan says why")
     foreground_fraction: Fraction = Field(0.5, description="share of patches centred on a labelled voxel")
     deep_supervision: bool = True
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.995, description="decay of the averaged weights; 0 for none")
@@ -134,7 +142,20 @@ class Inference(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch_size: Positive = 1
     tta: Literal["none", "flips"] = "none"
-    threshold: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="for regions")
+    threshold: Probability = Field(0.5, description="for regions")
+    thresholds: dict[str, Probability] = Field(default_factory=dict, description="for single regions, by name")
+    minimum: dict[str, PositiveFloat] = Field(
+        default_factory=dict, description="mm³ by name; a region that is smaller in total becomes the one around it"
+    )
+    components: dict[str, PositiveFloat] = Field(
+        default_factory=dict, description="mm³ by name; smaller connected parts are removed"
+    )
+    confident: Probability | None = Field(
+        None, description="a part that reaches this probability stays, however small it is"
+    )
+    choose: list[Literal["thresholds", "minimum"]] = Field(
+        default_factory=list, description="with folds: settings chosen on the out-of-fold predictions for the model"
+    )
 
 
 class Experiment(Section):
@@ -143,6 +164,9 @@ class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     output: str = Field(description="run folder")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    folds: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="cross-validation: a network for each fold, all cases scored by one that has not seen them"
+    )
     data: Data
     network: Network = Network()
     augmentation: Augmentation = Augmentation()
@@ -313,7 +337,8 @@ def _validate(tree: dict[str, Any], lines: dict[tuple[str, ...], str], source: s
         return Experiment.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        path = tuple(str(part) for part in first["loc"])
+        # pydantic names the branches of a union, which are no keys of ours
+        path = tuple(str(part) for part in first["loc"] if not str(part).startswith(("list[", "literal[")))
         line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), source)
         key = ".".join(path) or "the whole config"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

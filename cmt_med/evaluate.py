@@ -11,8 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from cmt_med.cli import Debug, run_command
+from cmt_med.data.brats import lesions_of
 from cmt_med.data.manifest import Case, Manifest, load_manifest
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
+from cmt_med.evaluation.lesions import lesion_rule_named
+from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, LESION_COUNTS, check_tolerances
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
 from cmt_med.files import require_writable_folder, write_json
 from cmt_med.reports.html import write_report
@@ -28,17 +31,30 @@ def evaluate(
     labels: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE[,VALUE...]; needed where the predictions have no run.json.")
     ] = None,
-    empty: Annotated[str, typer.Option(help="Rule for empty references: challenge or nan.")] = "challenge",
+    empty: Annotated[str, typer.Option(help="Rule for empty references: challenge, nan or skip.")] = "challenge",
+    tolerance: Annotated[
+        list[float] | None, typer.Option(help="Of surface Dice, in mm; repeatable. Default: 1 and 2.")
+    ] = None,
+    lesion_wise: Annotated[
+        str | None,
+        typer.Option(
+            help="Lesion-wise scores after a BraTS challenge: gli, men, met, ped, ssa or none; default: the list's."
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> int:
     """Score predictions against references.
 
-    Writes OUTPUT/report.html, metrics.json and metrics.csv. A case list may number its labels differently from the
+    Writes OUTPUT/report.html, metrics.json and metrics.csv: Dice, IoU, sensitivity, precision, specificity, HD, HD95,
+    ASSD (mm), surface Dice, volumes (mL) and their errors. A case list may number its labels differently from the
     model: targets are matched by name. With a case list, the cases scored are those that were predicted (run.json).
     """
-    if empty not in EMPTY_RULES:
-        raise ConfigError(f"rule {empty!r} is unknown", where="--empty", fix=f"use {' or '.join(EMPTY_RULES)}")
-    rule: EmptyRule = "nan" if empty == "nan" else "challenge"
+    rule = _rule(empty)
+    tolerances = tolerance or list(DEFAULT_TOLERANCES)
+    check_tolerances(tolerances)
+    lesions = None if lesion_wise == "none" else lesion_wise
+    if lesions is not None:
+        lesion_rule_named(lesions)
     run = _run_of(predictions)
     targets = _targets(labels, run)
     cases: dict[str, Case] = {}
@@ -51,6 +67,7 @@ def evaluate(
             cases = {name: case for name, case in cases.items() if name in set(run["cases"])}
         reference_files = {name: case.label for name, case in cases.items() if case.label is not None}
         reference_values = list(manifest.labels.values()) or None
+        lesions = lesions if lesion_wise is not None else lesions_of(manifest.convention)
         if run and not labels:
             reference_targets = _targets_in(manifest, targets, run["labels"])
     else:
@@ -73,17 +90,24 @@ def evaluate(
         targets,
         reference_targets=reference_targets,
         reference_values=reference_values,
+        predicted_values=[0, *run["labels"].values()] if "labels" in run else None,
         rule=rule,
+        tolerances=tolerances,
+        lesions=lesions,
     )
     if failures:
         write_json(output / "failures.json", failures)
     else:
         (output / "failures.json").unlink(missing_ok=True)
     notice = str(run.get("notice", ""))
-    metrics = write_metrics(output, scored, targets, rule=rule, failures=failures, extra={"run": run, "notice": notice})
+    metrics = write_metrics(
+        output, scored, targets, rule=rule, tolerances=tolerances, lesions=lesions, failures=failures,
+        extra={"run": run, "notice": notice},
+    )  # fmt: skip
     report = write_report(
         output, metrics, title=f"Evaluation of {run.get('model', predictions.name)}", cases=cases,
-        predictions=_volumes(predictions), references=reference_files, banner=notice,
+        predictions=_volumes(predictions), references=reference_files,
+        reference_targets=reference_targets, banner=notice,
     )  # fmt: skip
     print_summary(metrics)
     print(f"report: {report}")
@@ -91,14 +115,33 @@ def evaluate(
 
 
 def print_summary(metrics: Mapping[str, Any]) -> None:
-    """The table of means on standard output."""
+    """The table of means on standard output: Dice, then the other scores that a report usually names."""
     if metrics.get("notice"):
         print(metrics["notice"])
-    print(f"{'target':24s} {'Dice':>7s}  95% interval       n  empty  missed  false positive")
-    for target, row in metrics["summary"].items():
-        counts = "".join(f"{row[key]:>8d}" for key in ("n_empty", "n_missed", "n_false_positive") if key in row)
-        print(f"{target[:24]:24s} {row['mean']:7.4f}  {row['low']:.4f} – {row['high']:.4f} {row['n']:4d} {counts}")
-    print(f"rule: {metrics['empty_rule_text']}")
+    shown = ["dice", "hd95", *(n for n in metrics["metrics"] if n.startswith("nsd_")), "lesion_dice", "lesion_hd95"]
+    print(f"{'target':20s} {'score':22s} {'mean':>8s}  {'95% interval':19s} {'n':>4s}  empty  missed  false positive")
+    for name in shown:
+        if name not in metrics["metrics"]:
+            continue
+        legend = metrics["metrics"][name]
+        title = f"{legend['title']} {legend['unit']}".strip()
+        for target, rows in metrics["summary"].items():
+            row = rows["metrics"][name]
+            counts = "".join(f"{row[key]:>8d}" for key in ("n_empty", "n_missed", "n_false_positive") if key in row)
+            interval = f"{row['low']:.4f} – {row['high']:.4f}"
+            print(f"{target[:20]:20s} {title[:22]:22s} {row['mean']:8.4f}  {interval:19s} {row['n']:4d} {counts}")
+    for target, rows in metrics["summary"].items():
+        if "lesions" in rows:
+            total, detected, missed, false = (rows["lesions"][name] for name in LESION_COUNTS)
+            print(f"{target}: {total} lesions, {detected} detected, {missed} missed, {false} false positives")
+    print(f"rule {metrics['empty_rule']}: {metrics['empty_rule_text']}; {metrics['missed_text']}")
+
+
+def _rule(name: str) -> EmptyRule:
+    for rule in EMPTY_RULES:
+        if name == rule:
+            return rule
+    raise ConfigError(f"rule {name!r} is unknown", where="--empty", fix=f"use {' or '.join(EMPTY_RULES)}")
 
 
 def _some(names: Collection[str]) -> str:

@@ -7,23 +7,29 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+from torch import Tensor
 
 from cmt_med.cli import Debug, pick_device, run_command, use_threads
+from cmt_med.data.brats import labels_by_name, named_convention
 from cmt_med.data.discover import case_of_channels, find_cases
+from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.data.phantom import BANNER
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError
 from cmt_med.files import require_writable_folder
-from cmt_med.inference.folder import infer_cases
-from cmt_med.inference.model import load_model
-from cmt_med.inference.predict import Predictor
+from cmt_med.inference.folder import Probabilities, infer_cases
+from cmt_med.inference.model import ModelCard, joint_card, load_model, member_folders, renumbered
+from cmt_med.inference.predict import Ensemble, Predictor
 from cmt_med.networks import build_network
 
 log = logging.getLogger(__name__)
 
 
 def infer(
-    model: Annotated[Path, typer.Option(help="A run folder, or the model/ folder in it.")],
+    model: Annotated[
+        list[Path], typer.Option(help="A run folder, or the model/ folder in it; several are averaged, as are folds.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
     input: Annotated[Path | None, typer.Option(help="A case, a folder of cases, or a case list (.json).")] = None,
     channel: Annotated[list[str] | None, typer.Option(help="NAME=FILE, once per channel, instead of --input.")] = None,
@@ -34,6 +40,9 @@ def infer(
         str | None, typer.Option(help="none, or flips: average over the mirrorings seen in training.")
     ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write CASE_prob.nii.gz.")] = False,
+    convention: Annotated[
+        str | None, typer.Option(help="Write the labels in the numbers of, e.g., brats2023; default: the input's.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     debug: Debug = False,
@@ -45,27 +54,59 @@ def infer(
     OUTPUT/failures.json names them.
     """
     use_threads(threads)
-    card, weights = load_model(model)
+    members = [load_model(folder) for path in model for folder in member_folders(path)]
     if tta not in (None, "none", "flips"):
         raise ConfigError(f"--tta {tta} is unknown", where="--tta", fix="use none or flips")
     changes = {name: value for name, value in (("overlap", overlap), ("tta", tta)) if value is not None}
-    card = card.model_copy(update={"inference": card.inference.model_copy(update=changes)})
+    members = [(c.model_copy(update={"inference": c.inference.model_copy(update=changes)}), w) for c, w in members]
+    channels = joint_card([card for card, _ in members]).channels
     if (input is None) == (not channel):
         raise ConfigError("give either --input or --channel NAME=FILE items", where="command line")
-    cases = find_cases(input, card.channels) if input is not None else [_from_options(channel or [], card.channels)]
+    cases = find_cases(input, channels) if input is not None else [_from_options(channel or [], channels)]
+    labels = _labels_of(input, cases, convention)
+    if labels is not None:
+        members = [(_renumbered(card, labels, asked=convention is not None), weights) for card, weights in members]
     require_writable_folder(output)
-    network = build_network(**card.network)
-    network.load_state_dict(weights, strict=True)
-    banner = BANNER if card.provenance.get("demo") else ""
+    ensemble = Ensemble([_predictor(card, weights, pick_device(device)) for card, weights in members])
+    banner = BANNER if ensemble.card.provenance.get("demo") else ""
     if banner:
         log.warning("%s: the model was trained on synthetic volumes", banner)
-    predictor = Predictor(network, card, pick_device(device))
-    failures = infer_cases(predictor, cases, output, probabilities=probabilities, banner=banner)
+    log.info(
+        "%d networks; labels written: %s", len(members), ", ".join(f"{n} {v}" for n, v in ensemble.card.labels.items())
+    )
+    kept: Probabilities = "float32" if probabilities else "none"
+    failures = infer_cases(ensemble, cases, output, probabilities=kept, banner=banner)
     print(f"{len(cases) - len(failures)} of {len(cases)} cases segmented in {output}")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
 
-def _from_options(items: list[str], channels: list[str]):  # type: ignore[no-untyped-def]
+def _predictor(card: ModelCard, weights: dict[str, Tensor], device: torch.device) -> Predictor:
+    network = build_network(**card.network)
+    network.load_state_dict(weights, strict=True)
+    return Predictor(network, card, device)
+
+
+def _labels_of(path: Path | None, cases: list[Case], convention: str | None) -> dict[str, int] | None:
+    """Label names and numbers of the data set that the input belongs to; None where nothing tells."""
+    if convention is not None:
+        return named_convention(convention, [case.name for case in cases]).labels
+    if path is not None and path.suffix.lower() == ".json":
+        return load_manifest(path).labels or None
+    return labels_by_name([case.name for case in cases])
+
+
+def _renumbered(card: ModelCard, labels: dict[str, int], *, asked: bool) -> ModelCard:
+    """The card with the input's numbers; the model's own where they do not fit and nobody asked for them."""
+    try:
+        return renumbered(card, labels)
+    except ConfigError as error:
+        if asked:
+            raise
+        log.warning("labels are written in the model's own numbers: %s", error.what)
+        return card
+
+
+def _from_options(items: list[str], channels: list[str]) -> Case:
     files = {}
     for item in items:
         name, separator, file = item.partition("=")

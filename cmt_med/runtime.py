@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import resource
 import signal
 import subprocess
 import time
@@ -86,6 +87,14 @@ def environment(device: torch.device, seed: int) -> dict[str, Any]:
         "processes": idist.get_world_size(),
         "seed": seed,
     }
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory that this process has held: of the GPU, else resident (VmHWM), in GB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if platform.system() == "Darwin" else 1024) / 1e9
 
 
 def dense_convolution_rate(seconds: float = 1.0) -> float:

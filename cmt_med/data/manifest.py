@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from cmt_med.config import Region
 from cmt_med.data.names import TUMOUR_LABELS, canonical_channel, canonical_label
@@ -16,7 +19,7 @@ from cmt_med.errors import ConfigError, DataError
 
 CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$")
 MAX_MANIFEST_BYTES = 200_000_000
-CASE_KEYS = ("image", "label", "id", "group", "fold", "mask")
+CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256")
 """What is read of a case; other keys are left alone, unless they look like a slip of the pen."""
 
 
@@ -25,7 +28,8 @@ class Case:
     """One case: files by channel, and what is known beside them.
 
     ``images`` maps a channel to its file and, for a 4D file with several channels, the position in it (else None).
-    ``group`` is the patient: splits never separate the cases of one group.
+    ``group`` is the patient: splits never separate the cases of one group. ``sha256`` has the sums that files must have
+    (data/sums.py), for those that the case list names.
     """
 
     name: str
@@ -34,13 +38,15 @@ class Case:
     mask: Path | None = None
     group: str = ""
     fold: int | None = None
+    sha256: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Manifest:
     """A data set: its cases, channels and labels.
 
-    ``labels`` maps names (canonical, background first) to values in the files.
+    ``labels`` maps names (canonical, background first) to values in the files. ``convention`` is the challenge's way of
+    naming that the data set follows, as ``init`` found it, and ``regions`` what is segmented in it by default.
     """
 
     path: Path
@@ -50,6 +56,8 @@ class Manifest:
     labels: dict[str, int]
     demo: bool = False
     test: tuple[Case, ...] = field(default=())
+    convention: str = ""
+    regions: tuple[Region, ...] | None = None
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -102,6 +110,8 @@ def load_manifest(path: Path) -> Manifest:
         labels=labels,
         demo=content.get("demo") is True,
         test=test,
+        convention=str(content.get("convention", "")),
+        regions=_regions(content, path),
     )
 
 
@@ -116,12 +126,16 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case]) -> dict[str, Any
         for key, file in (("label", case.label), ("mask", case.mask)):
             if file is not None:
                 entry[key] = str(file.resolve())
+        if case.sha256:
+            entry["sha256"] = {str(file.resolve()): digest for file, digest in case.sha256.items()}
         entries.append(entry)
     return {
         "name": manifest.name,
         "demo": manifest.demo,
         "modality": {str(i): name for i, name in enumerate(manifest.channels)},
         "labels": {str(value): name for name, value in manifest.labels.items()},
+        **({"convention": manifest.convention} if manifest.convention else {}),
+        **({"regions": [region.model_dump() for region in manifest.regions]} if manifest.regions is not None else {}),
         "training": entries,
     }
 
@@ -184,6 +198,16 @@ def _label_values(content: dict[str, Any], path: Path) -> dict[str, int]:
     return dict(sorted(values.items(), key=lambda item: item[1]))
 
 
+def _regions(content: dict[str, Any], path: Path) -> tuple[Region, ...] | None:
+    if content.get("regions") is None:
+        return None
+    try:
+        return tuple(Region.model_validate(region) for region in content["regions"])
+    except (TypeError, ValidationError) as error:
+        form = '"regions": [{"name": "WT", "labels": ["NCR", "ED", "ET"], "write": "ED"}]'
+        raise _fault(path, "'regions' is not a list of regions", f"write {form}") from error
+
+
 def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case:
     if isinstance(entry, str):
         entry = {"image": entry}
@@ -223,13 +247,27 @@ def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case
         mask=_file(entry["mask"], where, path) if entry.get("mask") else None,
         group=str(entry.get("group", name)),
         fold=fold,
+        sha256=_sums(entry.get("sha256", {}), where, path),
     )
 
 
 def _file(value: Any, where: str, path: Path) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise _fault(path, f"{where} has {value!r} where a file is expected", "write the path as text")
+    if not Path(value).is_absolute() and Path(os.path.normpath(value)).parts[:1] == ("..",):
+        # A list that was sent by somebody must not reach files beside the folder that it was put into.
+        raise _fault(
+            path, f"{where} leads out of the list's folder: {value!r}", "write an absolute path, or move the list"
+        )
     return path.parent / value
+
+
+def _sums(value: Any, where: str, path: Path) -> dict[Path, str]:
+    if not isinstance(value, dict) or not all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in value.values()):
+        raise _fault(
+            path, f"{where} has a wrong 'sha256'", 'write {"FILE": "64 hexadecimal digits"}, or use inspect --hash'
+        )
+    return {_file(file, where, path): str(digest) for file, digest in value.items()}
 
 
 def _stem(file: Path) -> str:

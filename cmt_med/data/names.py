@@ -20,6 +20,7 @@ _LABELS = {
     "ED": ("ed", "edema", "oedema", "snfh", "peritumoraledema"),
     "ET": ("et", "enhancingtumor", "enhancingtumour", "enhancing"),
     "RC": ("rc", "resectioncavity", "cavity"),
+    "GTV": ("gtv", "grosstumorvolume", "grosstumourvolume"),
 }
 _CHANNEL_OF = {alias: name for name, aliases in _CHANNELS.items() for alias in aliases}
 _LABEL_OF = {alias: name for name, aliases in _LABELS.items() for alias in aliases}

@@ -218,14 +218,15 @@ def make_phantom(
         processes: how many heads are made at once.
     """
     import multiprocessing
-    import os
 
     context = multiprocessing.get_context("spawn")  # safe whatever threads the caller has
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         entries = list(
             pool.map(write_head, [folder] * heads, range(heads), range(seed, seed + heads), [spacing] * heads)
         )
-    to_folder = Path(os.path.relpath(folder.resolve(), manifest.parent.resolve()))
+    here, to_folder = manifest.parent.resolve(), folder.resolve()
+    if to_folder.is_relative_to(here):  # a list may lead out of its folder by absolute paths only
+        to_folder = to_folder.relative_to(here)
     for entry in entries:
         images = entry["image"]
         assert isinstance(images, dict)  # by write_head

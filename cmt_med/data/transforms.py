@@ -110,6 +110,18 @@ class Normalised(MapTransform):
         return result
 
 
+class WithForeground(MapTransform):
+    """Add the foreground mask to the image's channels, as the last one, 0 or 1."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            joined = torch.cat([image.as_tensor(), data["foreground"].as_tensor().to(image.dtype)])
+            result[key] = MetaTensor(joined).copy_meta_from(image)
+        return result
+
+
 def preprocessing(data: Data | Mapping[str, Any], *, with_label: bool) -> Compose:
     """The deterministic transforms of a data set: to RAS, to the network's spacing, crop, normalise.
 
@@ -126,6 +138,8 @@ def preprocessing(data: Data | Mapping[str, Any], *, with_label: bool) -> Compos
     if settings["crop_foreground"]:
         steps.append(CropForegroundd(keys, source_key="foreground", margin=FOREGROUND_MARGIN, allow_smaller=True))
     steps.append(Normalised(["image"], over=settings["normalise"], clip=settings["clip"]))
+    if settings.get("foreground_channel"):
+        steps.append(WithForeground(["image"]))
     return Compose(steps)
 
 
@@ -136,6 +150,7 @@ def preprocessing_settings(data: Data) -> dict[str, Any]:
         "crop_foreground": data.crop_foreground,
         "normalise": data.normalise,
         "clip": data.clip,
+        "foreground_channel": data.foreground_channel,
     }
 
 
@@ -161,21 +176,35 @@ class RandPatchd(MapTransform, Randomizable):
         size: of the patch without the margin, in voxels.
         margin: added on both sides of every axis, in voxels.
         foreground_fraction: see above.
+        slice_axes: for patches of slices (C, H, W) with a ``size`` of two numbers, the axes that slices lie across, each
+            equally likely; empty for patches of volumes.
     """
 
     def __init__(
-        self, keys: Sequence[str], size: Sequence[int], margin: Sequence[int], foreground_fraction: float
+        self,
+        keys: Sequence[str],
+        size: Sequence[int],
+        margin: Sequence[int],
+        foreground_fraction: float,
+        slice_axes: Sequence[int] = (),
     ) -> None:
         MapTransform.__init__(self, keys)
         self.size, self.margin, self.foreground_fraction = tuple(size), tuple(margin), foreground_fraction
+        self.slice_axes = tuple(slice_axes)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         shape = data[self.keys[0]].shape[1:]
-        start = [s - m for s, m in zip(self._draw(shape, data["points"]), self.margin, strict=True)]
-        whole = [n + 2 * m for n, m in zip(self.size, self.margin, strict=True)]
-        return {key: _cut(data[key], start, whole) for key in self.keys}
+        size, margin, axis = list(self.size), list(self.margin), None
+        if self.slice_axes:
+            axis = self.slice_axes[self.R.randint(len(self.slice_axes)) if len(self.slice_axes) > 1 else 0]
+            size.insert(axis, 1)
+            margin.insert(axis, 0)
+        start = [s - m for s, m in zip(self._draw(shape, size, data["points"]), margin, strict=True)]
+        whole = [n + 2 * m for n, m in zip(size, margin, strict=True)]
+        cut = {key: _cut(data[key], start, whole) for key in self.keys}
+        return {key: patch if axis is None else patch.squeeze(1 + axis) for key, patch in cut.items()}
 
-    def _draw(self, shape: Sequence[int], points: Sequence[NDArray[np.int16]]) -> list[int]:
+    def _draw(self, shape: Sequence[int], size: Sequence[int], points: Sequence[NDArray[np.int16]]) -> list[int]:
         present = [p for p in points if len(p)]
         wants_label, which, along = self.R.random(3)
         anywhere = self.R.random(3)
@@ -184,7 +213,7 @@ class RandPatchd(MapTransform, Randomizable):
         if present and wants_label < self.foreground_fraction:
             chosen = present[int(which * len(present))]
             centre = chosen[int(along * len(chosen))]
-        for axis, (n, p) in enumerate(zip(shape, self.size, strict=True)):
+        for axis, (n, p) in enumerate(zip(shape, size, strict=True)):
             low, high = min(0, n - p), max(0, n - p)  # the patch covers the volume, or lies inside it
             if centre is not None:
                 start.append(int(np.clip(int(centre[axis]) - p // 2, low, high)))
@@ -206,15 +235,23 @@ def _cut(array: NDArray[Any], start: Sequence[int], size: Sequence[int]) -> Tens
     return torch.from_numpy(cut.copy())
 
 
-class SqueezeSliced(MapTransform):
-    """Drop the axis of length one that a 2D patch of a volume has across the slice."""
+class SetAsided(MapTransform):
+    """Move the last channel of the image, the foreground mask, to a key of its own, or back with ``undo``.
 
-    def __init__(self, keys: Sequence[str], axis: int) -> None:
-        super().__init__(keys)
-        self.axis = axis
+    Between the two, changes of brightness cannot touch it.
+    """
+
+    def __init__(self, *, undo: bool) -> None:
+        super().__init__(["image"])
+        self.undo = undo
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {key: data[key].squeeze(1 + self.axis) for key in self.keys}
+        result = dict(data)
+        if self.undo:
+            result["image"] = torch.cat([result["image"], result.pop("inside")])
+        else:
+            result["image"], result["inside"] = result["image"][:-1], result["image"][-1:]
+        return result
 
 
 def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
@@ -227,12 +264,7 @@ def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
     size = list(train.patch_size)
     margin = [int(np.ceil(n * settings.scale / 2)) if settings.affine else 0 for n in size]
     steps: list[Any] = []
-    if data.slice_axis is None:
-        steps.append(RandPatchd(keys, size, margin, train.foreground_fraction))
-    else:
-        size.insert(data.slice_axis, 1)
-        margin.insert(data.slice_axis, 0)
-        steps += [RandPatchd(keys, size, margin, train.foreground_fraction), SqueezeSliced(keys, data.slice_axis)]
+    steps.append(RandPatchd(keys, size, margin, train.foreground_fraction, slice_axes(data)))
     dims = len(train.patch_size)
     angle = float(np.deg2rad(settings.rotate_degrees))
     steps.append(
@@ -253,6 +285,8 @@ def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
         )
     steps += [RandFlipd(keys, prob=settings.flip, spatial_axis=axis) for axis in axes]
     image = ["image"]
+    if data.foreground_channel:
+        steps.append(SetAsided(undo=False))
     if settings.intensity:
         steps += [
             RandScaleIntensityd(image, factors=settings.strength, prob=settings.intensity, channel_wise=True),
@@ -277,4 +311,11 @@ def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
                 upsample_mode=linear,
             )
         )
+    if data.foreground_channel:
+        steps.append(SetAsided(undo=True))
     return Compose(steps)
+
+
+def slice_axes(data: Data) -> tuple[int, ...]:
+    """The axes of the volume that 2D slices lie across; none in 3D."""
+    return () if data.slice_axis is None else (0, 1, 2) if data.slice_axis == "all" else (data.slice_axis,)

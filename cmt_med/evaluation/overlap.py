@@ -1,4 +1,4 @@
-"""Dice of masks, with a named rule for empty references, and means that say what they are made of."""
+"""Scores of two masks that need nothing but counts of voxels, and the named rules for empty references."""
 
 from __future__ import annotations
 
@@ -9,107 +9,95 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-EmptyRule = Literal["challenge", "nan"]
+EmptyRule = Literal["challenge", "nan", "skip"]
 EMPTY_RULES: dict[EmptyRule, str] = {
-    "challenge": "empty reference: Dice 1 if the prediction is empty too, else 0",
-    "nan": "empty reference: the case is left out of the mean and counted",
+    "challenge": (
+        "empty reference: Dice and the other ratios are 1 and distances 0 if the prediction is empty too, else 0 and "
+        "the larger of 373.13 mm and the image's diagonal"
+    ),
+    "nan": "empty reference: what is not defined is left out of the mean and counted; a false positive has Dice 0",
+    "skip": "empty reference: the case is left out of every mean and counted",
 }
-BOOTSTRAP_SAMPLES = 2000
+MISSED_TEXT = (
+    "missed (prediction empty, reference not): Dice and the other ratios 0, distances the image's diagonal, by the "
+    "challenge rule at least 373.13 mm"
+)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Voxel counts of one mask of one case, and its volumes in mL."""
+    """Voxels of a prediction, of a reference, of both at once, and of the whole image."""
 
-    dice: float
-    reference_voxels: int
-    predicted_voxels: int
-    reference_ml: float
-    predicted_ml: float
+    predicted: int
+    reference: int
+    both: int
+    image: int
+
+    @property
+    def dice(self) -> float:
+        """``2 |P ∩ R| / (|P| + |R|)`` after the challenge rule: 1 where both are empty."""
+        return ratio_scores(self, "challenge")["dice"]
 
 
-def dice_of(
-    predicted: NDArray[np.bool_], reference: NDArray[np.bool_], *, voxel_ml: float, rule: EmptyRule = "challenge"
-) -> Overlap:
-    """``2 |P ∩ R| / (|P| + |R|)`` of two masks of one shape.
+def mask_of(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.bool_]:
+    """Where a label map has one of ``values``; same shape, same memory order."""
+    if not len(values):
+        return np.zeros_like(labels, dtype=bool)
+    mask: NDArray[np.bool_] = labels == values[0]
+    for value in values[1:]:  # comparisons are several times faster than np.isin for the few values of a region
+        mask |= labels == value
+    return mask
 
-    Args:
-        predicted, reference: masks (D1, D2, D3).
-        voxel_ml: volume of a voxel in mL.
-        rule: what an empty reference means; NaN is returned under ``"nan"``.
-    """
-    both = int(np.count_nonzero(predicted & reference))
+
+def count_overlap(predicted: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Overlap:
+    """Count the voxels of two masks of one shape."""
     p, r = int(np.count_nonzero(predicted)), int(np.count_nonzero(reference))
-    if r == 0:
-        dice = float("nan") if rule == "nan" else float(p == 0)
-    else:
-        dice = 2.0 * both / (p + r)
-    return Overlap(dice, r, p, r * voxel_ml, p * voxel_ml)
+    both = int(np.count_nonzero(predicted & reference)) if p and r else 0
+    return Overlap(p, r, both, int(np.size(reference)))
 
 
 def case_overlaps(
-    predicted: NDArray[np.uint8],
-    reference: NDArray[np.uint8],
-    targets: Mapping[str, Sequence[int]],
-    *,
-    reference_targets: Mapping[str, Sequence[int]] | None = None,
-    voxel_ml: float,
-    rule: EmptyRule = "challenge",
+    predicted: NDArray[np.uint8], reference: NDArray[np.uint8], targets: Mapping[str, Sequence[int]]
 ) -> dict[str, Overlap]:
-    """The overlap of every target (name -> label values) in two label maps of one shape.
-
-    ``reference_targets`` gives the reference's values where they differ from the prediction's.
-    """
-    theirs = targets if reference_targets is None else reference_targets
+    """The overlap of every target (name -> label values) in two label maps of one shape: what validation needs."""
     return {
-        name: dice_of(np.isin(predicted, values), np.isin(reference, theirs[name]), voxel_ml=voxel_ml, rule=rule)
-        for name, values in targets.items()
+        name: count_overlap(mask_of(predicted, values), mask_of(reference, values)) for name, values in targets.items()
     }
 
 
-def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """The 95% percentile interval of the mean over cases, resampled with replacement; NaN below two values."""
-    array = np.asarray(values, dtype=float)
-    if len(array) < 2:
-        return float("nan"), float("nan")
-    chosen = np.random.default_rng(seed).integers(0, len(array), (BOOTSTRAP_SAMPLES, len(array)))
-    low, high = np.percentile(array[chosen].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+def ratio_scores(counts: Overlap, rule: EmptyRule) -> dict[str, float]:
+    """The scores that are ratios of counts.
 
+    With true positives TP, false positives FP, false negatives FN and true negatives TN in voxels::
 
-def summarise(cases: Mapping[str, Mapping[str, Overlap]], targets: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each target: mean Dice with its interval, and how many cases it stands on.
+        dice = 2 TP / (2 TP + FP + FN)      iou = TP / (TP + FP + FN)
+        sensitivity = TP / (TP + FN)        precision = TP / (TP + FP)        specificity = TN / (TN + FP)
 
-    Returns:
-        target -> mean, median, std, low, high, n, n_empty (empty references), n_missed (reference there, prediction
-        empty), n_false_positive (reference empty, prediction not); ``"mean"`` averages each case over its targets.
+    Precision is 0/0 for a missed lesion (reference there, prediction empty) and counts 0 under every rule, so that a
+    miss never leaves a mean better than it was. Specificity looks at the background alone: a miss has 1 there.
+
+    With an empty reference, ``"challenge"`` gives 1 for all where the prediction is empty too, else 0 (but specificity,
+    which is defined); ``"nan"`` gives NaN for 0/0 alone, so that a false positive has Dice, IoU and precision 0;
+    ``"skip"`` gives NaN for all. Specificity is NaN where the image has no background.
     """
-    summary: dict[str, dict[str, Any]] = {}
-    for target in targets:
-        rows = [overlaps[target] for overlaps in cases.values()]
-        summary[target] = _statistics([row.dice for row in rows]) | {
-            "n_empty": sum(row.reference_voxels == 0 for row in rows),
-            "n_missed": sum(row.reference_voxels > 0 and row.predicted_voxels == 0 for row in rows),
-            "n_false_positive": sum(row.reference_voxels == 0 and row.predicted_voxels > 0 for row in rows),
-        }
-    per_case = []
-    for overlaps in cases.values():
-        scored = [overlaps[t].dice for t in targets if not np.isnan(overlaps[t].dice)]
-        per_case.append(float(np.mean(scored)) if scored else float("nan"))
-    summary["mean"] = _statistics(per_case)
-    return summary
-
-
-def _statistics(scores: Sequence[float]) -> dict[str, Any]:
-    kept = [score for score in scores if not np.isnan(score)]
-    low, high = bootstrap_interval(kept)
-    if not kept:
-        return {"mean": float("nan"), "median": float("nan"), "std": float("nan"), "low": low, "high": high, "n": 0}
-    return {
-        "mean": float(np.mean(kept)),
-        "median": float(np.median(kept)),
-        "std": float(np.std(kept)),
-        "low": low,
-        "high": high,
-        "n": len(kept),
+    tp, fp, fn = counts.both, counts.predicted - counts.both, counts.reference - counts.both
+    negatives = counts.image - counts.reference
+    scores = {
+        "dice": _ratio(2 * tp, 2 * tp + fp + fn),
+        "iou": _ratio(tp, tp + fp + fn),
+        "sensitivity": _ratio(tp, tp + fn),
+        "precision": _ratio(tp, tp + fp),
+        "specificity": _ratio(negatives - fp, negatives),
     }
+    if counts.reference:
+        return scores | {"precision": 0.0} if counts.predicted == 0 else scores
+    if rule == "skip":
+        return dict.fromkeys(scores, float("nan"))
+    if rule == "challenge":
+        agreed = float(counts.predicted == 0)
+        return {name: agreed if name != "specificity" else value for name, value in scores.items()}
+    return scores
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")

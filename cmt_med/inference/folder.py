@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -16,18 +16,33 @@ from numpy.typing import NDArray
 
 from cmt_med.data.gate import Grid, load_case
 from cmt_med.data.manifest import Case
+from cmt_med.data.sums import content_key
 from cmt_med.data.transforms import background_value
 from cmt_med.errors import CmtError, OutputError
 from cmt_med.files import sha256, write_bytes, write_json
-from cmt_med.inference.predict import Predictor
+from cmt_med.inference.predict import Ensemble
 
+Probabilities = Literal["none", "float32", "uint8"]
 log = logging.getLogger(__name__)
+_NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 
 
 def infer_cases(
-    predictor: Predictor, cases: Sequence[Case], folder: Path, *, probabilities: bool = False, banner: str = ""
+    predictor: Ensemble,
+    cases: Sequence[Case],
+    folder: Path,
+    *,
+    probabilities: Probabilities = "none",
+    banner: str = "",
 ) -> list[dict[str, str]]:
     """Predict every case into ``folder``; finished cases of the same inputs, model and settings are kept.
+
+    Args:
+        predictor: the model or models.
+        cases: to segment.
+        folder: for the results.
+        probabilities: whether ``CASE_prob.nii.gz`` is written, and how: uint8 keeps steps of 1/255.
+        banner: written into every record, for phantom data.
 
     Returns:
         The failures, which ``failures.json`` has, too.
@@ -64,7 +79,7 @@ def infer_cases(
 
 def _write_run(
     folder: Path,
-    predictor: Predictor,
+    predictor: Ensemble,
     cases: Sequence[Case],
     failures: Sequence[Mapping[str, str]],
     banner: str,
@@ -80,6 +95,7 @@ def _write_run(
             "weights_sha256": card.weights_sha256,
             "labels": card.labels,
             "targets": card.targets,
+            "convention": card.convention,
             "settings": card.inference.model_dump(),
             "provenance": card.provenance,
             "cases": [case.name for case in cases],
@@ -89,7 +105,7 @@ def _write_run(
     )
 
 
-def _infer_case(predictor: Predictor, case: Case, folder: Path, *, probabilities: bool, banner: str) -> bool:
+def _infer_case(predictor: Ensemble, case: Case, folder: Path, *, probabilities: Probabilities, banner: str) -> bool:
     output, record = folder / f"{case.name}.nii.gz", folder / f"{case.name}.json"
     card = predictor.card
     inputs = {name: case.images[name][0] for name in card.channels if name in case.images}
@@ -97,7 +113,7 @@ def _infer_case(predictor: Predictor, case: Case, folder: Path, *, probabilities
         raise OutputError("the output would overwrite the input", where=str(output), fix="choose another --output")
     mask = case.mask if case.mask is not None and case.mask.is_file() else None
     key: dict[str, Any] = {
-        "input_sha256": {name: sha256(path) for name, path in inputs.items() if path.is_file()},
+        "input_sha256": {name: content_key(path) for name, path in inputs.items()},
         "input_plane": {name: case.images[name][1] for name in inputs},
         "mask_sha256": sha256(mask) if mask is not None else None,
         "weights_sha256": card.weights_sha256,
@@ -107,20 +123,20 @@ def _infer_case(predictor: Predictor, case: Case, folder: Path, *, probabilities
         "regions": [region.model_dump() for region in card.regions] if card.regions is not None else None,
     }
     chances = folder / f"{case.name}_prob.nii.gz"
-    if _is_done(output, record, key, chances if probabilities else None):
+    wanted = {} if probabilities == "none" else {"probabilities": probabilities}
+    if _is_done(output, record, key | wanted, chances if wanted else None):
         return False
     for stale in (record, output, chances):  # of other inputs, another model or other settings
         stale.unlink(missing_ok=True)
     loaded = load_case(case, card.channels)
     found = predictor.probabilities(loaded)
-    labels = predictor.labels(found)
+    labels, removed = predictor.labels(found, loaded.grid)
     source = inputs[card.channels[0]]
     write_volume(output, labels, loaded.grid, source)
-    if probabilities:
-        write_volume(chances, found.movedim(0, -1).numpy(), loaded.grid, source)
+    if probabilities != "none":
+        write_volume(chances, found.movedim(0, -1).numpy(), loaded.grid, source, stored=np.dtype(probabilities))
     voxel_ml = float(np.prod(loaded.grid.spacing)) / 1000.0
-    flags = [f"{name} is constant" for name, c in zip(card.channels, loaded.image, strict=True) if c.min() == c.max()]
-    flags += [f"{a} and {b} are the same image" for a, b in _copies(card.channels, loaded.image)]
+    flags = list(loaded.flags)
     if not labels.any():
         flags.append("the mask is empty")
     volumes = {name: float(np.isin(labels, values).sum()) * voxel_ml for name, values in card.targets.items()}
@@ -129,10 +145,12 @@ def _infer_case(predictor: Predictor, case: Case, folder: Path, *, probabilities
         key
         | {
             "case": case.name,
+            "probabilities": probabilities,
             "output_sha256": sha256(output),
-            "probabilities_sha256": sha256(chances) if probabilities else None,
+            "probabilities_sha256": sha256(chances) if probabilities != "none" else None,
             "volumes_ml": volumes,
             "flags": flags,
+            "removed": removed.as_dict(),
             "background": {n: background_value(c) for n, c in zip(card.channels, loaded.image, strict=True)},
             "notice": banner,
         },
@@ -140,10 +158,18 @@ def _infer_case(predictor: Predictor, case: Case, folder: Path, *, probabilities
     return True
 
 
-def write_volume(path: Path, array: NDArray[Any], grid: Grid, source: Path) -> None:
-    """Write an array on ``grid`` as NIfTI, with the units and codes of the header of ``source``."""
-    header = nib.load(source).header
+def write_volume(
+    path: Path, array: NDArray[Any], grid: Grid, source: Path, *, stored: np.dtype[Any] | None = None
+) -> None:
+    """Write an array on ``grid`` as NIfTI, with the units and codes of the header of ``source``.
+
+    ``stored`` is the type in the file; numbers are scaled into it by the header's slope.
+    """
+    header = nib.load(source).header if source.name.lower().endswith(_NIFTI_ENDINGS) else None
     image = nib.Nifti1Image(array, grid.affine)
+    image.header.set_xyzt_units("mm")
+    if stored is not None:
+        image.set_data_dtype(stored)
     for name in ("xyzt_units", "qform_code", "sform_code"):
         if isinstance(header, nib.Nifti1Header):
             image.header[name] = header[name]
@@ -165,8 +191,3 @@ def _is_done(output: Path, record: Path, key: Mapping[str, Any], probabilities: 
     same = all(content.get(name) == value for name, value in key.items())
     wanted = {output: "output_sha256"} | ({probabilities: "probabilities_sha256"} if probabilities else {})
     return same and all(path.is_file() and sha256(path) == content.get(name) for path, name in wanted.items())
-
-
-def _copies(channels: Sequence[str], image: NDArray[np.float32]) -> list[tuple[str, str]]:
-    pairs = [(i, j) for i in range(len(channels)) for j in range(i + 1, len(channels))]
-    return [(channels[i], channels[j]) for i, j in pairs if np.array_equal(image[i], image[j])]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +14,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cmt_med.config import Inference
-from cmt_med.errors import DataError
+from cmt_med.errors import ConfigError, DataError
 from cmt_med.files import sha256, write_bytes, write_json
+from cmt_med.inference.postprocess import Target
 
 
 class RegionCard(BaseModel):
@@ -29,26 +32,29 @@ class ModelCard(BaseModel):
     """Everything about a model but its weights; no case names or paths."""
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     name: str
     network: dict[str, Any]  # keyword arguments of build_network
     channels: list[str]
     labels: dict[str, int]
     regions: list[RegionCard] | None
     preprocessing: dict[str, Any]
-    slice_axis: int | None
+    slice_axes: list[int]  # that 2D slices lie across; empty in 3D
     mirrored_axes: list[int]  # of the volume, those that training mirrored
     window: list[int]
     patch: list[int]  # of training
     inference: Inference
+    convention: str = ""  # of the training data, such as brats2021
     provenance: dict[str, Any]
     validation: dict[str, Any] | None
     weights_sha256: str = ""
 
     @property
-    def num_outputs(self) -> int:
-        """Channels of the network's output."""
-        return len(self.regions) if self.regions is not None else len(self.labels)
+    def outputs(self) -> list[Target]:
+        """What the network's channels mean; of classes without the background."""
+        if self.regions is not None:
+            return [Target(region.name, tuple(region.values), region.write) for region in self.regions]
+        return [Target(name, (value,), value) for name, value in self.labels.items() if value != 0]
 
     @property
     def targets(self) -> dict[str, list[int]]:
@@ -93,6 +99,81 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         return card, load_file(weights)
     except SafetensorError as error:
         raise _fault("the weights cannot be read", path, str(error), "copy the model again") from error
+
+
+def member_folders(path: Path) -> list[Path]:
+    """The model folders under ``path``: one, or those of an ensemble (a cross-validation's ``model/`` has one per fold)."""
+    folder = path / "model" if (path / "model").is_dir() else path
+    if (folder / "model.json").exists():
+        return [folder]
+    return sorted(found.parent for found in folder.glob("*/model.json")) or [folder]
+
+
+def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
+    """The card of an ensemble: what its members share, and the checksum of all weights together.
+
+    Raises:
+        ConfigError: if members predict different targets, or number labels differently.
+    """
+    first = cards[0]
+    if len(cards) == 1:
+        return first
+    for other in cards[1:]:
+        if (other.labels, other.regions) != (first.labels, first.regions):
+            raise ConfigError(
+                "these models do not predict the same",
+                where=f"{first.name}, {other.name}",
+                why=f"{first.labels} with {sorted(first.targets)} against {other.labels} with {sorted(other.targets)}",
+                fix="give --model only for networks that were trained on the same labels and regions",
+            )
+    names = dict.fromkeys(card.name for card in cards)
+    together = hashlib.sha256("".join(sorted(card.weights_sha256 for card in cards)).encode())
+    notices = [str(card.provenance.get("notice") or "") for card in cards]
+    provenance = {
+        "demo": any(card.provenance.get("demo") for card in cards),
+        "notice": next((notice for notice in notices if notice), ""),
+        "members": [{"weights_sha256": card.weights_sha256} | card.provenance for card in cards],
+    }
+    channels = list(dict.fromkeys(name for card in cards for name in card.channels))
+    return first.model_copy(
+        update={
+            "name": " + ".join(names),
+            "weights_sha256": together.hexdigest(),
+            "channels": channels,
+            "provenance": provenance,
+            "validation": None,
+        }
+    )
+
+
+def renumbered(card: ModelCard, labels: Mapping[str, int]) -> ModelCard:
+    """The card of a model that writes another convention's numbers, matched by label name.
+
+    A core without parts set apart (NCR) stands for NET where the other convention does not know that.
+
+    Raises:
+        ConfigError: if the other convention lacks a label that the model writes.
+    """
+    names = {value: name for name, value in card.labels.items()}
+    known = dict(labels)
+    if "NET" not in known and "NCR" in known:
+        known["NET"] = known["NCR"]
+    missing = [name for name in card.labels if name not in known]
+    if missing:
+        raise ConfigError(
+            f"the labels asked for have no {', '.join(missing)}",
+            where=f"{', '.join(f'{name} {value}' for name, value in labels.items())}",
+            why="what the model finds of it could not be written",
+            fix="give the --convention that the model was trained with, or one that has the label",
+        )
+    value = {old: known[name] for old, name in names.items()}
+    regions = None
+    if card.regions is not None:
+        regions = [
+            RegionCard(name=r.name, values=sorted({value[v] for v in r.values}), write=value[r.write])
+            for r in card.regions
+        ]
+    return card.model_copy(update={"labels": {name: known[name] for name in card.labels}, "regions": regions})
 
 
 def _fault(what: str, path: Path, why: str, fix: str) -> DataError:

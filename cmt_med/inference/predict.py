@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cmt_med.data.gate import Loaded
+from cmt_med.blocks.conv import channels_last
+from cmt_med.data.gate import Grid, Loaded
 from cmt_med.data.transforms import as_dictionary, invert_probabilities, preprocessing
-from cmt_med.inference.model import ModelCard
-
-SLICES_AT_ONCE = 16
+from cmt_med.inference.model import ModelCard, joint_card
+from cmt_med.inference.postprocess import Removed, to_labels
+from cmt_med.inference.sliding import sliding_logits
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Windows:
         size: of a window, in voxels.
         overlap: of neighbouring windows, as a share of their size.
         batch_size: windows at once.
-        slice_axis: the axis that 2D slices lie across; None in 3D.
+        slice_axes: the axes that 2D slices lie across, whose predictions are averaged; empty in 3D.
         mirrored_axes: axes of the volume whose mirrorings are averaged (test-time augmentation).
         patch: of training. A volume smaller than that is padded with zeros, since training has shown it so; None pads
             nothing.
@@ -36,7 +38,7 @@ class Windows:
     size: tuple[int, ...]
     overlap: float
     batch_size: int
-    slice_axis: int | None = None
+    slice_axes: tuple[int, ...] = ()
     mirrored_axes: tuple[int, ...] = ()
     patch: tuple[int, ...] | None = None
 
@@ -46,7 +48,9 @@ class Windows:
         return [min(max(n, p), w) for n, p, w in zip(volume, patch, self.size, strict=True)]
 
 
-def predict_probabilities(network: nn.Module, image: Tensor, windows: Windows, *, regions: bool) -> Tensor:
+def predict_probabilities(
+    network: nn.Module, image: Tensor, windows: Windows, *, regions: bool, inside: Tensor | None = None
+) -> Tensor:
     """Probabilities of a preprocessed volume.
 
     Args:
@@ -54,59 +58,54 @@ def predict_probabilities(network: nn.Module, image: Tensor, windows: Windows, *
         image: (C, D1, D2, D3), on the network's device.
         windows: see :class:`Windows`; windows are weighted with a Gaussian.
         regions: sigmoid over overlapping regions instead of softmax over classes.
+        inside: (D1, D2, D3), the voxels that may be anything but background; windows without any are skipped.
 
     Returns:
-        (K, D1, D2, D3), float32.
+        (K, D1, D2, D3), float32; outside, regions have the probability 0 and the background class 1.
     """
     axes = windows.mirrored_axes
     mirrored = [chosen for n in range(len(axes) + 1) for chosen in itertools.combinations(axes, n)]
+    planes: Sequence[int | None] = windows.slice_axes or (None,)
     total: Tensor | None = None
-    for chosen in mirrored:
-        dims = [1 + axis for axis in chosen]
-        logits = _slide(network, image.flip(dims) if dims else image, windows).float()
+    for chosen, plane in itertools.product(mirrored, planes):
+        turned = image.flip([1 + axis for axis in chosen]) if chosen else image
+        within = inside.flip(chosen) if chosen and inside is not None else inside
+        logits = _slide(network, turned, windows, plane, within)
         probabilities = logits.sigmoid() if regions else logits.softmax(0)
-        probabilities = probabilities.flip(dims) if dims else probabilities
+        probabilities = probabilities.flip([1 + axis for axis in chosen]) if chosen else probabilities
         total = probabilities if total is None else total.add_(probabilities)
-    assert total is not None  # mirrored is never empty
-    return total.div_(len(mirrored)) if len(mirrored) > 1 else total
+    assert total is not None  # neither is ever empty
+    count = len(mirrored) * len(planes)
+    if count > 1:
+        total.div_(count)
+    if inside is not None:
+        outside = ~inside
+        total[:, outside] = 0.0
+        if not regions:
+            total[0, outside] = 1.0
+    return total
 
 
-def _slide(network: nn.Module, image: Tensor, windows: Windows) -> Tensor:
+def _slide(network: nn.Module, image: Tensor, windows: Windows, plane: int | None, inside: Tensor | None) -> Tensor:
+    """Logits (K, D1, D2, D3), of the volume or of its slices across an axis."""
+
     def run(batch: Tensor) -> Tensor:
         with torch.autocast("cuda", torch.bfloat16, enabled=batch.is_cuda):
-            result: Tensor = network(batch)
-        return result.float()
-
-    def slide(batch: Tensor) -> Tensor:
-        result = sliding_window_inference(
-            batch, windows.over(batch.shape[2:]), windows.batch_size, run, overlap=windows.overlap, mode="gaussian"
-        )
-        assert isinstance(result, Tensor)
+            result: Tensor = network(channels_last(batch))
         return result
 
+    def slide(images: Tensor, within: Tensor | None) -> Tensor:
+        return sliding_logits(
+            run, images, windows.over(images.shape[2:]), overlap=windows.overlap, batch_size=windows.batch_size,
+            inside=within,
+        )  # fmt: skip
+
     with torch.inference_mode():
-        if windows.slice_axis is None:
-            return slide(image[None])[0]
-        slices = image.movedim(1 + windows.slice_axis, 0)  # (n, C, H, W)
-        logits = torch.cat([slide(part) for part in slices.split(SLICES_AT_ONCE)])
-        return logits.movedim(0, 1 + windows.slice_axis)
-
-
-def to_labels(
-    probabilities: Tensor, *, classes: Sequence[int], regions: Sequence[tuple[str, Sequence[int], int]] | None,
-    threshold: float,
-) -> NDArray[np.uint8]:  # fmt: skip
-    """A label map (D1, D2, D3) in the data set's own values from probabilities (K, D1, D2, D3).
-
-    Regions above ``threshold`` are painted in their order, each over those before (BraTS: WT, TC, ET).
-    """
-    if regions is None:
-        values = torch.tensor(list(classes), dtype=torch.uint8, device=probabilities.device)
-        return values[probabilities.argmax(0)].cpu().numpy()
-    result = torch.zeros(probabilities.shape[1:], dtype=torch.uint8, device=probabilities.device)
-    for channel, (_, _, write) in zip(probabilities, regions, strict=True):
-        result[channel > threshold] = write
-    return result.cpu().numpy()
+        if plane is None:
+            return slide(image[None], None if inside is None else inside[None])[0]
+        within = None if inside is None else inside.movedim(plane, 0)
+        slices = image.movedim(1 + plane, 0)  # (n, C, H, W)
+        return slide(slices, within).movedim(0, 1 + plane)
 
 
 class Predictor:
@@ -118,24 +117,73 @@ class Predictor:
         settings = card.inference
         axes = tuple(card.mirrored_axes) if settings.tta == "flips" else ()
         self.windows = Windows(
-            tuple(card.window), settings.overlap, settings.batch_size, card.slice_axis, axes, tuple(card.patch)
+            tuple(card.window), settings.overlap, settings.batch_size, tuple(card.slice_axes), axes, tuple(card.patch)
         )
 
     def probabilities(self, loaded: Loaded) -> Tensor:
         """Probabilities (K, D1, D2, D3) on the case's own grid."""
         data = self.transform(as_dictionary(loaded))
-        image = data["image"].as_tensor().to(self.device)
-        found = predict_probabilities(self.network, image, self.windows, regions=self.card.regions is not None)
-        return invert_probabilities(found.cpu(), data, self.transform)
+        return invert_probabilities(self.on_its_grid(data), data, self.transform)
 
-    def labels(self, probabilities: Tensor) -> NDArray[np.uint8]:
-        """The label map of :meth:`probabilities`."""
-        regions = None
-        if self.card.regions is not None:
-            regions = [(region.name, region.values, region.write) for region in self.card.regions]
+    def on_its_grid(self, data: Mapping[str, Any]) -> Tensor:
+        """Probabilities (K, *S') of a preprocessed case on the preprocessed grid, on the CPU."""
+        image = data["image"].as_tensor().to(self.device)
+        # A network that was trained on foreground crops has not learned what lies outside: nothing is found there.
+        inside = (
+            data["foreground"].as_tensor()[0].to(self.device) > 0
+            if self.card.preprocessing["crop_foreground"]
+            else None
+        )
+        regions = self.card.regions is not None
+        return predict_probabilities(self.network, image, self.windows, regions=regions, inside=inside).cpu()
+
+
+class Ensemble:
+    """Models whose probabilities are averaged, before any threshold.
+
+    Args:
+        predictors: at least one; they must predict the same targets, in the same numbers.
+
+    Raises:
+        ConfigError: if they do not.
+    """
+
+    def __init__(self, predictors: Sequence[Predictor]) -> None:
+        self.predictors = list(predictors)
+        self.card = joint_card([predictor.card for predictor in predictors])
+        first = self.predictors[0].card
+        # Members that see the same grid are averaged there, and brought back to the case's grid once.
+        self._alike = all(
+            (p.card.preprocessing, p.card.channels) == (first.preprocessing, first.channels) for p in self.predictors
+        )
+
+    def probabilities(self, loaded: Loaded) -> Tensor:
+        """Mean probabilities (K, D1, D2, D3) on the case's own grid; ``loaded`` has the joint card's channels."""
+        if self._alike:
+            transform = self.predictors[0].transform
+            data = transform(as_dictionary(loaded))
+            return invert_probabilities(_mean(p.on_its_grid(data) for p in self.predictors), data, transform)
+        return _mean(p.probabilities(self._for_member(loaded, p.card)) for p in self.predictors)
+
+    def labels(self, probabilities: Tensor, grid: Grid) -> tuple[NDArray[np.uint8], Removed]:
+        """The label map of :meth:`probabilities`, and what post-processing took away."""
         return to_labels(
             probabilities,
-            classes=list(self.card.labels.values()),
-            regions=regions,
-            threshold=self.card.inference.threshold,
+            self.card.inference,
+            targets=self.card.outputs,
+            regions=self.card.regions is not None,
+            voxel_mm3=math.prod(grid.spacing),
         )
+
+    def _for_member(self, loaded: Loaded, card: ModelCard) -> Loaded:
+        order = [self.card.channels.index(name) for name in card.channels]
+        return replace(loaded, image=loaded.image[order])
+
+
+def _mean(parts: Iterable[Tensor]) -> Tensor:
+    total: Tensor | None = None
+    count = 0
+    for part in parts:  # one at a time: no more than two are in memory
+        total, count = part.clone() if total is None else total.add_(part), count + 1
+    assert total is not None  # an ensemble has members
+    return total.div_(count)

@@ -1,22 +1,32 @@
-"""``report.html``: one file that opens from disk without a network."""
+"""``report.html``: one file that opens from disk without a network, and runs no script but the viewer's."""
 
 from __future__ import annotations
 
 import base64
+import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from cmt_med.data.gate import load_case, load_labels
 from cmt_med.data.manifest import Case
-from cmt_med.errors import CmtError
+from cmt_med.evaluation.metrics import LESION_COUNTS, metric_of
+from cmt_med.evaluation.summary import case_mean
 from cmt_med.files import write_text
 from cmt_med.reports import figures
+from cmt_med.reports.calibration import MAX_CASES, measure_reliability, probabilities_beside
+from cmt_med.reports.gallery import PICTURES, make_gallery
+from cmt_med.reports.planes import colour_of, tinted
+from cmt_med.reports.text import json_for_page, policy_hash, visible
+from cmt_med.reports.viewer import HOW_TO_BUILD, label_list, style_sheet, viewer_script
+from cmt_med.reports.volumes import CaseFiles, Listing, write_listing
+
+_PLOTTED = ("dice", "hd95", "assd", "lesion_dice")  # and the first surface Dice
+
+log = logging.getLogger(__name__)
 
 
 def write_report(
@@ -27,11 +37,13 @@ def write_report(
     cases: Mapping[str, Case],
     predictions: Mapping[str, Path],
     references: Mapping[str, Path],
+    reference_targets: Mapping[str, Sequence[int]] | None = None,
     log_rows: Sequence[Mapping[str, Any]] = (),
     settings: str = "",
+    details: Mapping[str, Mapping[str, Any]] | None = None,
     banner: str = "",
 ) -> Path:
-    """Write the report of saved scores.
+    """Write the report of saved scores, and ``volumes.json``, by which ``cmt-med view`` finds the volumes.
 
     Args:
         folder: where ``report.html`` goes.
@@ -39,65 +51,156 @@ def write_report(
         title: heading.
         cases: images by case name, for the pictures behind the outlines; may lack cases.
         predictions, references: label volumes by case name.
+        reference_targets: label values of the targets in the references, where they are numbered differently.
         log_rows: rows of ``log.jsonl``.
         settings: the resolved config, as text.
+        details: more sections of names and values: the model card, the environment.
         banner: printed on top, for phantom data.
     """
     targets = list(metrics["targets"])
-    means = {case: _mean_dice(targets_of) for case, targets_of in metrics["cases"].items()}
-    scored = sorted((case for case in means if not math.isnan(means[case])), key=lambda case: means[case])
-    ranked = scored + [case for case in means if math.isnan(means[case])]
-    picked: dict[str, str] = {}
-    if scored:
-        picked = {"worst": scored[0], "median": scored[len(scored) // 2], "best": scored[-1]}
-    pictures = []
-    for which, case in picked.items():
-        picture = _picture(case, cases, predictions, references)
-        pictures.append(
-            {"which": which, "case": case, "dice": _mean_dice(metrics["cases"][case]), "picture": _embed(picture)}
-        )
-    environment = Environment(
-        loader=PackageLoader("cmt_med.reports"), autoescape=select_autoescape(default=True), trim_blocks=True
+    own = {name: list(values) for name, values in metrics["targets"].items()}
+    theirs = own if reference_targets is None else {name: list(values) for name, values in reference_targets.items()}
+    ranked = rank_cases(metrics["cases"], targets)
+    listing = Listing(
+        tuple(
+            CaseFiles(name, predictions.get(name), references.get(name), cases[name].images if name in cases else {})
+            for name in ranked
+        ),
+        own,
+        theirs,
     )
-    page = environment.get_template("report.html.j2").render(
+    write_listing(folder, listing)
+    script = viewer_script()
+    gallery = make_gallery(listing, {name: _headline(metrics["cases"][name], targets) for name in ranked},
+                           embed=script is not None)  # fmt: skip
+    style = style_sheet()
+    page = _environment().get_template("report.html.j2").render(
         title=title,
         banner=banner,
         metrics=metrics,
         targets=targets,
         ranked=ranked,
-        mean_dice={case: _mean_dice(metrics["cases"][case]) for case in ranked},
-        curves=_embed(figures.training_curves(log_rows)),
-        points=_embed(figures.score_points(metrics["cases"], targets) if ranked else None),
-        pictures=pictures,
+        mean_dice={name: case_mean(_floats(metrics["cases"][name]), targets, "dice") for name in ranked},
+            plotted=_plotted(metrics),
+            figures=_figures(metrics, targets, log_rows),
+        calibration=_calibration(listing),
+        gallery=gallery,
+        pictures_stated=PICTURES,
+        lesion_counts=LESION_COUNTS,
         settings=settings,
-    )
+        details={name: _flat(content) for name, content in (_run_details(metrics) | dict(details or {})).items()},
+        style=style,
+        script=script if gallery.embedded else None,
+        viewer_cases=json_for_page({"labels": label_list(targets), "cases": gallery.embedded}),
+        viewer_missing=HOW_TO_BUILD if script is None else "",
+        policy=_policy(style, script if gallery.embedded else None),
+    )  # fmt: skip
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def _mean_dice(overlaps: Mapping[str, Mapping[str, Any]]) -> float:
-    values = [o["dice"] for o in overlaps.values() if o["dice"] is not None and not np.isnan(o["dice"])]
-    return float(np.mean(values)) if values else float("nan")
+def rank_cases(cases: Mapping[str, Mapping[str, Mapping[str, Any]]], targets: Sequence[str]) -> list[str]:
+    """Case names from the worst mean Dice to the best; those without one at the end."""
+    means = {name: case_mean(_floats(rows), targets, "dice") for name, rows in cases.items()}
+    return sorted(means, key=lambda name: (math.isnan(means[name]), 0.0 if math.isnan(means[name]) else means[name]))
 
 
-def _picture(
-    name: str, cases: Mapping[str, Case], predictions: Mapping[str, Path], references: Mapping[str, Path]
-) -> bytes | None:
-    try:
-        predicted, grid = load_labels(predictions[name], name)
-        reference, _ = load_labels(references[name], name)
-        image = np.zeros(grid.shape, dtype=np.float32)
-        if name in cases:
-            channels = list(cases[name].images)
-            image = load_case(cases[name], channels[-1:]).image[0]
-    except CmtError:
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("cmt_med.reports"), autoescape=select_autoescape(default=True), trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"visible": visible, "number": _number, "png": _embed}
+    environment.globals |= {"colour_of": colour_of, "tinted": tinted}
+    return environment
+
+
+def _policy(style: str, script: str | None) -> str:
+    """The content-security-policy: this style, this script, pictures inside the page, and nothing from anywhere."""
+    scripts = "'none'" if script is None else policy_hash(script)
+    return (
+        f"default-src 'none'; script-src {scripts}; style-src {policy_hash(style)}; img-src data:; "
+        "connect-src 'none'; base-uri 'none'; form-action 'none'"
+    )
+
+
+# ---- parts of the page
+
+
+def _figures(metrics: Mapping[str, Any], targets: list[str], log_rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    titles = {
+        n: " ".join(filter(None, (metrics["metrics"][n]["title"], metrics["metrics"][n]["unit"])))
+        for n in _plotted(metrics)
+    }
+    return {
+        "curves": figures.training_curves(log_rows),
+        "distributions": figures.distributions(metrics["cases"], targets, titles),
+        "bland_altman": figures.bland_altman(metrics["cases"], targets),
+        "most": figures.MAX_TARGETS,
+    }
+
+
+def _plotted(metrics: Mapping[str, Any]) -> list[str]:
+    """The scores that are shown first, of those that there are."""
+    known = metrics["metrics"]
+    return [name for name in _PLOTTED if name in known] + [name for name in known if name.startswith("nsd_")][:1]
+
+
+def _calibration(listing: Listing) -> dict[str, Any] | None:
+    saved = {}
+    for case in listing.cases:
+        chances = probabilities_beside(case.prediction) if case.prediction is not None else None
+        if chances is not None and case.reference is not None:
+            saved[case.name] = (chances, case.reference)
+    if not saved:
         return None
-    order = nib.orientations.io_orientation(grid.affine)
-    image, predicted, reference = (nib.orientations.apply_orientation(a, order) for a in (image, predicted, reference))
-    spacing = [grid.spacing[int(np.where(order[:, 0] == axis)[0][0])] for axis in range(3)]
-    values = [int(v) for v in np.union1d(np.unique(predicted), np.unique(reference)) if v]
-    return figures.overlay(image, predicted, reference, spacing, values)
+    used = dict(sorted(saved.items())[:MAX_CASES])  # by name: a choice of the best or worst would show another model
+    curves, left_out = measure_reliability(used, listing.reference_targets)
+    return {
+        "picture": figures.reliability(curves),
+        "errors": {name: curve.error for name, curve in curves.items()},
+        "read": len(used) - len(left_out),
+        "saved": len(saved),
+        "left_out": left_out,
+    }
 
 
-def _embed(picture: bytes | None) -> str:
-    return "" if picture is None else "data:image/png;base64," + base64.b64encode(picture).decode()
+def _headline(rows: Mapping[str, Mapping[str, Any]], targets: Sequence[str]) -> str:
+    return ", ".join(f"{visible(t, 40)} {_number(rows[t]['dice'])}" for t in targets[:6])
+
+
+def _run_details(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What ``metrics.json`` itself says about where the predictions come from."""
+    found: dict[str, Mapping[str, Any]] = {}
+    if metrics.get("run"):
+        found["Predictions"] = {key: value for key, value in metrics["run"].items() if key not in ("cases", "targets")}
+    if metrics.get("provenance"):
+        found["Provenance"] = metrics["provenance"]
+    return found
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        str(key): value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        for key, value in content.items()
+    }
+
+
+def _floats(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Scores read back from JSON, where NaN is null."""
+    return {
+        target: {name: math.nan if value is None else value for name, value in row.items()}
+        for target, row in rows.items()
+    }
+
+
+def _number(value: float | None, name: str = "dice") -> str:
+    """A score as text: ratios with four decimals, millimetres and millilitres with two."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    metric = metric_of(name)
+    return f"{value:.2f}" if metric is not None and metric.unit else f"{value:.4f}"
+
+
+def _embed(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode()

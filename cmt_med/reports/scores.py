@@ -11,8 +11,20 @@ from typing import Any
 
 from cmt_med.data.gate import load_labels
 from cmt_med.errors import CmtError, DataError
-from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule, Overlap, case_overlaps, summarise
+from cmt_med.evaluation.lesions import LesionRule, lesion_rule_named
+from cmt_med.evaluation.metrics import (
+    DEFAULT_TOLERANCES,
+    FACTS,
+    Scores,
+    case_metrics,
+    check_tolerances,
+    metric_of,
+)
+from cmt_med.evaluation.overlap import EMPTY_RULES, MISSED_TEXT, EmptyRule
+from cmt_med.evaluation.summary import score_names, summarise
 from cmt_med.files import write_json, write_text
+
+SCHEMA_VERSION = 2  # 1 had Dice and volumes alone, under the names that they still have
 
 log = logging.getLogger(__name__)
 
@@ -24,29 +36,36 @@ def score_folder(
     *,
     reference_targets: Mapping[str, Sequence[int]] | None = None,
     reference_values: Sequence[int] | None = None,
+    predicted_values: Sequence[int] | None = None,
     rule: EmptyRule,
-) -> tuple[dict[str, dict[str, Overlap]], list[dict[str, str]]]:
+    tolerances: Sequence[float] = DEFAULT_TOLERANCES,
+    lesions: str | None = None,
+) -> tuple[dict[str, dict[str, Scores]], list[dict[str, str]]]:
     """Score every reference against the prediction of its name.
 
     Args:
         predictions, references: case name -> label volume.
         targets: name -> label values that it consists of, in the predictions.
         reference_targets: the same in the references, where they number their labels differently.
-        reference_values: label values that references may have; None for any.
+        reference_values, predicted_values: label values that references and predictions may have; None for any.
         rule: what an empty reference means.
+        tolerances: of the normalised surface Dice, in mm.
+        lesions: a name in ``LESION_RULES``, for lesion-wise scores; None for none.
 
     Returns:
-        case -> target -> overlap, and the failures. A reference without a prediction is a failure, never left out
+        case -> target -> scores, and the failures. A reference without a prediction is a failure, never left out
         silently.
     """
-    scored: dict[str, dict[str, Overlap]] = {}
+    check_tolerances(tolerances)
+    lesion_rule = None if lesions is None else lesion_rule_named(lesions)
+    scored: dict[str, dict[str, Scores]] = {}
     failures: list[dict[str, str]] = []
     for case, reference_path in sorted(references.items()):
         try:
             if case not in predictions:
                 raise DataError("there is no prediction", where=f"case {case}", fix="run infer on it", code="E_MISSING")
             reference, grid = load_labels(reference_path, case, reference_values)
-            predicted, found = load_labels(predictions[case], case)
+            predicted, found = load_labels(predictions[case], case, predicted_values)
             if not grid.equals(found):
                 raise DataError(
                     "prediction and reference lie on different grids",
@@ -55,9 +74,15 @@ def score_folder(
                     fix="predict on the reference's image",
                     code="E_GRID",
                 )
-            voxel_ml = grid.spacing[0] * grid.spacing[1] * grid.spacing[2] / 1000.0
-            scored[case] = case_overlaps(
-                predicted, reference, targets, reference_targets=reference_targets, voxel_ml=voxel_ml, rule=rule
+            scored[case] = case_metrics(
+                predicted,
+                reference,
+                targets,
+                reference_targets=reference_targets,
+                spacing=grid.spacing,
+                rule=rule,
+                tolerances=tolerances,
+                lesion_rule=lesion_rule,
             )
         except CmtError as error:
             failures.append({"case": case} | error.as_dict())
@@ -67,35 +92,48 @@ def score_folder(
 
 def write_metrics(
     folder: Path,
-    scored: Mapping[str, Mapping[str, Overlap]],
+    scored: Mapping[str, Mapping[str, Scores]],
     targets: Mapping[str, Sequence[int]],
     *,
     rule: EmptyRule,
+    tolerances: Sequence[float] = DEFAULT_TOLERANCES,
+    lesions: str | None = None,
     failures: Sequence[Mapping[str, str]],
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write ``metrics.json`` and ``metrics.csv`` into ``folder`` and return the former's content."""
+    """Write ``metrics.json`` and ``metrics.csv`` into ``folder`` and return the former's content.
+
+    ``rule``, ``tolerances`` and ``lesions`` are those that :func:`score_folder` was given.
+    """
+    names = score_names(scored) or ["dice", *FACTS]
+    known = {name: metric for name in names if (metric := metric_of(name)) is not None}
     metrics: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "summary": summarise(scored, list(targets)),
         "empty_rule": rule,
         "empty_rule_text": EMPTY_RULES[rule],
+        "missed_text": MISSED_TEXT,
+        "tolerances_mm": list(tolerances),
+        "lesion_rule": _lesion_rule_content(lesions),
+        "metrics": {name: vars(metric) for name, metric in known.items()},
         "targets": {name: list(values) for name, values in targets.items()},
-        "cases": {
-            case: {target: vars(overlap) for target, overlap in overlaps.items()} for case, overlaps in scored.items()
-        },
+        "cases": {case: {target: dict(row) for target, row in rows.items()} for case, rows in scored.items()},
         "failures": list(failures),
     } | dict(extra)
     write_json(folder / "metrics.json", metrics)
     table = io.StringIO()
     writer = csv.writer(table)
     notice = [str(extra["notice"])] if extra.get("notice") else []
-    columns = ["case", "target", "dice", "reference_voxels", "predicted_voxels", "reference_ml", "predicted_ml"]
-    writer.writerow(columns + ["notice"] * len(notice))
-    for case, overlaps in scored.items():
-        for target, o in overlaps.items():
-            writer.writerow(
-                [case, target, o.dice, o.reference_voxels, o.predicted_voxels, o.reference_ml, o.predicted_ml, *notice]
-            )
+    writer.writerow(["case", "target", *names] + ["notice"] * len(notice))
+    for case, rows in scored.items():
+        for target, row in rows.items():
+            writer.writerow([case, target, *(row[name] for name in names), *notice])
     write_text(folder / "metrics.csv", table.getvalue())
     return metrics
+
+
+def _lesion_rule_content(lesions: str | None) -> dict[str, Any] | None:
+    if lesions is None:
+        return None
+    rule: LesionRule = lesion_rule_named(lesions)
+    return {"name": lesions, "dilation": rule.dilation, "min_voxels": rule.min_voxels}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Budget:
         reserve: from the seconds of a validation to those kept for what comes after training.
         path: ``plan.json``; None on ranks that write nothing.
         plan: of an earlier part of this run.
+        notes: what was changed for device and data, and why; kept in ``plan.json``.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class Budget:
         reserve: Callable[[float], float],
         path: Path | None,
         plan: StepPlan | None,
+        notes: Sequence[str] = (),
     ) -> None:
+        self.notes = list(notes)
         self.train, self.steps_per_epoch, self.path = train, steps_per_epoch, path
         self.seconds_before, self.started, self.reserve = seconds_before, started, reserve
         self.plan = plan
@@ -152,5 +155,6 @@ class Budget:
             "reserve_seconds": self.reserve(self.validation_seconds),
             "max_minutes": self.train.max_minutes,
             "epochs": self.train.epochs,
+            "changes": self.notes,
         }
         write_json(self.path, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import re
@@ -30,8 +31,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path = folder / f"step-{step:09d}.pt"
-    write_bytes(path, buffer.getvalue())
-    write_text(path.with_suffix(".sha256"), sha256(path) + "\n")
+    # The checksum first: a kill between the two leaves a checksum of nothing, which is passed over, and no checkpoint that
+    # looks damaged.
+    content = buffer.getvalue()
+    write_text(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest() + "\n")
+    write_bytes(path, content)
     for old in _checkpoints(folder)[:-KEEP]:
         old.with_suffix(".sha256").unlink(missing_ok=True)
         old.unlink(missing_ok=True)

@@ -81,6 +81,7 @@ def fit(
         reserve=reserve,
         path=folder / "plan.json" if run.main else None,
         plan=plan,
+        notes=parts.notes,
     )
     if not budget.is_over(run.position.step) and not run.position.stopped_by:
         _Loop(run, budget, seed=seed, stop_requested=stop_requested, banner=banner).run()

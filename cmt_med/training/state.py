@@ -39,6 +39,7 @@ class Parts:
         steps_per_epoch: optimizer steps in an epoch.
         case_names: of the training cases, for naming the culprits of a loss that is not finite.
         fingerprint: hash of config and split; a checkpoint of another one is refused.
+        notes: what the plan changed, and why.
     """
 
     network: nn.Module
@@ -48,6 +49,7 @@ class Parts:
     steps_per_epoch: int
     case_names: list[str]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import ignite.distributed as idist
 import numpy as np
@@ -10,24 +10,27 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from cmt_med.config import Inference
 from cmt_med.data.cache import Entry
 from cmt_med.evaluation.overlap import case_overlaps
-from cmt_med.inference.predict import Windows, predict_probabilities, to_labels
+from cmt_med.inference.postprocess import Target, to_labels
+from cmt_med.inference.predict import Windows, predict_probabilities
 
 
 def validator(
     entries: Sequence[Entry],
     windows: Windows,
     *,
-    targets: Mapping[str, Sequence[int]],
-    classes: Sequence[int],
-    regions: Sequence[tuple[str, Sequence[int], int]] | None,
-    threshold: float,
+    outputs: Sequence[Target],
+    regions: bool,
+    settings: Inference,
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function that scores a network: mean Dice per target (``"dice/NAME"``) and over targets (``"dice"``).
 
     Cases are spread over the ranks. Empty references count by the challenge rule.
     """
+    targets = {target.name: target.values for target in outputs}
+    bare = settings.model_copy(update={"minimum": {}, "components": {}})  # the network is scored, not what mends it
     mine = list(entries)[idist.get_rank() :: idist.get_world_size()]
 
     def validate(network: nn.Module) -> dict[str, float]:
@@ -36,9 +39,9 @@ def validator(
 
         def score(_: Engine, entry: Entry) -> list[float]:
             image = torch.from_numpy(np.array(entry.image())).to(device)
-            found = predict_probabilities(network, image, windows, regions=regions is not None)
-            labels = to_labels(found, classes=classes, regions=regions, threshold=threshold)
-            overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), targets, voxel_ml=1.0)
+            found = predict_probabilities(network, image, windows, regions=regions)
+            labels, _ = to_labels(found, bare, targets=outputs, regions=regions)
+            overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), targets)
             return [overlap.dice for overlap in overlaps.values()]
 
         engine = Engine(score)

@@ -230,3 +230,63 @@ def test_cache_is_never_stale(tmp_path: Path) -> None:
     other = manifest.cases[1].images["a"][0].read_bytes()
     case.images["a"][0].write_bytes(other)
     assert key() != first
+
+
+def test_slices_of_all_planes(entries: list[Entry]) -> None:
+    """Every plane occurs, and each slice is one of the volume's."""
+    data = Data(manifest="m", channels=["a", "b"], slice_axis="all")
+    still = Augmentation(flip=0, affine=0, intensity=0, gamma=0, noise=0)
+    transform = augmentation(data, Train(epochs=1, patch_size=[30, 30]), still)
+    patches = PatchSet(entries, transform, patches_per_case=8, seed=0)
+    planes = set()
+    for index in range(24):
+        item = patches[(0, index)]
+        volume = entries[int(item["case"])].image()
+        assert item["image"].shape == (2, 30, 30)
+        content = np.sort(item["image"][0].numpy()[item["image"][0].numpy() != 0])  # padded around with zeros
+        for axis in range(3):
+            slices = np.moveaxis(volume[0], axis, 0).reshape(volume.shape[1 + axis], -1)
+            if content.size == slices.shape[1] and (np.sort(slices, axis=1) == content).all(axis=1).any():
+                planes.add(axis)
+    assert planes == {0, 1, 2}
+
+
+def test_the_foreground_is_one_more_channel_that_brightness_does_not_touch() -> None:
+    case = loaded()
+    settings = {
+        "spacing": None,
+        "crop_foreground": True,
+        "normalise": "foreground",
+        "clip": None,
+        "foreground_channel": True,
+    }
+    transform = preprocessing(settings, with_label=False)
+    data = transform(as_dictionary(case))
+    assert data["image"].shape[0] == 2
+    mask = data["image"][1].numpy()
+    assert set(np.unique(mask)) == {0.0, 1.0}
+    assert mask.sum() == 6 * 6 * 7
+    whole = invert_probabilities(torch.as_tensor(mask)[None], data, transform)  # the way back is still known
+    np.testing.assert_array_equal(whole[0].numpy() > 0, case.image[0] != -3.5)
+
+
+def test_augmentation_keeps_the_foreground_channel(tmp_path: Path) -> None:
+    manifest = load_manifest(tiny_dataset(tmp_path))
+    data = Data(manifest="m", channels=["a", "b"], foreground_channel=True)
+    settings = {
+        "spacing": None,
+        "crop_foreground": False,
+        "normalise": "image",
+        "clip": None,
+        "foreground_channel": True,
+    }
+    entry = prepare(
+        manifest.cases[0], channels=["a", "b"], labels=manifest.labels, settings=settings, folder=tmp_path / "c"
+    )
+    loud = Augmentation(flip=0.5, affine=0, intensity=1, gamma=1, noise=1, blur=1)
+    patches = PatchSet([entry], augmentation(data, TRAIN, loud), patches_per_case=4, seed=0)
+    for index in range(4):
+        image = patches[(0, index)]["image"]
+        assert image.shape[0] == 3
+        assert set(image[2].unique().tolist()) == {1.0}
+        assert not torch.equal(image[0], image[2])

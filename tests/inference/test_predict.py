@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cmt_med.inference.predict import Windows, predict_probabilities, to_labels
+from cmt_med.inference.predict import Windows, predict_probabilities
 
 
 class Pointwise(nn.Module):
@@ -25,14 +24,14 @@ class Lopsided(nn.Module):
         return torch.cat([ramp, -ramp], dim=1)
 
 
-@pytest.mark.parametrize("slice_axis", [None, 0, 1, 2])
+@pytest.mark.parametrize("slice_axes", [(), (0,), (1,), (2,), (0, 1, 2)])
 @pytest.mark.parametrize("size", [(9, 12, 7), (30, 5, 21)])
-def test_windows_do_not_change_a_pointwise_network(size: tuple[int, ...], slice_axis: int | None) -> None:
+def test_windows_do_not_change_a_pointwise_network(size: tuple[int, ...], slice_axes: tuple[int, ...]) -> None:
     image = torch.randn(2, *size)
-    window = (8, 8, 8) if slice_axis is None else (8, 8)
+    window = (8, 8) if slice_axes else (8, 8, 8)
     expected = Pointwise()(image[None])[0]
     for axes, patch in (((), None), ((0, 2), None), ((0,), tuple(n - 1 for n in window))):
-        windows = Windows(window, 0.5, 3, slice_axis, axes, patch)
+        windows = Windows(window, 0.5, 3, slice_axes, axes, patch)
         found = predict_probabilities(Pointwise(), image, windows, regions=False)
         torch.testing.assert_close(found, expected.softmax(0), rtol=1e-4, atol=1e-5)
         found = predict_probabilities(Pointwise(), image, windows, regions=True)
@@ -61,15 +60,19 @@ def test_small_volumes_are_padded_to_the_patch_of_training() -> None:
 def test_mirroring_averages_probabilities() -> None:
     image = torch.zeros(1, 4, 4, 6)
     plain = predict_probabilities(Lopsided(), image, Windows((8, 8, 8), 0.5, 1), regions=False)
-    averaged = predict_probabilities(Lopsided(), image, Windows((8, 8, 8), 0.5, 1, None, (2,)), regions=False)
+    averaged = predict_probabilities(Lopsided(), image, Windows((8, 8, 8), 0.5, 1, (), (2,)), regions=False)
     torch.testing.assert_close(averaged, (plain + plain.flip(-1)) / 2)
     assert not torch.allclose(averaged, plain)
 
 
-def test_labels_are_painted_in_order() -> None:
-    regions = [("WT", (1, 2, 4), 2), ("TC", (1, 4), 1), ("ET", (4,), 4)]
-    p = torch.tensor([[0.9, 0.9, 0.9, 0.1], [0.1, 0.9, 0.9, 0.1], [0.1, 0.1, 0.9, 0.9]]).reshape(3, 1, 1, 4)
-    found = to_labels(p, classes=[], regions=regions, threshold=0.5)
-    assert np.array_equal(found.ravel(), [2, 1, 4, 4])
-    found = to_labels(p, classes=[0, 3, 7], regions=None, threshold=0.5)
-    assert np.array_equal(found.ravel(), [0, 0, 0, 7])
+def test_three_planes_average_the_probabilities_of_each() -> None:
+    class Rows(nn.Module):  # (B, 1, H, W): unlike in each plane
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x.cumsum(-1), x], dim=1)
+
+    image = torch.randn(1, 5, 6, 7)
+    window = (8, 8)
+    single = [predict_probabilities(Rows(), image, Windows(window, 0.5, 1, (a,)), regions=True) for a in range(3)]
+    both = predict_probabilities(Rows(), image, Windows(window, 0.5, 1, (0, 1, 2)), regions=True)
+    torch.testing.assert_close(both, sum(single) / 3)
+    assert not torch.allclose(single[0], single[2])

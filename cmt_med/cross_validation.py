@@ -1,0 +1,271 @@
+"""Cross-validation by one command: a network for each fold, and one report on what none of them has seen.
+
+Folder of a run with folds::
+
+    fold_0/ fold_1/ ...   a training's folder each
+    model/fold_0/ ...     the networks with the settings chosen on the out-of-fold predictions: an ensemble for infer
+    report/               every case, scored by the network that has not seen it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+
+from cmt_med.assemble import bound_demo, ensure_phantom
+from cmt_med.cli import pick_device
+from cmt_med.config import Experiment, Split, dump_config
+from cmt_med.data.brats import lesions_of
+from cmt_med.data.manifest import Case, Manifest, load_manifest
+from cmt_med.data.phantom import BANNER
+from cmt_med.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, ConfigError, Interrupted
+from cmt_med.evaluate import print_summary
+from cmt_med.files import require_writable_folder, write_json, write_text
+from cmt_med.inference.choose import Choice, Held, choose_settings
+from cmt_med.inference.model import load_model, save_model
+from cmt_med.reports.html import write_report
+from cmt_med.reports.scores import score_folder, write_metrics
+from cmt_med.run import Request, clear_run, report_details, run_experiment
+
+MARKER = "finished.json"
+log = logging.getLogger(__name__)
+
+
+def fold_request(request: Request, fold: int) -> Request:
+    """The training of one fold; an ordinary one, but for its folder and its split."""
+    experiment = request.experiment
+    assert experiment.folds is not None  # by the callers
+    split = Split(by="fold", fold=fold, folds=experiment.folds)
+    changed = experiment.model_copy(
+        update={
+            "output": str(fold_folder(experiment, fold)),
+            "data": experiment.data.model_copy(update={"split": split}),
+        }
+    )
+    return replace(request, experiment=changed)
+
+
+def fold_folder(experiment: Experiment, fold: int) -> Path:
+    """Where a fold's training is kept."""
+    return Path(experiment.output) / f"fold_{fold}"
+
+
+def cross_validate(request: Request, *, only: int | None, devices: Sequence[str], arguments: Sequence[str]) -> int:
+    """Train every fold that is not finished, then score all cases together.
+
+    Args:
+        request: of the command.
+        only: train this fold alone, and score nothing together.
+        devices: one, on which folds are trained in turn, or several, with one fold at a time on each.
+        arguments: of the command, repeated for folds on several devices.
+
+    Returns:
+        The exit code. ``train.max_minutes`` bounds each fold.
+
+    Raises:
+        ConfigError: for a fold that does not exist, or folds of the case list that are not as many.
+    """
+    experiment = request.experiment
+    folder = Path(experiment.output)
+    assert experiment.folds is not None  # by the caller
+    if only is not None and only >= experiment.folds:
+        raise ConfigError(f"there is no fold {only}", where="--fold", why=f"folds={experiment.folds}, counted from 0",
+                          fix=f"use 0 to {experiment.folds - 1}")  # fmt: skip
+    require_writable_folder(folder)
+    ensure_phantom(Path(experiment.data.manifest))
+    manifest = load_manifest(Path(experiment.data.manifest))
+    _require_as_many(manifest, experiment.folds)
+    requests = {i: fold_request(request, i) for i in range(experiment.folds) if only in (None, i)}
+    if request.fresh:
+        for fold in requests.values():
+            if Path(fold.experiment.output).exists():
+                clear_run(Path(fold.experiment.output))
+                (Path(fold.experiment.output) / MARKER).unlink(missing_ok=True)
+    waiting = {i: fold for i, fold in requests.items() if not _is_finished(fold)}
+    done = [i for i in requests if i not in waiting]
+    if done:
+        log.info("finished before: fold %s", ", ".join(map(str, done)))
+    if len(devices) > 1:
+        _in_parallel(sorted(waiting), devices, arguments)
+    else:
+        for i, fold in waiting.items():
+            log.info("fold %d of %d", i, experiment.folds)
+            code = run_experiment(replace(fold, started=time.monotonic(), fresh=False))
+            if code not in (EXIT_DONE, EXIT_SOME_FAILED):
+                return code
+            _note_finished(fold)
+    if only is not None:  # jobs of an array may end at the same moment: none of them gathers
+        log.info("fold %d is finished; when all are, the command without --fold scores them together", only)
+        return EXIT_DONE
+    return _gather(request, manifest) if idist.get_rank() == 0 else EXIT_DONE
+
+
+def _require_as_many(manifest: Manifest, folds: int) -> None:
+    named = {case.fold for case in manifest.cases if case.label is not None}
+    if None not in named and named and named != set(range(folds)):
+        raise ConfigError(
+            f"the case list has the folds {', '.join(map(str, sorted(n for n in named if n is not None)))}",
+            where=f"folds={folds}", why="a case in none of the folds would never be held out",
+            fix=f"--set folds={len(named)} with folds counted from 0, or take 'fold' out of the case list",
+        )  # fmt: skip
+
+
+# ---- which folds are finished
+
+
+def _key(request: Request) -> str:
+    """What a fold's result depends on: the settings as asked for, and the case list."""
+    asked = request.experiment.model_dump(exclude={"output": True, "data": {"workers"}, "inference": {"batch_size"}})
+    listed = Path(request.experiment.data.manifest).read_bytes()
+    content = json.dumps([asked, request.limit], sort_keys=True).encode() + listed
+    return hashlib.sha256(content).hexdigest()
+
+
+def _note_finished(request: Request) -> None:
+    write_json(Path(request.experiment.output) / MARKER, {"key": _key(request)})
+
+
+def _is_finished(request: Request) -> bool:
+    try:
+        content = json.loads((Path(request.experiment.output) / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("key") == _key(request)
+
+
+# ---- several devices
+
+
+def _in_parallel(folds: Sequence[int], devices: Sequence[str], arguments: Sequence[str]) -> None:
+    """Train each fold by a process of its own, one at a time on each device.
+
+    Raises:
+        Interrupted: if a fold was; ConfigError if one failed. The others are trained to their end.
+    """
+    for name in devices:
+        pick_device(name)
+    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for fold in folds:
+        todo.put(fold)
+    codes: dict[int, int] = {}
+    running: set[subprocess.Popen[bytes]] = set()
+    stopped = threading.Event()
+
+    def work(device: str) -> None:
+        while not stopped.is_set():
+            try:
+                fold = todo.get_nowait()
+            except queue.Empty:
+                return
+            log.info("fold %d on %s", fold, device)
+            # Later options win, so that the command's own --device and --fresh need not be taken out.
+            repeated = [item for item in arguments if item != "--fresh"]
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cmt_med.train", *repeated, "--fold", str(fold), "--device", device]
+            )
+            running.add(process)
+            codes[fold] = process.wait()
+            running.discard(process)
+            if codes[fold] == EXIT_INTERRUPTED:
+                stopped.set()
+
+    workers = [threading.Thread(target=work, args=(device,)) for device in devices]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        stopped.set()
+        for process in list(running):
+            process.terminate()
+        for worker in workers:
+            worker.join()
+    if stopped.is_set():
+        raise Interrupted(
+            "cross-validation was asked to stop", where=f"folds {', '.join(map(str, folds))}", why="a signal arrived",
+            fix="the same command resumes it",
+        )  # fmt: skip
+    failed = {fold: code for fold, code in codes.items() if code not in (EXIT_DONE, EXIT_SOME_FAILED)}
+    if failed:
+        listed = ", ".join(f"{fold} (exit code {code})" for fold, code in sorted(failed.items()))
+        raise ConfigError(f"training failed for fold {listed}", where="folds", why="see its messages above",
+                          fix="mend that; the same command trains what is missing")  # fmt: skip
+
+
+# ---- all folds together
+
+
+def _gather(request: Request, manifest: Manifest) -> int:
+    experiment = bound_demo(request.experiment, manifest, list(request.overrides))
+    folder = Path(experiment.output)
+    assert experiment.folds is not None  # by the caller
+    banner = BANNER if manifest.demo else ""
+    cases: dict[str, Case] = {}
+    fold_of: dict[str, int] = {}
+    for i in range(experiment.folds):
+        for case in load_manifest(fold_folder(experiment, i) / "held_out.json").cases:
+            cases[case.name], fold_of[case.name] = case, i
+    references = {name: case.label for name, case in cases.items() if case.label is not None}
+    predicted = {n: fold_folder(experiment, fold_of[n]) / "validation" / f"{n}.nii.gz" for n in references}
+    predictions = {name: path for name, path in predicted.items() if path.exists()}
+    first, _ = load_model(fold_folder(experiment, 0))
+    lesions = lesions_of(manifest.convention)
+    scored, failures = score_folder(predictions, references, first.targets, rule="challenge", lesions=lesions)
+    extra: dict[str, Any] = {
+        "notice": banner,
+        "selection": "Out-of-fold: each case is scored by the network that has not seen it.",
+        "folds": fold_of,
+    }
+    chosen = first.inference
+    if experiment.inference.choose and first.regions is not None:
+        held = [Held(n, fold_of[n], p.with_name(f"{n}_prob.nii.gz"), references[n]) for n, p in predictions.items()]
+        begun = time.monotonic()
+        choice = choose_settings(held, first.outputs, first.inference)
+        chosen = choice.settings
+        extra["postprocessing"] = choice.as_dict() | {"seconds": round(time.monotonic() - begun, 1)}
+        _print_choice(choice)
+    metrics = write_metrics(
+        folder / "report", scored, first.targets, rule="challenge", lesions=lesions, failures=failures, extra=extra
+    )
+    _collect_models(experiment, metrics["summary"], chosen)
+    write_text(folder / "config.yaml", dump_config(experiment))
+    page = write_report(
+        folder / "report", metrics, title=f"{experiment.name}, {experiment.folds} folds", cases=cases,
+        predictions=predictions, references=references, settings=dump_config(experiment),
+        details=report_details(first, fold_folder(experiment, 0)), banner=banner,
+    )  # fmt: skip
+    print_summary(metrics)
+    print(f"models: {folder / 'model'} ({experiment.folds} networks, an ensemble for infer)\nreport: {page}")
+    return EXIT_SOME_FAILED if failures else EXIT_DONE
+
+
+def _collect_models(experiment: Experiment, summary: dict[str, Any], chosen: Any) -> None:
+    """Each fold's network with the settings chosen together; ``validation`` is that of all folds."""
+    target = Path(experiment.output) / "model"
+    shutil.rmtree(target, ignore_errors=True)
+    for i in range(experiment.folds or 0):
+        card, weights = load_model(fold_folder(experiment, i))
+        save_model(target / f"fold_{i}", card.model_copy(update={"inference": chosen, "validation": summary}), weights)
+
+
+def _print_choice(choice: Choice) -> None:
+    for name, before in choice.before.items():
+        after = choice.after[name]
+        parts = [f"threshold {choice.settings.thresholds[name]:g}"] if name in choice.settings.thresholds else []
+        parts += [f"at least {choice.settings.minimum[name]:g} mm³"] if name in choice.settings.minimum else []
+        what = ", ".join(parts) or "nothing that is worth it"
+        print(f"chosen for {name}: {what}; Dice {before:.4f} -> {after:.4f} (cross-fitted)")

@@ -1,0 +1,114 @@
+"""The headers of DICOM files: which of them are slices of volumes, and nothing else that pydicom may make of a damaged one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+from cmt_med.data.formats import VOLUME_ENDINGS
+from cmt_med.data.streams import MAX_BYTES, io_error, open_regular, readable_name
+from cmt_med.errors import DataError
+
+T = TypeVar("T")
+MAX_SLICES = 20_000
+_IMAGES = frozenset(
+    f"1.2.840.10008.5.1.4.1.1.{ending}" for ending in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130")
+)
+"""Storage classes with slices of volumes: CT, MR and PET, each also as enhanced and as legacy converted enhanced."""
+_OTHERS = {"1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage"}  # younger than pydicom's list
+_BESIDE = (".txt", ".json", ".xml", ".csv", ".md", ".html", ".pdf", ".jpg", ".jpeg", ".png", ".zip", ".bvec", ".bval", ".img",
+           ".raw", ".zraw", ".gz", *VOLUME_ENDINGS)  # fmt: skip
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a DICOM file."""
+    return head[128:132] == b"DICM"
+
+
+def slices_in(folder: Path) -> list[Path]:
+    """The files of a folder that could be slices, sorted by name: all but hidden ones, directories of discs and texts.
+
+    Raises:
+        DataError: E_IO if the folder cannot be listed, E_SIZE for too many files.
+    """
+    found = []
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise io_error(error, folder) from error
+    for path in paths:
+        if path.name.startswith(".") or path.name.upper().startswith(("DICOMDIR", "LICENSE", "LICENCE", "README")):
+            continue
+        if not path.name.lower().endswith(_BESIDE) and not path.is_dir():
+            found.append(path)
+        if len(found) > MAX_SLICES:
+            raise DataError(f"the folder has more than {MAX_SLICES} files", where=readable_name(folder),
+                            why="no series has so many slices", fix="give the folder of one series", code="E_SIZE")  # fmt: skip
+    return found
+
+
+def read_header(path: Path) -> Dataset:
+    """The header of a file that holds slices of a volume, in grey values.
+
+    Raises:
+        DataError: E_FORMAT if it is no DICOM file, E_DICOM if it is something else or damaged, E_DTYPE, E_IO, E_SIZE.
+    """
+    where = readable_name(path)
+    with open_regular(path) as stream:
+        head = stream.read(132) or b""
+        if not is_dicom(head):
+            raise DataError(
+                "a file among the slices is not DICOM", where=where,
+                why="a slice that is damaged would be missing from the volume", fix="restore the file, or move it elsewhere",
+                code="E_FORMAT",
+            )  # fmt: skip
+        if stream.seek(0, 2) > MAX_BYTES:
+            raise DataError("the file is too large", where=where, why=f"at most {MAX_BYTES} bytes are read",
+                            fix="give one series", code="E_SIZE")  # fmt: skip
+    header: Dataset = guarded(lambda: pydicom.dcmread(path, stop_before_pixels=True), where)
+    storage = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", "an object of no class"))
+    if storage not in _IMAGES:
+        kind = _OTHERS.get(storage, UID(storage).name)
+        raise dicom_fault(
+            f"not a slice of a volume, but: {kind}", where, "CT, MR and PET images are read",
+            "give the folder of the images; convert other objects to .nii.gz",
+        )  # fmt: skip
+    if int(header.get("SamplesPerPixel", 1)) != 1 or header.get("PhotometricInterpretation") != "MONOCHROME2":
+        raise DataError(
+            f"the pixels are {header.get('PhotometricInterpretation', 'of an unknown kind')}", where=where,
+            why="only grey values that grow with brightness are segmented", fix="export grey values", code="E_DTYPE",
+        )  # fmt: skip
+    syntax = UID(str(header.file_meta.get("TransferSyntaxUID", "")))
+    if not syntax.is_transfer_syntax or syntax.is_private:
+        raise dicom_fault(f"the transfer syntax is {str(syntax) or 'missing'!r}", where, "how pixels are stored is not known",
+                          "copy it again, or export it again")  # fmt: skip
+    if "ModalityLUTSequence" in header:
+        raise dicom_fault("the slice has a table from pixels to values", where, "it is not applied by all readers",
+                     "convert it (dcm2niix)")  # fmt: skip
+    return header
+
+
+def guarded(work: Callable[[], T], where: str) -> T:
+    """Run what calls pydicom; whatever a damaged file makes it raise becomes E_DICOM."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return work()
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # it lists no exceptions, and values are parsed only when they are looked at
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise dicom_fault(
+                "the DICOM file cannot be understood", where, reason, "copy it again, or export it again"
+            ) from error
+
+
+def dicom_fault(what: str, where: str, why: str, fix: str) -> DataError:
+    """E_DICOM."""
+    return DataError(what, where=where, why=why, fix=fix, code="E_DICOM")

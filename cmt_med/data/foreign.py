@@ -1,0 +1,296 @@
+"""Data sets as downloaded, and CSV tables: their cases by channel, and the signs of their convention.
+
+Read are BraTS 2017 to 2024 folders at any depth (``HGG/ID/ID_t1ce.nii.gz``, ``ID/ID-t1c.nii.gz``), BRATS-2013 folders whose files
+start with the sequence (``ID/T1c_x.nii.gz``), lists in JSON (a decathlon's folder has one), and tables in CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmt_med.data.manifest import CASE_NAME, Case, load_manifest
+from cmt_med.data.names import canonical_channel
+from cmt_med.errors import DataError
+
+VOLUME = re.compile(r"\.(nii|nii\.gz|mha|mhd|nrrd)$", re.I)
+SEQUENCES = ("t1", "t1ce", "t2", "flair")
+LABEL_WORDS = ("seg", "gtv", "label", "labels", "otmulticlass", "segmentation")
+MASK_WORDS = ("mask", "brainmask")
+MAX_DEPTH = 5
+MAX_CSV_BYTES = 200_000_000
+_COLUMNS = {
+    "id": ("id", "case", "name", "subject"),
+    "label": (*LABEL_WORDS, "mask_label"),
+    "group": ("group", "patient"),
+    "mask": MASK_WORDS,
+    "fold": ("fold",),
+}
+
+
+@dataclass
+class Scan:
+    """What lies under a path.
+
+    Attributes:
+        name: of the data set.
+        cases: complete ones, without patient or fold unless the list names them.
+        suffixes: what file names (or the list) call the channels.
+        named: label names and values that the list states.
+        convention: that the list states.
+        demo: whether the list says that its volumes are synthetic.
+        notes: what was read in an unusual way, a line each.
+        problems: cases that were left out, and why.
+    """
+
+    name: str
+    cases: list[Case] = field(default_factory=list)
+    channels: list[str] = field(default_factory=list)
+    suffixes: set[str] = field(default_factory=set)
+    named: dict[str, int] = field(default_factory=dict)
+    convention: str = ""
+    demo: bool = False
+    notes: list[str] = field(default_factory=list)
+    problems: list[DataError] = field(default_factory=list)
+
+
+@dataclass
+class _Files:
+    """The files of one case while a folder is read."""
+
+    folder: Path
+    images: dict[str, tuple[Path, int | None]] = field(default_factory=dict)
+    labels: list[Path] = field(default_factory=list)
+    masks: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+
+def scan(path: Path) -> Scan:
+    """The data set under ``path``: a folder, a ``.json`` list or a ``.csv`` table.
+
+    Raises:
+        DataError: E_IO if nothing is there, E_MANIFEST for a faulty list, E_CHANNEL if no file is recognised.
+    """
+    if path.is_dir() and (path / "dataset.json").is_file():
+        path = path / "dataset.json"
+    if path.suffix.lower() == ".json":
+        return _from_list(path)
+    if path.suffix.lower() == ".csv":
+        return _from_table(path)
+    if not path.is_dir():
+        raise DataError(
+            "there is no data set here", where=str(path),
+            why="it is not a folder" if path.exists() else "it does not exist",
+            fix="give a folder of cases, a dataset.json or a CSV table", code="E_IO",
+        )  # fmt: skip
+    return _from_folder(path)
+
+
+def _from_list(path: Path) -> Scan:
+    manifest = load_manifest(path)
+    result = Scan(manifest.name, list(manifest.cases), list(manifest.channels), named=manifest.labels)
+    result.convention, result.demo = manifest.convention, manifest.demo
+    _keep_complete(result)
+    return result
+
+
+# ---- folders
+
+
+def _from_folder(path: Path) -> Scan:
+    result = Scan(path.resolve().name)
+    found: dict[str, _Files] = {}
+    for file in _volumes(path, MAX_DEPTH):
+        stem = VOLUME.sub("", file.name)
+        place = file.parent.parent if file.parent.name == stem else file.parent  # 2013: a folder for every file
+        name, word = _name_and_word(stem, place.name)
+        here = found.setdefault(name, _Files(place))
+        if here.folder != place:
+            raise DataError(
+                f"two folders have a case {name!r}", where=f"{here.folder}, {place}",
+                why="one would overwrite the other", fix="remove one, or list them with ids", code="E_MANIFEST",
+            )  # fmt: skip
+        _sort_in(here, name, word, file, result)
+    for name, files in list(found.items()):
+        if not files.images and not files.labels:  # a stray file: of the folder's only case, if there is one
+            del found[name]
+            owners = [n for n, f in found.items() if f.folder == files.folder and f.images]
+            if len(owners) == 1:
+                found[owners[0]].others += files.others
+    if not any(files.images for files in found.values()):
+        four = sorted(path.glob("imagesTr/*"))
+        raise DataError(
+            "no file can be matched to a channel by its name", where=str(path),
+            why="4D files name their channels in dataset.json, which is missing" if four else
+            f"a channel ends or starts a file's name: {', '.join(SEQUENCES)} or a synonym",
+            fix="give the dataset.json, or a CSV table with a column per channel", code="E_CHANNEL",
+        )  # fmt: skip
+    for name, files in sorted(found.items()):
+        label = _label_of(name, files, result)
+        result.cases.append(Case(name, files.images, label, files.masks[0] if files.masks else None, name))
+    result.channels = [c for c in SEQUENCES if any(c in case.images for case in result.cases)]
+    _keep_complete(result)
+    return result
+
+
+def _volumes(folder: Path, depth: int) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and depth:
+            yield from _volumes(path, depth - 1)
+        elif VOLUME.search(path.name):
+            yield path
+
+
+def _name_and_word(stem: str, folder: str) -> tuple[str, str]:
+    """Case and channel word of ``ID_t1ce``, ``ID-t1c``, ``T1c_anything`` (the case is its folder) or ``x.MR_T1c.123``."""
+    parts = re.split(r"[_.-]", stem)
+    known = (*SEQUENCES, *LABEL_WORDS, *MASK_WORDS)
+    last = re.match(r"^(.+)[_-]([A-Za-z0-9]+)$", stem)
+    if last and (canonical_channel(last.group(2)) in known):
+        return last.group(1), last.group(2)
+    if canonical_channel(parts[0]) in known:
+        return folder, parts[0]
+    inside = [part for part in parts[1:] if canonical_channel(part) in known or part == "OT"]
+    if len(inside) == 1:  # BRATS 2013 and 2015: VSD.Brain.XX.O.MR_T1c.54515, VSD.Brain_3more.XX.O.OT.54517
+        return folder, "seg" if inside[0] == "OT" else inside[0]
+    return stem, ""
+
+
+def _sort_in(files: _Files, name: str, word: str, file: Path, result: Scan) -> None:
+    channel = canonical_channel(word)
+    if channel in SEQUENCES:
+        if channel in files.images:
+            raise DataError(
+                f"two files are channel {channel} of case {name}", where=f"{files.images[channel][0]}, {file}",
+                why="which of them is meant cannot be known", fix="keep one", code="E_CHANNEL",
+            )  # fmt: skip
+        files.images[channel] = (file, None)
+        result.suffixes.add(word)
+    elif word.lower() in LABEL_WORDS:
+        files.labels.append(file)
+    elif word.lower() in MASK_WORDS:
+        files.masks.append(file)
+    else:
+        files.others.append(file)
+
+
+def _label_of(name: str, files: _Files, result: Scan) -> Path | None:
+    if len(files.labels) > 1:
+        raise DataError(
+            f"case {name} has two label maps", where=", ".join(map(str, files.labels)),
+            why="which of them is meant cannot be known", fix="keep one", code="E_LABEL",
+        )  # fmt: skip
+    if files.labels:
+        return files.labels[0]
+    misnamed = [file for file in files.others if "seg" in file.name.lower()]
+    if len(misnamed) == 1:  # BraTS 2020's case 355: W39_1998.09.19_Segm.nii
+        result.notes.append(f"case {name}: {misnamed[0].name} is taken for its misnamed label map")
+        return misnamed[0]
+    return None
+
+
+# ---- tables
+
+
+def _from_table(path: Path) -> Scan:
+    try:
+        if path.stat().st_size > MAX_CSV_BYTES:
+            raise _bad_table(path, f"it is larger than {MAX_CSV_BYTES} bytes", "split it")
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except OSError as error:
+        raise DataError(
+            "the table cannot be read", where=str(path), why=error.strerror or str(error), fix="check the path",
+            code="E_IO",
+        ) from error  # fmt: skip
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _bad_table(path, str(error), "save it as CSV in UTF-8") from error
+    result = Scan(path.stem)
+    header = [column for column in (rows[0] if rows else {}) if column is not None]
+    role = {column: key for column in header for key, words in _COLUMNS.items() if column.strip().lower() in words}
+    channel = {column: canonical_channel(column.strip()) for column in header if column not in role}
+    unused = [column for column, name in channel.items() if name not in SEQUENCES]
+    channel = {column: name for column, name in channel.items() if name in SEQUENCES}
+    twice = [name for name, count in Counter([*channel.values(), *role.values()]).items() if count > 1]
+    if not channel or twice:
+        raise _bad_table(
+            path,
+            f"two columns mean {twice[0]}"
+            if twice
+            else f"no column is a channel; columns: {', '.join(header) or 'none'}",
+            "name a column for each channel (t1, t1ce, t2, flair), and id, seg, patient, fold, mask as needed",
+        )
+    if unused:
+        result.notes.append(f"columns that nothing reads: {', '.join(unused)}")
+    for number, row in enumerate(rows, 2):
+        result.cases.append(_row_case(path, number, row, role, channel))
+    result.suffixes = {column.strip() for column in channel}
+    result.channels = [c for c in SEQUENCES if c in channel.values()]
+    _keep_complete(result)
+    return result
+
+
+def _row_case(path: Path, number: int, row: dict[str, str], role: dict[str, str], channel: dict[str, str]) -> Case:
+    where = f"line {number}"
+    cell = {key: (row[column] or "").strip() for column, key in role.items()}
+    images = {name: (row[column] or "").strip() for column, name in channel.items()}
+    files: dict[str, tuple[Path, int | None]] = {n: (path.parent / v, None) for n, v in images.items() if v}
+    if not files:
+        raise _bad_table(path, f"{where} names no image", "fill the channels' columns, or remove the line")
+    first = VOLUME.sub("", next(iter(files.values()))[0].name)
+    name = cell.get("id") or _name_and_word(first, path.parent.name)[0]
+    if not CASE_NAME.match(name):
+        raise _bad_table(path, f"{where} has the case name {name!r}", "use letters, digits, . _ + - (at most 200)")
+    fold = cell.get("fold", "")
+    if fold and not fold.isdigit():
+        raise _bad_table(path, f"{where} has fold {fold!r}", "use whole numbers from 0 on")
+    return Case(
+        name, files,
+        path.parent / cell["label"] if cell.get("label") else None,
+        path.parent / cell["mask"] if cell.get("mask") else None,
+        cell.get("group") or name,
+        int(fold) if fold else None,
+    )  # fmt: skip
+
+
+def _bad_table(path: Path, why: str, fix: str) -> DataError:
+    return DataError("the table cannot be used", where=str(path), why=why, fix=fix, code="E_MANIFEST")
+
+
+# ---- both
+
+
+def _keep_complete(result: Scan) -> None:
+    """Name and leave out cases that lack a channel which others have, or that stand twice."""
+    seen: set[str] = set()
+    kept = []
+    for case in result.cases:
+        missing = [name for name in result.channels if name not in case.images]
+        if missing:
+            fault = DataError(
+                f"channel {', '.join(missing)} is missing", where=f"case {case.name}",
+                why=f"other cases have {', '.join(result.channels)}",
+                fix="add the file, or do without the case", code="E_CHANNEL",
+            )  # fmt: skip
+        elif case.name in seen:
+            fault = DataError(
+                "the case name stands twice", where=f"case {case.name}", why="one result would overwrite the other",
+                fix="give it another id", code="E_MANIFEST",
+            )  # fmt: skip
+        elif not CASE_NAME.match(case.name):
+            fault = DataError(
+                "this cannot be a case name", where=f"case {case.name!r}", why="it becomes the name of files",
+                fix="use letters, digits, . _ + - (at most 200), or a table with ids", code="E_MANIFEST",
+            )  # fmt: skip
+        else:
+            seen.add(case.name)
+            kept.append(case)
+            continue
+        result.problems.append(fault)
+    result.cases = kept

@@ -1,0 +1,177 @@
+"""Repairs of NIfTI files that need no guess; the original is never touched.
+
+What is repaired: lengths in metres or micrometres, voxel sizes that contradict the sform, a qform or sform that was plainly never
+set, axes that rounding has bent by less than a degree, and labels that are nearly whole numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmt_med.data.grid import (
+    GEOMETRY_TOLERANCE,
+    NEARLY_PERPENDICULAR,
+    SPACING_TOLERANCE,
+    corner_distance,
+    perpendicular,
+)
+from cmt_med.data.nifti import Header, parse, patched, shape_of, voxel_offset, voxel_type
+from cmt_med.data.nifti_geometry import qform, qform_parameters, sform
+from cmt_med.data.streams import Stream, readable_name
+from cmt_med.data.values import LABEL_TOLERANCE
+from cmt_med.errors import DataError
+
+PLAUSIBLE = (0.01, 50.0)
+"""Voxel sizes in mm of medical images; outside, a unit in the header is as likely wrong as the numbers."""
+_METRE, _MILLIMETRE, _MICROMETRE = 1, 2, 3
+_FACTORS = {_METRE: 1e3, _MICROMETRE: 1e-3}
+Changes = dict[str, tuple[float, ...]]
+
+
+def repaired(path: Path, *, label: bool) -> tuple[bytes, list[str]] | None:
+    """The content of a repaired copy, and what was done, a clause each; None if nothing can be repaired.
+
+    Args:
+        path: a single NIfTI file.
+        label: whether it is a label map.
+
+    Raises:
+        DataError: if the file cannot be read even so far.
+    """
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return None
+    where = readable_name(path)
+    with contextlib.closing(Stream(path)) as stream:
+        header = parse(stream.peek(540), where)
+        dtype = header.order + voxel_type(header, where)
+        shape = shape_of(header, int(dtype[-1]), where)
+        head = stream.read(voxel_offset(header, where))
+        size = int(np.prod(shape)) * int(dtype[-1])
+        stream.require(size, "voxels")
+        voxels = b"".join(stream.payload(size, "voxels"))
+        compressed = stream.compressed
+    changes, done = header_changes(header, shape, where)
+    if label:
+        integers = _whole_labels(header, voxels, dtype)
+        if integers is not None:
+            voxels = integers.tobytes()
+            changes |= {"datatype": (2,), "bitpix": (8,), "scl_slope": (1.0,), "scl_inter": (0.0,)}
+            done.append(f"labels rounded to whole numbers and stored as 8-bit integers (were {np.dtype(dtype).name})")
+    if not done:
+        return None
+    content = patched(head, header, changes) + voxels
+    return (gzip.compress(content, 6, mtime=0) if compressed else content), done
+
+
+def header_changes(header: Header, shape: Sequence[int], where: str) -> tuple[Changes, list[str]]:
+    """Fields to change in a header, and what that means."""
+    changes: Changes = {}
+    done: list[str] = []
+    for step in (_units, _unset_form, _bent_axes, _spacing):
+        changed, clause = step(header, shape, where)
+        if clause:
+            done.append(clause)
+            changes |= changed
+            header = replace(header, fields=header.fields | changed)
+    return changes, done
+
+
+def _units(header: Header, shape: Sequence[int], where: str) -> tuple[Changes, str]:
+    code = int(header.one("xyzt_units"))
+    factor = _FACTORS.get(code & 7)
+    sizes = np.array(header.fields["pixdim"][1:4])
+    if factor is None or not all(PLAUSIBLE[0] <= size * factor <= PLAUSIBLE[1] for size in sizes):
+        return {}, ""
+    pixdim = list(header.fields["pixdim"])
+    pixdim[1:4] = [float(v) for v in sizes * factor]
+    changes: Changes = {
+        "xyzt_units": ((code & ~7) | _MILLIMETRE,),
+        "pixdim": tuple(pixdim),
+        "qoffset": tuple(v * factor for v in header.fields["qoffset"]),
+        "srow": tuple(v * factor for v in header.fields["srow"]),
+    }
+    return changes, f"lengths converted from {'metres' if code & 7 == _METRE else 'micrometres'} to millimetres"
+
+
+def _unset_form(header: Header, shape: Sequence[int], where: str) -> tuple[Changes, str]:
+    """Fill the form that was plainly never set (all zero, or the identity at the origin) from the other one."""
+    if header.place.qform_code == 0 or header.place.sform_code == 0:
+        return {}, ""
+    stated = sform(header.place)
+    never_sform = not stated[:3].any() or np.array_equal(stated, np.eye(4))
+    never_qform = not any(header.fields["quatern"]) and not any(header.fields["qoffset"])
+    try:
+        other = qform(header.place, where)
+    except DataError:
+        return {}, ""
+    if never_sform and not never_qform and not np.allclose(other, stated):
+        return {"srow": tuple(float(v) for v in other[:3].ravel())}, "the sform, never set, filled from the qform"
+    if never_qform and not never_sform and _valid(stated) and _apart(stated, other, shape):
+        return _qform_from(header, stated), "the qform, never set, filled from the sform"
+    return {}, ""
+
+
+def _bent_axes(header: Header, shape: Sequence[int], where: str) -> tuple[Changes, str]:
+    stated = sform(header.place)
+    if header.place.sform_code == 0 or not _valid(stated):
+        return {}, ""
+    cosines = stated[:3, :3] / np.linalg.norm(stated[:3, :3], axis=0)
+    bent = float(np.abs(cosines.T @ cosines - np.eye(3)).max())
+    straight = perpendicular(stated, shape)
+    if bent > NEARLY_PERPENDICULAR or not _apart(straight, stated, shape):
+        return {}, ""
+    moved = corner_distance(straight, stated, shape)
+    changes: Changes = {"srow": tuple(float(v) for v in straight[:3].ravel())}
+    if header.place.qform_code > 0:
+        changes |= _qform_from(header, straight)
+    return changes, f"axes made perpendicular about the volume's centre (corners move by up to {moved:.3g} mm)"
+
+
+def _spacing(header: Header, shape: Sequence[int], where: str) -> tuple[Changes, str]:
+    stated = sform(header.place)
+    if header.place.sform_code == 0 or header.place.qform_code != 0 or not _valid(stated):
+        return {}, ""
+    sizes = np.linalg.norm(stated[:3, :3], axis=0)
+    if np.allclose(header.fields["pixdim"][1:4], sizes, rtol=SPACING_TOLERANCE, atol=0):
+        return {}, ""
+    pixdim = list(header.fields["pixdim"])
+    pixdim[1:4] = [float(v) for v in sizes]
+    return {"pixdim": tuple(pixdim)}, "pixdim set to the sform's voxel sizes (no qform uses it)"
+
+
+def _qform_from(header: Header, affine: NDArray[np.float64]) -> Changes:
+    quatern, handed = qform_parameters(affine)
+    sizes = [float(v) for v in np.linalg.norm(affine[:3, :3], axis=0)]
+    rest = header.fields["pixdim"][4:]
+    return {"quatern": quatern, "qoffset": tuple(float(v) for v in affine[:3, 3]), "pixdim": (handed, *sizes, *rest)}
+
+
+def _valid(affine: NDArray[np.float64]) -> bool:
+    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12)
+
+
+def _apart(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> bool:
+    smallest = np.linalg.norm(one[:3, :3], axis=0).min()
+    return corner_distance(one, other, shape) > GEOMETRY_TOLERANCE * float(smallest)
+
+
+def _whole_labels(header: Header, voxels: bytes, dtype: str) -> NDArray[np.uint8] | None:
+    """Labels as integers, if they are not yet, and are within 0.001 of whole numbers from 0 to 255."""
+    slope, intercept = header.one("scl_slope"), header.one("scl_inter")
+    values = np.frombuffer(voxels, dtype=np.dtype(dtype)).astype(np.float64)
+    if np.isfinite([slope, intercept]).all() and slope != 0:
+        values = values * slope + intercept
+    if not np.isfinite(values).all():
+        return None
+    whole = np.rint(values)
+    apart = float(np.abs(values - whole).max(initial=0))
+    if apart == 0 or apart > LABEL_TOLERANCE or whole.min() < 0 or whole.max() > 255:
+        return None
+    return whole.astype(np.uint8)

@@ -1,0 +1,216 @@
+"""All scores of a case: overlap, surface distances, volumes and lesions, with one table of their names and units.
+
+What a score is where a mask is empty (R reference, P prediction; "ratios" are Dice, IoU, sensitivity, precision and
+surface Dice, "distances" are HD, HD95 and ASSD):
+
+=========  =====================  ============================================  ==========================
+rule       R and P empty          R empty, P not (false positive)               P empty, R not (missed)
+=========  =====================  ============================================  ==========================
+challenge  ratios 1, distances 0  ratios 0, distances the penalty               ratios 0, distances the
+                                                                                penalty, under every rule
+nan        NaN                    Dice, IoU, precision and surface Dice 0,
+                                  sensitivity and distances NaN
+skip       NaN, all scores        NaN, all scores
+=========  =====================  ============================================  ==========================
+
+The penalty is the diagonal of the image in mm: no distance in the image is larger, so that a miss is never better than
+a find, in a small crop as in a scan of the whole body. The challenges' constant, 373.13 mm, is the diagonal of their
+images (240 × 240 × 155 voxels of 1 mm); under ``challenge`` the penalty is never less than it.
+
+Specificity and the volume errors are defined without a reference, but the relative ones, which are NaN; ``skip`` leaves
+them out, too. NaN is left out of a mean and counted (``n_undefined``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmt_med.errors import ConfigError
+from cmt_med.evaluation.lesions import LesionRule, lesion_scores
+from cmt_med.evaluation.overlap import EmptyRule, Overlap, count_overlap, mask_of, ratio_scores
+from cmt_med.evaluation.surface import surface_distances
+
+CHALLENGE_PENALTY_MM = 373.13
+DEFAULT_TOLERANCES = (1.0, 2.0)
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a score is printed, and which way is better; ``""`` for one that has no better side."""
+
+    title: str
+    unit: str
+    better: Literal["higher", "lower", ""]
+
+
+METRICS: dict[str, Metric] = {
+    "dice": Metric("Dice", "", "higher"),
+    "iou": Metric("IoU", "", "higher"),
+    "sensitivity": Metric("sensitivity", "", "higher"),
+    "precision": Metric("precision", "", "higher"),
+    "specificity": Metric("specificity", "", "higher"),
+    "hd": Metric("HD", "mm", "lower"),
+    "hd95": Metric("HD95", "mm", "lower"),
+    "assd": Metric("ASSD", "mm", "lower"),
+    "volume_error_ml": Metric("volume error", "mL", ""),
+    "absolute_volume_error_ml": Metric("absolute volume error", "mL", "lower"),
+    "relative_volume_error": Metric("relative volume error", "", ""),
+    "absolute_relative_volume_error": Metric("absolute relative volume error", "", "lower"),
+    "lesion_dice": Metric("lesion-wise Dice", "", "higher"),
+    "lesion_hd95": Metric("lesion-wise HD95", "mm", "lower"),
+}
+LESION_COUNTS = ("n_lesions", "n_lesions_detected", "n_lesions_missed", "n_lesions_false_positive")
+FACTS = ("reference_voxels", "predicted_voxels", "reference_ml", "predicted_ml")  # what a row holds besides scores
+
+
+def surface_dice_name(tolerance: float) -> str:
+    """``nsd_1mm``: the name of the normalised surface Dice at a tolerance in mm."""
+    return f"nsd_{tolerance:g}mm"
+
+
+def metric_of(name: str) -> Metric | None:
+    """The metric of that name, among them ``nsd_<tolerance>mm``; None if it is no score."""
+    if name.startswith("nsd_") and name.endswith("mm"):
+        return Metric(f"surface Dice at {name[4:-2]} mm", "", "higher")
+    return METRICS.get(name)
+
+
+def check_tolerances(tolerances: Sequence[float]) -> None:
+    """Refuse tolerances that no surface can be held against.
+
+    Raises:
+        ConfigError: for one that is not a positive number of millimetres.
+    """
+    for tolerance in tolerances:
+        if not 0 < tolerance < math.inf:
+            raise ConfigError(f"{tolerance} mm is no tolerance", where="--tolerance", fix="give millimetres above 0")
+
+
+def case_metrics(
+    predicted: NDArray[np.uint8],
+    reference: NDArray[np.uint8],
+    targets: Mapping[str, Sequence[int]],
+    *,
+    reference_targets: Mapping[str, Sequence[int]] | None = None,
+    spacing: Sequence[float],
+    rule: EmptyRule = "challenge",
+    tolerances: Sequence[float] = DEFAULT_TOLERANCES,
+    lesion_rule: LesionRule | None = None,
+) -> dict[str, Scores]:
+    """The scores of every target (name -> label values) in two label maps (D1, D2, D3).
+
+    Args:
+        predicted, reference: label maps of one shape.
+        targets: name -> label values that it consists of.
+        reference_targets: the same in the reference, where it numbers its labels differently.
+        spacing: size of a voxel in mm, per axis.
+        rule: what an empty reference means.
+        tolerances: of the normalised surface Dice, in mm.
+        lesion_rule: what one lesion is; None for no lesion-wise scores.
+    """
+    theirs = targets if reference_targets is None else reference_targets
+    return {
+        name: mask_metrics(
+            mask_of(predicted, values),
+            mask_of(reference, theirs[name]),
+            spacing=spacing,
+            rule=rule,
+            tolerances=tolerances,
+            lesion_rule=lesion_rule,
+        )
+        for name, values in targets.items()
+    }
+
+
+def mask_metrics(
+    predicted: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    *,
+    spacing: Sequence[float],
+    rule: EmptyRule = "challenge",
+    tolerances: Sequence[float] = DEFAULT_TOLERANCES,
+    lesion_rule: LesionRule | None = None,
+) -> Scores:
+    """The scores of two masks of one shape; arguments as for :func:`case_metrics`.
+
+    Returns:
+        dice, the voxels and volumes (mL) of both, then the other ratios, hd, hd95 and assd (mm), nsd_*, volume errors
+        (prediction minus reference, mL and relative to the reference) and, if asked for, the lesion-wise scores.
+    """
+    counts = count_overlap(predicted, reference)
+    ratios = ratio_scores(counts, rule)
+    voxel_ml = math.prod(spacing) / 1000.0
+    scores: Scores = {
+        "dice": ratios["dice"],
+        "reference_voxels": counts.reference,
+        "predicted_voxels": counts.predicted,
+        "reference_ml": counts.reference * voxel_ml,
+        "predicted_ml": counts.predicted * voxel_ml,
+    }
+    scores |= {name: value for name, value in ratios.items() if name != "dice"}
+    distances = surface_distances(predicted, reference, spacing) if counts.predicted and counts.reference else None
+    if distances is None:
+        diagonal = math.hypot(*(n * s for n, s in zip(reference.shape, spacing, strict=True)))
+        scores |= _surface_scores_of_nothing(counts, rule, tolerances, diagonal)
+    else:
+        scores |= {"hd": distances.hd, "hd95": distances.hd95, "assd": distances.assd}
+        scores |= {surface_dice_name(t): distances.surface_dice(t) for t in tolerances}
+    scores |= _volume_errors(counts, rule, voxel_ml)
+    if lesion_rule is not None:
+        scores |= _lesion_scores(predicted, reference, spacing, rule, lesion_rule)
+    return scores
+
+
+def _surface_scores_of_nothing(
+    counts: Overlap, rule: EmptyRule, tolerances: Sequence[float], diagonal: float
+) -> Scores:
+    """Distances and surface Dice where a mask is empty, after the table above."""
+    if counts.reference:  # missed
+        distance, ratio = diagonal if rule != "challenge" else max(diagonal, CHALLENGE_PENALTY_MM), 0.0
+    elif rule == "challenge":
+        agreed = counts.predicted == 0
+        distance, ratio = 0.0 if agreed else max(diagonal, CHALLENGE_PENALTY_MM), float(agreed)
+    else:
+        # the surface Dice of a false positive is 0 over its surface, that of nothing 0 over 0
+        defined = rule == "nan" and counts.predicted > 0
+        distance, ratio = float("nan"), 0.0 if defined else float("nan")
+    return {"hd": distance, "hd95": distance, "assd": distance} | {surface_dice_name(t): ratio for t in tolerances}
+
+
+def _volume_errors(counts: Overlap, rule: EmptyRule, voxel_ml: float) -> Scores:
+    error = float(counts.predicted - counts.reference) * voxel_ml
+    relative = counts.predicted / counts.reference - 1.0 if counts.reference else float("nan")
+    if counts.reference == 0 and rule == "skip":
+        error = float("nan")
+    return {
+        "volume_error_ml": error,
+        "absolute_volume_error_ml": abs(error),
+        "relative_volume_error": relative,
+        "absolute_relative_volume_error": abs(relative),
+    }
+
+
+def _lesion_scores(
+    predicted: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    spacing: Sequence[float],
+    rule: EmptyRule,
+    lesion_rule: LesionRule,
+) -> Scores:
+    """Lesion-wise scores: with nothing to score 1 and 0 mm by the challenge, NaN under ``nan``; see the table."""
+    found = lesion_scores(predicted, reference, spacing, lesion_rule)
+    undefined = (rule == "nan" and found.counted == 0) or (rule == "skip" and not reference.any())
+    values = (len(found.lesions), found.detected, found.missed, found.false_positives)
+    return {
+        "lesion_dice": float("nan") if undefined else found.dice,
+        "lesion_hd95": float("nan") if undefined else found.hd95,
+        **dict(zip(LESION_COUNTS, values, strict=True)),
+    }

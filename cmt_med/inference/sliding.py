@@ -1,0 +1,102 @@
+"""Sliding windows without waste: only windows that hold something are computed, straight into one buffer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from monai.data.utils import compute_importance_map
+from torch import Tensor
+from torch.nn import functional as F
+
+LEAST_WEIGHT = 1e-3  # of the largest: a corner that one window alone covers still has a weight to divide by
+GAUSSIAN_SIGMA = 0.125  # of the window's edge
+
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """Where windows begin along one axis: evenly, the last one flush with the end.
+
+    Args:
+        length: of the axis, at least ``window``.
+        window: edge of a window.
+        overlap: of neighbours, as a share of the window.
+    """
+    step = max(1, int(window * (1 - overlap)))
+    return sorted({min(start, length - window) for start in range(0, length - window + step, step)})
+
+
+def sliding_logits(
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    window: Sequence[int],
+    *,
+    overlap: float,
+    batch_size: int,
+    inside: Tensor | None = None,
+) -> Tensor:
+    """Logits of images of any size, averaged over windows with Gaussian weights.
+
+    A voxel that windows with ``inside`` cover is computed from all windows that cover it: skipping the empty ones changes
+    no voxel inside.
+
+    Args:
+        network: (B, C, *w) -> (B, K, *w).
+        images: (N, C, *S).
+        window: edges; axes of the image that are shorter are padded with zeros on both sides.
+        overlap: of neighbouring windows, as a share of their size.
+        batch_size: windows at once, taken across images.
+        inside: (N, *S) booleans; windows without any are not computed. None computes all.
+
+    Returns:
+        (N, K, *S), float32; zero where no window was computed.
+    """
+    padding = [
+        (max(0, w - n) // 2, max(0, w - n) - max(0, w - n) // 2) for n, w in zip(images.shape[2:], window, strict=True)
+    ]
+    if any(before or after for before, after in padding):
+        flat = [edge for pair in reversed(padding) for edge in pair]
+        images = F.pad(images, flat)
+        inside = F.pad(inside, flat) if inside is not None else None
+    weight = _weight(tuple(window), images.device)
+    result: Tensor | None = None
+    total = images.new_zeros((images.shape[0], *images.shape[2:]))
+    for places in _batches(images, window, overlap, batch_size, inside):
+        patches = torch.stack([images[n][(slice(None), *box)] for n, box in places])
+        logits = network(patches).float()
+        if result is None:
+            result = logits.new_zeros((images.shape[0], logits.shape[1], *images.shape[2:]))
+        for (n, box), patch in zip(places, logits, strict=True):
+            result[n][(slice(None), *box)].addcmul_(patch, weight)
+            total[n][box].add_(weight)
+    if result is None:  # nothing inside: one window tells how many channels there are
+        corner = images[0][(slice(None), *(slice(0, w) for w in window))]
+        probe = network(corner[None])
+        return probe.new_zeros((images.shape[0], probe.shape[1], *_unpadded(images.shape[2:], padding)))
+    result.div_(total.clamp_(min=torch.finfo(total.dtype).tiny)[:, None])
+    crop = tuple(slice(before, n - after) for n, (before, after) in zip(images.shape[2:], padding, strict=True))
+    return result[(slice(None), slice(None), *crop)]
+
+
+def _batches(
+    images: Tensor, window: Sequence[int], overlap: float, batch_size: int, inside: Tensor | None
+) -> Iterator[list[tuple[int, tuple[slice, ...]]]]:
+    grids = [window_starts(n, w, overlap) for n, w in zip(images.shape[2:], window, strict=True)]
+    places = (
+        (n, box)
+        for n in range(images.shape[0])
+        for starts in itertools.product(*grids)
+        for box in [tuple(slice(s, s + w) for s, w in zip(starts, window, strict=True))]
+        if inside is None or bool(inside[n][box].any())
+    )
+    while batch := list(itertools.islice(places, batch_size)):
+        yield batch
+
+
+def _weight(window: tuple[int, ...], device: torch.device) -> Tensor:
+    weight = compute_importance_map(window, mode="gaussian", sigma_scale=GAUSSIAN_SIGMA, device=device)
+    return weight.clamp_(min=max(float(weight[weight > 0].min()), LEAST_WEIGHT))
+
+
+def _unpadded(shape: Sequence[int], padding: Sequence[tuple[int, int]]) -> list[int]:
+    return [n - before - after for n, (before, after) in zip(shape, padding, strict=True)]

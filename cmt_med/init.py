@@ -1,0 +1,238 @@
+"""``cmt-med init``: a config and a case list for a data set as downloaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.console import Console
+from rich.progress import Progress
+
+from cmt_med.cli import Debug, run_command
+from cmt_med.config import Experiment, load_config
+from cmt_med.data.brats import Convention, Signs, patient_of, recognise, standard_regions
+from cmt_med.data.foreign import Scan, scan
+from cmt_med.data.manifest import Case, Manifest, manifest_content
+from cmt_med.data.names import TUMOUR_LABELS
+from cmt_med.data.survey import Survey, survey
+from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, DataError, OutputError
+from cmt_med.files import require_writable_folder, write_json, write_text
+
+PATCHES = (128, 96, 64, 48, 32, 16)
+log = logging.getLogger(__name__)
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="A folder as downloaded, a dataset.json or a CSV table.")],
+    output: Annotated[Path, typer.Option(help="The config to write; the case list goes beside it, as NAME.json.")],
+    convention: Annotated[
+        str | None, typer.Option(help="Whose labels: brats2013, brats2018 ... brats2024, msd; only where init asks.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the two files if they exist.")] = False,
+    debug: Debug = False,
+) -> int:
+    """Write a commented config and a case list for a data set.
+
+    Every file is read and checked. Year, channels, labels and regions are told from names and from the label values; where
+    they disagree, or are not enough, nothing is written and the question to answer with --convention is printed. Cases that
+    cannot be used are left out and named (exit code 2, failures.json).
+    """
+    listed = output.with_suffix(".json")
+    _require_free(output, listed, force=force)
+    found = scan(path)
+    if not found.cases:
+        raise found.problems[0] if found.problems else _nothing(path)
+    require_writable_folder(output.parent)
+    seen = _look(found)
+    if not seen.cases:
+        raise seen.problems[0]
+    style, reasons = _convention(found, seen, convention)
+    labels = style.labels if style is not None else found.named
+    if not labels:
+        raise _unnamed(path, seen)
+    manifest = _manifest(found, seen, style, labels, listed)
+    failures = [{"case": p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]]
+    # Paths are absolute: the case list may be moved, the data may not.
+    write_json(listed, manifest_content(manifest, manifest.cases))
+    write_text(output, _config(output, listed, manifest, seen))
+    if failures:
+        write_json(output.parent / "failures.json", failures)
+    experiment = load_config(output)
+    _print(manifest, seen, found, style, reasons, failures)
+    _print_plan(experiment, manifest, seen)
+    print(f"config:    {output}\ncase list: {listed}\nnext:      cmt-med train --config {output} --dry-run")
+    return EXIT_SOME_FAILED if failures else EXIT_DONE
+
+
+def _require_free(output: Path, listed: Path, *, force: bool) -> None:
+    if output.suffix not in (".yaml", ".yml"):
+        raise OutputError("the config needs a name in .yaml", where=f"--output {output}", fix="for example my.yaml")
+    there = [str(path) for path in (output, listed) if path.exists()]
+    if there and not force:
+        raise OutputError(
+            "the file exists", where=", ".join(there), why="it may have been edited",
+            fix="give another --output, or --force to replace it",
+        )  # fmt: skip
+
+
+def _look(found: Scan) -> Survey:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("reading", total=len(found.cases))
+        begun = time.monotonic()
+        result = survey(found.cases, found.channels, tick=lambda: bar.advance(task))
+    log.info("%d cases read in %.0f s", len(found.cases), time.monotonic() - begun)
+    return result
+
+
+def _convention(found: Scan, seen: Survey, asked: str | None) -> tuple[Convention | None, list[str]]:
+    """The convention; None where the case list names labels of its own that are no challenge's."""
+    signs = Signs([c.name for c in seen.cases], found.suffixes, set(seen.values), found.named)
+    asked = asked or found.convention or None
+    if asked is None and found.named and not set(found.named) & set(TUMOUR_LABELS):
+        return None, ["the case list names the labels"]
+    try:
+        return recognise(signs, asked)
+    except DataError as error:
+        strange = set(seen.values) - set(found.named.values())
+        # A list that names tumour parts says what they mean, whoever numbered the cases: only a challenge's names overrule.
+        if asked is None and found.named and not strange and "of no known challenge" in error.why:
+            return None, ["the case list names the labels"]
+        raise
+
+
+def _manifest(found: Scan, seen: Survey, style: Convention | None, labels: dict[str, int], path: Path) -> Manifest:
+    def with_patient(case: Case) -> Case:
+        own = case.group not in ("", case.name)
+        return case if style is None or own else replace(case, group=patient_of(case.name, style))
+
+    regions = standard_regions(labels)
+    return Manifest(
+        path=path,
+        name=found.name,
+        cases=tuple(with_patient(case) for case in seen.cases),
+        channels=tuple(found.channels),
+        labels=dict(labels),
+        demo=found.demo or seen.demo,
+        convention=style.name if style is not None else "",
+        regions=tuple(regions) if regions else None,
+    )
+
+
+# ---- the config
+
+
+def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey) -> str:
+    environment = Environment(  # noqa: S701 - YAML, where HTML's escapes would be wrong; names are quoted as JSON
+        loader=PackageLoader("cmt_med", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    patients = len({case.group for case in manifest.cases})
+    return environment.get_template("experiment.yaml.j2").render(
+        name=re.sub(r"[^A-Za-z0-9._-]", "_", output.stem).lstrip("._-") or "experiment",
+        output=output,
+        manifest=_quoted(str(listed.resolve())),
+        channels=[_quoted(name) for name in manifest.channels],
+        data_set=" ".join(manifest.name.split()),  # on one line: it stands in a comment
+        convention=manifest.convention,
+        brats=manifest.regions is not None,
+        folds=5 if patients >= 5 else max(2, patients),
+        patch=_patch(seen),
+        spacing=_spacing(seen),
+        cases=len(manifest.cases),
+        patients=patients,
+    )
+
+
+def _patch(seen: Survey) -> list[int]:
+    """The largest patch up to 128³ that the middle of the cases fills; the plan scales it to the device."""
+    middle = np.median(np.array(seen.shapes), axis=0)
+    return [next((p for p in PATCHES if p <= n * 1.15), PATCHES[-1]) for n in middle]
+
+
+def _spacing(seen: Survey) -> list[float] | None:
+    """The usual voxel size in mm, where cases differ; None where they do not."""
+    sizes = np.array(seen.spacings)
+    if np.allclose(sizes, sizes[0], rtol=0.02):
+        return None
+    return [round(float(v), 3) for v in np.median(sizes, axis=0)]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+# ---- what is said
+
+
+def _print(
+    manifest: Manifest,
+    seen: Survey,
+    found: Scan,
+    style: Convention | None,
+    reasons: list[str],
+    failures: list[dict[str, str]],
+) -> None:
+    patients = len({case.group for case in manifest.cases})
+    print(
+        f"data set:   {manifest.name}, {len(manifest.cases)} cases of {patients} patients, {seen.labelled} with labels"
+    )
+    print(f"convention: {style.about if style is not None else 'none; names as listed'} (from {'; '.join(reasons)})")
+    print(f"channels:   {', '.join(manifest.channels)}")
+    counts = ", ".join(f"{name} = {v} in {seen.values[v]} cases" for name, v in manifest.labels.items())
+    print(f"labels:     {counts}")
+    for region in manifest.regions or ():
+        print(f"region:     {region.name} = {' + '.join(region.labels)}, written as {region.write}")
+    shapes = Counter(seen.shapes).most_common(1)[0][0]
+    print(f"size:       foreground mostly {'×'.join(map(str, shapes))} voxels of "
+          f"{'×'.join(f'{v:g}' for v in np.median(np.array(seen.spacings), axis=0))} mm")  # fmt: skip
+    for note in found.notes:
+        print(f"note:       {note}")
+    for case, pairs in sorted(seen.copies.items()):
+        print(f"copied:     case {case}: {', '.join(f'{a} and {b} are the same image' for a, b in pairs)}")
+    for failure in failures:
+        print(f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}")
+
+
+def _print_plan(experiment: Experiment, manifest: Manifest, seen: Survey) -> None:
+    from cmt_med.plan import foresee  # torch takes seconds to import, and faulty data is known before
+
+    lines = foresee(experiment, len(manifest.channels), len(manifest.regions or manifest.labels), seen.shapes)
+    for line in lines:
+        print(f"plan:       {line}")
+
+
+def _nothing(path: Path) -> DataError:
+    return DataError("there are no cases here", where=str(path), why="no volume was found",
+                     fix="give the folder with the cases", code="E_IO")  # fmt: skip
+
+
+def _unnamed(path: Path, seen: Survey) -> DataError:
+    return DataError(
+        "what the labels mean is not known",
+        where=str(path),
+        why=f"the files have the values {', '.join(map(str, sorted(seen.values)))}, and nothing names them",
+        fix='give a case list with "labels": {"0": "background", "1": ...}, or --convention',
+        code="E_CONVENTION",
+    )
+
+
+def main() -> int:
+    """Run the command."""
+    return run_command(init)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

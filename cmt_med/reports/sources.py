@@ -1,0 +1,165 @@
+"""What ``cmt-med view`` is pointed at: a run, its folds, an inference folder or a report, and the volumes in it.
+
+File names are matched with the names of cases that a folder lists; no path is ever made of a name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cmt_med.data.discover import find_cases
+from cmt_med.data.manifest import Case, load_manifest
+from cmt_med.errors import DataError
+from cmt_med.evaluation.summary import case_mean
+from cmt_med.reports.saved import SavedReport, load_report
+from cmt_med.reports.volumes import FILE, CaseFiles, Listing, read_listing
+
+_ENDINGS = (".nii.gz", ".nii")
+_MAX_JSON = 50_000_000  # bytes; a run.json of more is no run.json
+
+
+@dataclass(frozen=True)
+class Source:
+    """Cases to look at, the worst first where they are scored.
+
+    Attributes:
+        title: the folder's name.
+        listing: files and targets.
+        report: the scores; None where there are none.
+        notice: such as that the data are phantoms.
+    """
+
+    title: str
+    listing: Listing
+    report: SavedReport | None
+    notice: str
+
+
+def find_source(folder: Path, images: Path | None = None) -> Source:
+    """What is in ``folder``.
+
+    Args:
+        folder: a run, a run with folds, an inference folder or a report folder.
+        images: case list or folder that an inference folder was made of; it has label maps alone.
+
+    Raises:
+        DataError: E_IO or E_REPORT, if it is none of these, or nothing can be shown.
+    """
+    report = load_report(folder) if _has_report(folder) else None
+    notice = " ".join(report.notices) if report else ""
+    if (folder / "metrics.json").is_file():
+        inside_run = not (folder / FILE).is_file() and _run_parts(folder.parent)
+        listing = _listing_of_runs(_run_parts(folder.parent)) if inside_run else read_listing(folder)
+    elif parts := _run_parts(folder):
+        listing = _listing_of_runs(parts)
+    elif (folder / "run.json").is_file():
+        run = _read_run(folder)
+        listing, notice = _listing_of_inference(folder, run, images), str(run.get("notice", ""))
+    else:
+        raise DataError(
+            "there is nothing to view here", where=str(folder),
+            why="no held_out.json with validation/, no fold_0/, no run.json and no metrics.json",
+            fix="give a run folder, the --output of infer, or the --output of evaluate", code="E_IO",
+        )  # fmt: skip
+    cases = tuple(case for case in listing.cases if case.prediction or case.reference)
+    if not cases:
+        raise DataError("no volume of any case is there", where=str(folder), why="files were moved or removed",
+                        fix="run infer again, or give the run folder", code="E_IO")  # fmt: skip
+    return Source(folder.resolve().name, replace(listing, cases=_ranked(cases, report)), report, notice)
+
+
+def _has_report(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("metrics.json", "report/metrics.json"))
+
+
+def _run_parts(folder: Path) -> list[Path]:
+    """The folders that have held-out cases and predictions of them: the run itself, or its folds."""
+    parts = [folder, *sorted(folder.glob("fold_*"))]
+    return [part for part in parts if (part / "held_out.json").is_file() and (part / "validation").is_dir()]
+
+
+def _listing_of_runs(parts: Sequence[Path]) -> Listing:
+    cases: list[CaseFiles] = []
+    targets: dict[str, list[int]] = {}
+    for part in parts:
+        targets = targets or _targets(_read_run(part / "validation"), part)
+        predicted = _label_maps(part / "validation")
+        for case in load_manifest(part / "held_out.json").cases:
+            cases.append(CaseFiles(case.name, predicted.get(case.name), case.label, case.images))
+    return Listing(tuple(cases), targets, targets)
+
+
+def _listing_of_inference(folder: Path, run: Mapping[str, Any], images: Path | None) -> Listing:
+    predicted = _label_maps(folder)
+    known: dict[str, Case] = {}
+    if images is not None:
+        known = {case.name: case for case in find_cases(images, _channels(folder, predicted))}
+    targets = _targets(run, folder)
+    cases = []
+    for name, path in predicted.items():
+        case = known.get(name)
+        cases.append(CaseFiles(name, path, case.label if case else None, case.images if case else {}))
+    return Listing(tuple(cases), targets, targets)
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    """Case name -> label map, for what lies in the folder itself."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        ending = next((e for e in _ENDINGS if path.name.endswith(e)), None)
+        if ending and path.is_file() and not path.name.startswith(".") and not path.name.endswith(f"_prob{ending}"):
+            found[path.name.removesuffix(ending)] = path
+    return found
+
+
+def _channels(folder: Path, predicted: Mapping[str, Path]) -> list[str]:
+    """The channels that a result's record names."""
+    for name in predicted:
+        content = _read_json(folder / f"{name}.json")
+        if isinstance(content.get("input_sha256"), dict):
+            return [str(channel) for channel in content["input_sha256"]]
+    raise DataError("the channels of the images are not known", where=str(folder),
+                    why="no case has its JSON record", fix="view it without --images, or run infer again",
+                    code="E_IO")  # fmt: skip
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    return _read_json(folder / "run.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise ValueError(f"larger than {_MAX_JSON} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path.name} cannot be read", where=str(path), why=str(error), fix="run infer again",
+                        code="E_IO") from error  # fmt: skip
+    return content
+
+
+def _targets(run: Mapping[str, Any], folder: Path) -> dict[str, list[int]]:
+    try:
+        return {str(name): [int(value) for value in values] for name, values in run["targets"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError("run.json does not say what the label values mean", where=str(folder), why=str(error),
+                        fix="run infer again", code="E_REPORT") from error  # fmt: skip
+
+
+def _ranked(cases: Sequence[CaseFiles], report: SavedReport | None) -> tuple[CaseFiles, ...]:
+    """Worst mean Dice first; cases without a score after those that have one."""
+    if report is None:
+        return tuple(cases)
+    scores = {name: case_mean(rows, report.targets, "dice") for name, rows in report.cases.items()}
+
+    def key(case: CaseFiles) -> tuple[bool, float]:
+        score = scores.get(case.name, float("nan"))
+        return score != score, 0.0 if score != score else score
+
+    return tuple(sorted(cases, key=key))

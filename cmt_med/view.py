@@ -1,0 +1,107 @@
+"""``cmt-med view``: look at predictions and references in a browser, on this machine alone."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cmt_med.cli import Debug, run_command
+from cmt_med.errors import EXIT_DONE, ConfigError, DataError
+from cmt_med.reports.sources import Source, find_source
+from cmt_med.reports.text import visible
+from cmt_med.reports.viewer import HOW_TO_BUILD, viewer_script
+
+ADDRESS = "127.0.0.1"
+
+
+def view(
+    folder: Annotated[Path, typer.Argument(help="A run, with or without folds, the --output of infer, or a report.")],
+    images: Annotated[
+        Path | None, typer.Option(help="For the output of infer: what its --input was (a case list brings references).")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+    debug: Debug = False,
+) -> int:
+    """Show cases with their scores, and volumes with predictions and references over them.
+
+    Serves a page on 127.0.0.1 until Ctrl-C. Its address has a random token: who does not have it gets nothing.
+    """
+    if not folder.is_dir():
+        raise DataError("there is no such folder", where=str(folder), why="nothing can be shown",
+                        fix="give a run, the --output of infer, or a report folder", code="E_IO")  # fmt: skip
+    script = viewer_script()
+    if script is None:
+        raise ConfigError("the viewer is not built", where="cmt_med/reports/assets/viewer.js",
+                          why="the page would show nothing", fix=HOW_TO_BUILD, code="E_VIEWER")  # fmt: skip
+    source = find_source(folder, images)
+    with listen(port) as listening:
+        token = secrets.token_urlsafe(32)
+        number = listening.getsockname()[1]
+        server = make_server(source, script, token=token, port=number)
+        address = f"http://{ADDRESS}:{number}/{token}/"
+        print(f"{len(source.listing.cases)} cases of {visible(source.title)}: {address}\nCtrl-C ends it", flush=True)
+        if browser:
+            webbrowser.open(address)
+        with contextlib.suppress(KeyboardInterrupt):  # the usual end
+            server.run(sockets=[listening])
+    return EXIT_DONE
+
+
+def listen(port: int) -> socket.socket:
+    """A socket that listens on this machine alone.
+
+    Raises:
+        ConfigError: E_PORT, if the port cannot be had.
+    """
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((ADDRESS, port))
+        listening.listen(64)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"port {port} cannot be had", where="--port", why=error.strerror or str(error),
+            fix="give another one, or leave --port out", code="E_PORT",
+        ) from error  # fmt: skip
+    return listening
+
+
+def make_server(source: Source, script: str, *, token: str, port: int) -> Any:
+    """A uvicorn server of the page, with small limits.
+
+    Raises:
+        ConfigError: E_VIEWER, if the extra is not installed.
+    """
+    try:
+        import uvicorn
+
+        from cmt_med.reports.server import make_app
+    except ImportError as error:
+        raise ConfigError(
+            "view needs packages that are not installed", where="cmt-med view", why=str(error),
+            fix="pip install 'cmt_med[viewer]'", code="E_VIEWER",
+        ) from error  # fmt: skip
+    config = uvicorn.Config(
+        make_app(source, script, token=token, port=port), http="h11", ws="none", lifespan="off", log_level="warning",
+        access_log=False, server_header=False, limit_concurrency=64, h11_max_incomplete_event_size=16_384,
+        timeout_keep_alive=5, timeout_graceful_shutdown=2,
+    )  # fmt: skip
+    return uvicorn.Server(config)
+
+
+def main() -> int:
+    """Run the command."""
+    return run_command(view)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

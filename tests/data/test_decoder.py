@@ -1,0 +1,119 @@
+"""The worker: it may die, hang or eat, and the file is refused while the next one is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmt_med.data.decoder import Decoder, _volume, decode
+from cmt_med.errors import DataError
+from tests.data.made import AFFINE, IMAGE, SHAPE, nifti
+
+
+def test_one_worker_for_many_files(tmp_path: Path) -> None:
+    decoder = Decoder()
+    path = nifti(tmp_path / "i.nii.gz")
+    pids = set()
+    for _ in range(50):
+        assert np.array_equal(decoder.decode(path).array, IMAGE)
+        assert decoder.process is not None
+        pids.add(decoder.process.pid)
+    assert len(pids) == 1
+    decoder.close()
+
+
+def test_crash_between_files_and_within_one(tmp_path: Path) -> None:
+    decoder = Decoder()
+    path = nifti(tmp_path / "i.nii.gz")
+    decoder.decode(path)
+    assert decoder.process is not None
+    first = decoder.process
+    first.send_signal(signal.SIGSEGV)
+    first.wait()
+    assert np.array_equal(decoder.decode(path).array, IMAGE)  # a new worker
+    assert decoder.process is not None
+    second = decoder.process
+    assert second.pid != first.pid
+    second.send_signal(signal.SIGSTOP)
+    threading.Timer(0.3, second.send_signal, [signal.SIGKILL]).start()
+    with pytest.raises(DataError) as raised:
+        decoder.decode(path)
+    assert raised.value.code == "E_DECODE"
+    assert "SIGKILL" in raised.value.why
+    assert np.array_equal(decoder.decode(path).array, IMAGE)
+    decoder.close()
+
+
+def test_hang(tmp_path: Path) -> None:
+    decoder = Decoder(seconds=0.5)
+    path = nifti(tmp_path / "i.nii.gz")
+    decoder.decode(path)
+    assert decoder.process is not None
+    hung = decoder.process
+    hung.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(DataError) as raised:
+        decoder.decode(path)
+    assert raised.value.code == "E_TIMEOUT"
+    assert time.monotonic() - began < 5
+    assert hung.poll() is not None  # ended and waited for
+    assert np.array_equal(decoder.decode(path).array, IMAGE)
+    decoder.close()
+
+
+def test_worker_ends_with_its_owner(tmp_path: Path) -> None:
+    decoder = Decoder()
+    decoder.decode(nifti(tmp_path / "i.nii"))
+    process = decoder.process
+    assert process is not None
+    del decoder
+    process.wait(5)
+
+
+def test_a_fork_starts_its_own(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "i.nii")
+    decode(path)
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(decode(path).array, IMAGE)
+        theirs.send(b"1" if same else b"0")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert ours.recv(1) == b"1"
+    assert np.array_equal(decode(path).array, IMAGE)
+
+
+def test_voxels_cannot_be_changed_afterwards(tmp_path: Path) -> None:
+    array = decode(nifti(tmp_path / "i.nii")).array
+    with pytest.raises(ValueError, match="read-only"):
+        array[0, 0, 0] = 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "|O"}, {"dtype": "<c8"}, {"dtype": "<f4junk"}, {"shape": [5, 6, 8]}, {"shape": [5, 6, -7]},
+        {"shape": [2**62, 1, 1]}, {"affine": [[1.0]]}, {"affine": "nonsense"}, {"shape": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_answers_are_not_believed(tmp_path: Path, changes: dict[str, object]) -> None:
+    """A worker that was taken over by a file can say anything."""
+    said = {"format": "NIfTI-1", "shape": list(SHAPE), "dtype": "<f4", "affine": AFFINE.tolist(), "slope": 1.0,
+            "intercept": 0.0, "channels_first": False, "notes": []}  # fmt: skip
+    shared = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.write(shared, IMAGE.tobytes(order="F"))
+    assert np.array_equal(_volume(json.loads(json.dumps(said)), shared, tmp_path).array, IMAGE)
+    shared = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.write(shared, IMAGE.tobytes(order="F"))
+    with pytest.raises(DataError):
+        _volume(said | changes, shared, tmp_path)

@@ -1,0 +1,345 @@
+"""DICOM series (row 18 of the table): equal to SimpleITK where that is right, refused where a volume would be wrong."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from PIL import Image
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+    generate_uid,
+)
+
+from cmt_med.data.decoder import Decoder, decode
+from cmt_med.data.gate import grid_of
+from cmt_med.data.values import brightness
+from cmt_med.errors import DataError
+from tests.data.made import refusal
+
+COLUMNS, ROWS, SLICES = 7, 6, 5
+PIXELS = np.random.default_rng(0).integers(-1000, 3000, (SLICES, ROWS, COLUMNS)).astype(np.int16)
+TURNED = (np.cos(0.2), np.sin(0.2), 0.0, 0.0, 0.0, -1.0)  # a coronal plane, turned by 11 degrees
+Change = Callable[[Dataset, int], object]
+
+
+def series(folder: Path, change: Change = lambda d, i: None, orientation: tuple[float, ...] = TURNED) -> Path:
+    """A CT series of five slices 2.5 mm apart, files named against their order; ``change(dataset, number)`` edits a slice."""
+    folder.mkdir(parents=True, exist_ok=True)
+    normal = np.cross(orientation[:3], orientation[3:])
+    uids = {name: generate_uid(entropy_srcs=[name]) for name in ("series", "study", "frame")}
+    for number in range(SLICES):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(number)])
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+        dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        dataset.SeriesInstanceUID, dataset.StudyInstanceUID = uids["series"], uids["study"]
+        dataset.FrameOfReferenceUID, dataset.Modality, dataset.SeriesDescription = uids["frame"], "CT", "head"
+        dataset.PatientName, dataset.PatientID, dataset.InstanceNumber = "nobody", "0", number + 1
+        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = ROWS, COLUMNS, 1
+        dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 1
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+        dataset.PixelSpacing, dataset.SliceThickness = [0.75, 0.5], 2.5
+        dataset.ImageOrientationPatient = [float(v) for v in orientation]
+        dataset.ImagePositionPatient = [round(float(v), 6) for v in np.array([-20, 15, 40]) + 2.5 * number * normal]
+        dataset.RescaleSlope, dataset.RescaleIntercept = 2, -24
+        dataset.PixelData = PIXELS[number].tobytes()
+        change(dataset, number)
+        dataset.save_as(folder / f"s{SLICES - number}.dcm", enforce_file_format=True)
+    return folder
+
+
+def test_equals_simpleitk(tmp_path: Path) -> None:
+    folder = series(tmp_path / "s")
+    volume = decode(folder)
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    np.testing.assert_array_equal(brightness(volume, "x"), SimpleITK.GetArrayFromImage(image).T)
+    np.testing.assert_array_equal(brightness(volume, "x"), PIXELS.T * 2.0 - 24)
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    np.testing.assert_allclose(grid_of(volume).affine, np.diag([-1, -1, 1, 1]) @ affine, atol=1e-4)
+    assert np.allclose(grid_of(volume).spacing, (0.5, 0.75, 2.5), atol=1e-5)
+
+
+def test_transfer_syntaxes(tmp_path: Path) -> None:
+    expected = brightness(decode(series(tmp_path / "plain")), "x")
+
+    def packed(dataset: Dataset, number: int) -> None:
+        dataset.compress(RLELossless)
+
+    def deflated(dataset: Dataset, number: int) -> None:
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+    for name, change in (("rle", packed), ("deflated", deflated)):
+        np.testing.assert_array_equal(brightness(decode(series(tmp_path / name, change)), "x"), expected)
+
+    def jpeg2000(dataset: Dataset, number: int) -> None:
+        packed = io.BytesIO()
+        image = Image.fromarray((PIXELS[number] + 1000).astype(np.uint16))
+        image.save(packed, "JPEG2000", irreversible=False, num_resolutions=1, no_jp2=True)
+        dataset.PixelRepresentation, dataset.RescaleIntercept = 0, -2024
+        dataset.PixelData = encapsulate([packed.getvalue()])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+
+    folder = series(tmp_path / "j2k", jpeg2000)
+    np.testing.assert_array_equal(brightness(decode(folder), "x"), expected)
+    content = (folder / "s2.dcm").read_bytes()
+    for keep in (len(content) - 8, len(content) - 60):
+        (folder / "s2.dcm").write_bytes(content[:keep])
+        error = refusal(folder)
+        assert error.code in ("E_TRUNCATED", "E_DICOM")
+        assert "s2.dcm" in error.where
+
+
+def test_slopes_may_differ_between_slices(tmp_path: Path) -> None:
+    """As in PET, where every slice uses the whole range of its bits."""
+    folder = series(tmp_path / "s", lambda d, i: setattr(d, "RescaleSlope", 0.25 * (i + 1)))
+    found = brightness(decode(folder), "x")
+    np.testing.assert_allclose(found, (PIXELS * 0.25 * np.arange(1, 6)[:, None, None] - 24).T, rtol=1e-6)
+
+
+def test_other_files_beside_the_slices(tmp_path: Path) -> None:
+    folder = series(tmp_path / "s")
+    for name in ("DICOMDIR", "readme.txt", ".hidden", "LICENSE", "thumb.jpg", "s.json"):
+        (folder / name).write_text("something else")
+    assert decode(folder).array.shape == (COLUMNS, ROWS, SLICES)
+    (folder / "s9.dcm").write_bytes(b"\0" * 4000)
+    error = refusal(folder)
+    assert error.code == "E_FORMAT"
+    assert "s9.dcm" in error.where
+
+
+def moved(dataset: Dataset, by: tuple[float, float, float]) -> None:
+    dataset.ImagePositionPatient = [float(a + b) for a, b in zip(dataset.ImagePositionPatient, by, strict=True)]
+
+
+def tilted(dataset: Dataset, number: int) -> None:
+    moved(dataset, tuple(0.8 * number * np.array(TURNED[3:])))  # 18 degrees
+
+
+FAULTS: dict[str, tuple[Change, str, str, str]] = {
+    "gantry tilt": (tilted, "E_DICOM", "gantry tilt of 17.7 degrees", "dcm2niix"),
+    "uneven": (lambda d, i: i == 3 and moved(d, (0.2, 1.0, 0)), "E_DICOM", "not evenly spaced", "resample"),
+    "same place": (
+        lambda d, i: i == 3 and setattr(d, "ImagePositionPatient", [-20, 15, 40]), "E_DICOM", "same place", "folder of its own",
+    ),
+    "mixed orientations": (
+        lambda d, i: i == 2 and setattr(d, "ImageOrientationPatient", [1, 0, 0, 0, 1, 0]), "E_DICOM", "mixed orientations",
+        "folder of their own",
+    ),
+    "mixed series": (
+        lambda d, i: i > 2 and setattr(d, "SeriesInstanceUID", "1.2.3"), "E_DICOM", "2 series", "folder of its own",
+    ),
+    "mixed frames of reference": (
+        lambda d, i: i > 2 and setattr(d, "FrameOfReferenceUID", "1.2.3"), "E_DICOM", "FrameOfReferenceUID", "folder of its own",
+    ),
+    "mixed pixel sizes": (lambda d, i: i == 1 and setattr(d, "PixelSpacing", [1, 1]), "E_DICOM", "differ in size", "folder"),
+    "other size": (
+        lambda d, i: i == 1 and (setattr(d, "Rows", COLUMNS), setattr(d, "Columns", ROWS)), "E_DICOM", "differ in size", "folder",
+    ),
+    "no position": (lambda d, i: i == 1 and delattr(d, "ImagePositionPatient"), "E_DICOM", "ImagePositionPatient", "export"),
+    "no orientation": (lambda d, i: delattr(d, "ImageOrientationPatient"), "E_DICOM", "ImageOrientationPatient", "export"),
+    "no pixel size": (lambda d, i: delattr(d, "PixelSpacing"), "E_DICOM", "PixelSpacing", "export"),
+    "skew orientation": (
+        lambda d, i: setattr(d, "ImageOrientationPatient", [1, 0, 0, 0.5, 1, 0]), "E_DICOM", "perpendicular", "export",
+    ),
+    "colours": (lambda d, i: setattr(d, "PhotometricInterpretation", "RGB"), "E_DTYPE", "RGB", "grey"),
+    "inverted": (lambda d, i: setattr(d, "PhotometricInterpretation", "MONOCHROME1"), "E_DTYPE", "MONOCHROME1", "grey"),
+    "truncated pixels": (lambda d, i: i == 4 and setattr(d, "PixelData", bytes(40)), "E_TRUNCATED", "too early", "again"),
+    "no pixels": (lambda d, i: i == 4 and delattr(d, "PixelData"), "E_TRUNCATED", "too early", "again"),
+    "more pixels": (lambda d, i: i == 4 and setattr(d, "PixelData", bytes(100)), "E_DICOM", "more pixels", "export"),
+    "bits that are not stored": (
+        lambda d, i: (setattr(d, "BitsStored", 12), setattr(d, "HighBit", 11)), "E_DICOM", "12 bits can hold", "dcm2niix",
+    ),
+    "slope of zero": (lambda d, i: setattr(d, "RescaleSlope", 0), "E_DICOM", "RescaleSlope", "export"),
+    "a plan": (lambda d, i: setattr(d, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.481.5"), "E_DICOM", "RT Plan", "images"),
+    "a segmentation": (
+        lambda d, i: setattr(d, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.66.4"), "E_DICOM", "Segmentation Storage", "images",
+    ),
+    "too large": (lambda d, i: (setattr(d, "Rows", 65535), setattr(d, "Columns", 65535)), "E_SIZE", "voxels", "crop"),
+    "every second slice is said to be missing": (
+        lambda d, i: setattr(d, "SpacingBetweenSlices", 1.25) or setattr(d, "SliceThickness", 1.25), "E_DICOM",
+        "only every 2. slice", "fetch",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "code", "what", "fix"), FAULTS.values(), ids=FAULTS)
+def test_refused(tmp_path: Path, change: Change, code: str, what: str, fix: str) -> None:
+    error = refusal(series(tmp_path / "s", change))
+    assert error.code == code
+    assert what in error.what
+    assert fix in error.fix
+
+
+@pytest.mark.parametrize("missing", [("s3.dcm",), ("s2.dcm", "s3.dcm")])
+def test_missing_slice(tmp_path: Path, missing: tuple[str, ...]) -> None:
+    folder = series(tmp_path / "s")
+    for name in missing:
+        (folder / name).unlink()
+    error = refusal(folder)
+    assert error.code == "E_DICOM"
+    assert f"{len(missing)} slice" in error.what
+    assert "missing" in error.what
+    for name in ("s5.dcm", "s4.dcm", "s2.dcm"):
+        (folder / name).unlink(missing_ok=True)
+    assert "only one slice" in refusal(folder).what
+
+
+def test_copy_of_a_slice(tmp_path: Path) -> None:
+    folder = series(tmp_path / "s")
+    shutil.copy(folder / "s3.dcm", folder / "copy.dcm")
+    error = refusal(folder)
+    assert error.code == "E_DICOM"
+    assert "same slice is there twice" in error.what
+    assert "remove" in error.fix
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_order_of_files_does_not_matter(tmp_path: Path, sign: int) -> None:
+    one = decode(series(tmp_path / "one"))
+    for number, file in enumerate(sorted((tmp_path / "one").iterdir())[::sign]):
+        (tmp_path / "two").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "two" / f"{number * 7 % 5}.dcm")
+    two = decode(tmp_path / "two")
+    np.testing.assert_array_equal(one.array, two.array)
+    assert one.stored.affine == two.stored.affine
+
+
+def enhanced(path: Path, **changes: Any) -> Path:
+    """A multi-frame CT with frames against their order."""
+    series(path.parent / "slices")
+    dataset = pydicom.dcmread(path.parent / "slices" / "s1.dcm")
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    shared, frames = Dataset(), []
+    measures, turned, values = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.75, 0.5], 2.5
+    turned.ImageOrientationPatient = list(TURNED)
+    values.RescaleSlope, values.RescaleIntercept = 2, -24
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [turned]
+    shared.PixelValueTransformationSequence = [values]
+    normal = np.cross(TURNED[:3], TURNED[3:])
+    for number in range(SLICES)[::-1]:
+        place, frame = Dataset(), Dataset()
+        place.ImagePositionPatient = [round(float(v), 6) for v in np.array([-20, 15, 40]) + 2.5 * number * normal]
+        frame.PlanePositionSequence = [place]
+        frames.append(frame)
+    for keyword in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ):
+        delattr(dataset, keyword)
+    dataset.NumberOfFrames, dataset.SharedFunctionalGroupsSequence = SLICES, [shared]
+    dataset.PerFrameFunctionalGroupsSequence = frames
+    dataset.PixelData = PIXELS[::-1].tobytes()
+    for name, value in changes.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path)
+    return path
+
+
+def test_multiframe_file(tmp_path: Path) -> None:
+    slices = decode(series(tmp_path / "s"))
+    path = enhanced(tmp_path / "m" / "e.dcm")
+    volume = decode(path)
+    np.testing.assert_array_equal(brightness(volume, "x"), brightness(slices, "x"))
+    np.testing.assert_allclose(grid_of(volume).affine, grid_of(slices).affine, atol=1e-5)
+    (tmp_path / "alone").mkdir()
+    shutil.copy(path, tmp_path / "alone")
+    assert decode(tmp_path / "alone").stored.shape == (COLUMNS, ROWS, SLICES)
+    shutil.copy(path, tmp_path / "alone" / "again.dcm")
+    assert "multi-frame" in refusal(tmp_path / "alone").what
+    assert refusal(enhanced(tmp_path / "n" / "e.dcm", NumberOfFrames=4)).code == "E_DICOM"
+    assert refusal(enhanced(tmp_path / "o" / "e.dcm", PixelData=PIXELS[:4].tobytes())).code == "E_TRUNCATED"
+
+
+def test_one_slice_is_no_volume(tmp_path: Path) -> None:
+    folder = series(tmp_path / "s")
+    error = refusal(folder / "s1.dcm")
+    assert error.code == "E_DICOM"
+    assert "folder" in error.fix
+    shutil.copy(folder / "s1.dcm", tmp_path / "renamed.nii")
+    assert refusal(tmp_path / "renamed.nii").code == "E_FORMAT"
+
+
+def test_deflated_bomb_is_bounded_by_memory(tmp_path: Path) -> None:
+    folder = series(
+        tmp_path / "s",
+        lambda d, i: (setattr(d.file_meta, "TransferSyntaxUID", DeflatedExplicitVRLittleEndian),
+                      i == 2 and d.add_new(0x00291010, "OB", bytes(200_000_000))),
+    )  # fmt: skip
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1e6
+    decoder = Decoder(memory=100_000_000)
+    with pytest.raises(DataError) as raised:
+        decoder.decode(folder)
+    assert raised.value.code == "E_MEMORY"
+    assert decoder.decode(series(tmp_path / "t")).stored.shape == (COLUMNS, ROWS, SLICES)  # and it goes on
+    decoder.close()
+
+
+def test_real_series(real_data: Path) -> None:
+    for folder in sorted((real_data / "dicom_glioma").iterdir()):
+        reader = SimpleITK.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+        image = reader.Execute()
+        volume = decode(folder)
+        np.testing.assert_array_equal(volume.array, SimpleITK.GetArrayFromImage(image).T)
+        assert grid_of(volume).axes == "LPS"
+
+
+def test_mutated_slices(tmp_path: Path, soak: bool) -> None:
+    """Bytes of one slice's header changed at random: refused in words, or read as pydicom reads it."""
+    folder = series(tmp_path / "s")
+    content = (folder / "s3.dcm").read_bytes()
+    length = content.index(b"\xe0\x7f\x10\x00")
+    rng = np.random.default_rng(3)
+    decoder = Decoder()
+    accepted, pids, codes = 0, set(), set()
+    for _ in range(4000 if soak else 300):
+        changed = bytearray(content)
+        for _ in range(int(rng.integers(1, 4))):
+            at = int(rng.integers(128, length))
+            changed[at] = rng.choice([changed[at] ^ (1 << int(rng.integers(8))), int(rng.integers(256)), 0, 255])
+        (folder / "s3.dcm").write_bytes(changed)
+        began = time.monotonic()
+        try:
+            volume = decoder.decode(folder)
+        except DataError as error:
+            codes.add(error.code)
+        else:
+            accepted += 1
+            files = [pydicom.dcmread(file) for file in folder.iterdir()]
+            normal = np.cross(TURNED[:3], TURNED[3:])
+            files.sort(key=lambda f: np.dot([float(v) for v in f.ImagePositionPatient], normal))
+            voxels = [f.pixel_array * float(f.RescaleSlope) + float(f.RescaleIntercept) for f in files]
+            np.testing.assert_allclose(brightness(volume, "x"), np.stack(voxels).T, rtol=1e-6)
+            np.testing.assert_allclose(np.array(volume.stored.affine)[:3, 3], [20, -15, 40], atol=1e-3)
+        assert time.monotonic() - began < 5
+        assert decoder.process is not None
+        pids.add(decoder.process.pid)
+    decoder.close()
+    assert codes <= {"E_DICOM", "E_FORMAT", "E_DTYPE", "E_TRUNCATED", "E_SIZE", "E_NDIM", "E_GEOMETRY", "E_MEMORY"}
+    assert len(pids) == 1
+    assert accepted > 50

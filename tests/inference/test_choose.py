@@ -1,0 +1,82 @@
+"""Settings chosen on out-of-fold predictions whose best settings are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from cmt_med.config import Inference
+from cmt_med.inference.choose import Held, choose_settings
+from cmt_med.inference.postprocess import Target, to_labels
+from tests.helpers import save
+
+BRATS = [Target("WT", (1, 2, 4), 2), Target("TC", (1, 4), 1), Target("ET", (4,), 4)]
+
+
+def held_cases(folder: Path, *, spurious_et: bool) -> list[Held]:
+    """Six cases: WT right below 0.5 but above 0.3; ET real in half of them, in the others two wrong voxels."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for i in range(6):
+        reference = np.zeros((12, 12, 12), dtype=np.uint8)
+        reference[3:9, 3:9, 3:9] = 2
+        reference[4:8, 4:8, 4:8] = 1
+        real = i % 2 == 0
+        if real:
+            reference[5:8, 5:8, 5:8] = 4
+        p = np.zeros((3, 12, 12, 12), dtype=np.float32)
+        p[0] = np.where(reference > 0, 0.4, 0.1)
+        p[1] = np.where(np.isin(reference, (1, 4)), 0.9, 0.1)
+        p[2] = np.where(reference == 4, 0.9, 0.1)
+        if spurious_et and not real:
+            p[2, 6, 6, 6:8] = 0.9
+        p += rng.uniform(-0.05, 0.05, p.shape).astype(np.float32)
+        save(folder / f"{i}_prob.nii.gz", np.moveaxis(p, 0, -1))
+        save(folder / f"{i}.nii.gz", reference)
+        cases.append(Held(str(i), i % 3, folder / f"{i}_prob.nii.gz", folder / f"{i}.nii.gz"))
+    return cases
+
+
+def test_a_threshold_that_helps_is_chosen(tmp_path: Path) -> None:
+    held = held_cases(tmp_path, spurious_et=False)
+    choice = choose_settings(held, BRATS, Inference(choose=["thresholds", "minimum"]))
+    assert set(choice.settings.thresholds) == {"WT"}  # the others are right as they are
+    assert choice.settings.thresholds["WT"] == 0.35  # of those that are as good, the nearest to 0.5
+    assert choice.settings.minimum == {}
+    assert choice.after["WT"] == 1.0 > choice.before["WT"]
+    assert choice.after["ET"] == choice.before["ET"] == 1.0
+
+
+def test_a_minimum_that_helps_is_chosen(tmp_path: Path) -> None:
+    held = held_cases(tmp_path, spurious_et=True)
+    choice = choose_settings(held, BRATS, Inference(threshold=0.25, choose=["minimum"]))
+    assert choice.settings.minimum == {"ET": 25.0}  # two voxels of 1 mm³ are noise, 27 are not
+    assert choice.settings.thresholds == {}
+    assert choice.before["ET"] == 0.5
+    assert choice.after["ET"] == 1.0
+
+
+def test_the_estimate_is_of_settings_that_have_not_seen_the_case(tmp_path: Path) -> None:
+    held = held_cases(tmp_path, spurious_et=True)
+    # Only fold 0 has wrong voxels: when it is left out, nothing speaks for a minimum, so its own gain must not be counted.
+    alone = [case for case in held if case.fold == 0 or int(case.name) % 2 == 0]
+    choice = choose_settings(alone, BRATS, Inference(threshold=0.25, choose=["minimum"]))
+    assert choice.settings.minimum == {"ET": 25.0}
+    assert choice.after["ET"] == choice.before["ET"] < 1.0
+
+
+def test_the_choice_is_what_to_labels_does(tmp_path: Path) -> None:
+    """The mean Dice reported with the final settings on all cases, recomputed from label maps."""
+    import nibabel as nib
+
+    held = held_cases(tmp_path, spurious_et=True)
+    choice = choose_settings(held, BRATS, Inference(choose=["thresholds", "minimum"]))
+    scores = []
+    for case in held:
+        p = np.moveaxis(np.asarray(nib.load(case.probabilities).dataobj, dtype=np.float32), -1, 0)
+        label, _ = to_labels(p, choice.settings, targets=BRATS, regions=True)
+        reference = np.asarray(nib.load(case.reference).dataobj)
+        a, b = label == 4, reference == 4
+        scores.append(1.0 if a.sum() + b.sum() == 0 else 2 * (a & b).sum() / (a.sum() + b.sum()))
+    assert choice.after["ET"] == np.mean(scores)

@@ -1,0 +1,197 @@
+"""``compare`` on reports of three methods, of folds and seeds, of one against itself, and on what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cmt_med.cli import run_command
+from cmt_med.compare import compare
+from cmt_med.evaluation.metrics import case_metrics
+from cmt_med.evaluation.overlap import EmptyRule
+from cmt_med.reports.scores import write_metrics
+from tests.evaluation.masks import ball
+
+TARGETS = {"core": [1], "whole": [1, 2]}
+SHAPE = (20, 20, 20)
+CASES = tuple(range(16))
+
+
+def label_map(radii: tuple[float, float], centre: Sequence[float]) -> np.ndarray:
+    return np.where(ball(SHAPE, centre, radii[0]), 1, np.where(ball(SHAPE, centre, radii[1]), 2, 0)).astype(np.uint8)
+
+
+def report(
+    folder: Path, error: float, *, seed: int = 0, cases: Sequence[int] = CASES, rule: EmptyRule = "challenge",
+    targets: dict[str, list[int]] = TARGETS, grow: float = 0.0,
+) -> str:  # fmt: skip
+    """A report of predictions that are off by about ``error`` voxels; the references depend on the case alone."""
+    scored = {}
+    for case in cases:
+        truth, noise = np.random.default_rng(case), np.random.default_rng([seed, case])
+        radii = (truth.uniform(3, 4) + grow, truth.uniform(6, 8))
+        centre = truth.uniform(9, 11, 3)
+        off = centre + error * (1 + 0.3 * noise.uniform(-1, 1)) * np.array([1, 0, 0])
+        pair = label_map((radii[0] + noise.uniform(-0.3, 0.3), radii[1]), off), label_map(radii, centre)
+        scored[f"case{case:02d}"] = case_metrics(*pair, targets, spacing=(1, 1, 2), rule=rule)
+    write_metrics(folder, scored, targets, rule=rule, failures=[], extra={"notice": ""})
+    return str(folder)
+
+
+def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    assert run_command(compare, [*arguments, "--output", str(tmp_path / "c")]) == 0
+    return json.loads((tmp_path / "c/compare.json").read_text())
+
+
+def dice(folder: str, target: str) -> np.ndarray:
+    cases = json.loads((Path(folder) / "metrics.json").read_text())["cases"]
+    return np.array([cases[case][target]["dice"] for case in sorted(cases)])
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("three")
+    return {
+        "good": report(folder / "good", 0.3, seed=1),
+        "fair": report(folder / "fair", 1.5, seed=2),
+        "poor": report(folder / "poor/report", 3.0, seed=3),
+    }
+
+
+def test_three_reports(three: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = run(tmp_path, *three.values())
+    out = capsys.readouterr().out
+    assert "Wilcoxon" in out
+    assert [r["name"] for r in content["reports"]] == ["good", "fair", "poor"]
+    assert len(content["tests"]) == 3 * len(TARGETS)
+    for test in content["tests"]:
+        a, b = (dice(three[test[side]], test["target"]) for side in ("first", "second"))
+        assert test["p"] == float(stats.wilcoxon(a, b).pvalue)
+        assert test["mean"] == pytest.approx((a - b).mean())
+        assert (test["n"], test["winner"]) == (16, "first")
+    ordered = sorted(content["tests"], key=lambda t: t["p"])
+    assert ordered[0]["p_holm"] == pytest.approx(6 * ordered[0]["p"])
+    over = {row["report"]: row for row in content["standings"] if row["target"] == "mean over targets"}
+    assert [over[name]["rank"] for name in ("good", "fair", "poor")] == [1, 2, 3]
+    assert over["good"]["first"] == 1
+    assert set(content["cases"]) == {f"case{i:02d}" for i in CASES}
+
+
+def test_distances_win_when_they_are_small(three: dict[str, str], tmp_path: Path) -> None:
+    content = run(tmp_path, three["poor"], three["good"], "--metric", "hd95")
+    assert {test["winner"] for test in content["tests"]} == {"second"}
+    assert all(test["mean"] > 0 for test in content["tests"])
+    assert content["metric"]["better"] == "lower"
+
+
+def test_a_report_against_itself(three: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = run(tmp_path, three["good"], three["good"])
+    assert [r["name"] for r in content["reports"]] == ["good", "good (2)"]
+    for test in content["tests"]:
+        assert (test["p"], test["p_holm"], test["winner"], test["ties"]) == (1, 1, "", 16)
+        assert (test["mean"], test["low"], test["high"]) == (0, 0, 0)
+    assert all(row["first"] == 0.5 for row in content["standings"])
+    assert "no case differs (p = 1 by convention)" in capsys.readouterr().out
+
+
+def test_folds_are_put_together(three: dict[str, str], tmp_path: Path) -> None:
+    folds = [report(tmp_path / f"fold{k}", 0.3, seed=1, cases=CASES[k::3]) for k in range(3)]
+    content = run(tmp_path, "folds=" + ",".join(folds), three["good"], three["fair"])
+    assert (content["reports"][0]["pooled"], content["reports"][0]["cases"]) == ("folds", 16)
+    for test in content["tests"]:
+        if test["second"] == "good":
+            assert (test["ties"], test["p"]) == (16, 1)
+        else:
+            assert (test["n"], test["winner"]) == (16, "first")
+
+
+def test_seeds_are_averaged_never_counted_as_cases(three: dict[str, str], tmp_path: Path) -> None:
+    seeds = [report(tmp_path / f"seed{k}", 1.5, seed=10 + k) for k in range(3)]
+    content = run(tmp_path, "ours=" + ",".join(seeds), three["fair"])
+    assert (content["reports"][0]["pooled"], content["reports"][0]["cases"]) == ("seeds", 16)
+    for test in content["tests"]:
+        a = np.mean([dice(folder, test["target"]) for folder in seeds], axis=0)
+        b = dice(three["fair"], test["target"])
+        assert test["n"] == 16
+        assert test["p"] == pytest.approx(float(stats.wilcoxon(a, b).pvalue))
+        assert test["mean"] == pytest.approx((a - b).mean())
+
+
+def test_folds_of_two_seeds(three: dict[str, str], tmp_path: Path) -> None:
+    parts = [
+        report(tmp_path / f"s{seed}f{k}", 1.5, seed=seed, cases=CASES[k::2]) for seed in (20, 21) for k in range(2)
+    ]
+    content = run(tmp_path, "ours=" + ",".join(parts), three["fair"])
+    assert (content["reports"][0]["pooled"], content["reports"][0]["cases"]) == ("folds of seeds", 16)
+
+
+def test_the_averages_of_seeds_tie_despite_rounding(tmp_path: Path) -> None:
+    one, two, three_ = (report(tmp_path / f"{k}", 1.5, seed=30 + k) for k in range(3))
+    content = run(tmp_path, f"x={one},{two},{three_}", f"y={three_},{two},{one}")
+    assert all((test["ties"], test["p"]) == (16, 1) for test in content["tests"])
+
+
+def refused(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    assert run_command(compare, arguments) == code
+    message = capsys.readouterr().err
+    for part in ("where:", "why:", "fix:"):
+        assert part in message
+    assert "Traceback" not in message
+    return message
+
+
+def test_other_cases_are_refused_by_name(
+    three: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fewer = report(tmp_path / "fewer", 1.5, cases=CASES[:14])
+    message = refused([three["good"], fewer], 65, capsys)
+    assert "E_CASES" in message
+    assert "case14, case15" in message
+    content = run(tmp_path, three["good"], fewer, "--common")
+    assert len(content["cases"]) == 14
+    assert [r["left_out"] for r in content["reports"]] == [2, 0]
+    assert "2 others left out (--common)" in capsys.readouterr().out
+    others = report(tmp_path / "others", 1.5, cases=[90, 91])
+    assert "no case in common" in refused([three["good"], others, "--common"], 65, capsys)
+
+
+def test_what_cannot_be_compared(three: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = three["good"]
+    rule = report(tmp_path / "rule", 1.0, rule="nan")
+    targets = report(tmp_path / "targets", 1.0, targets={"core": [1]})
+    references = report(tmp_path / "references", 1.0, grow=1.0)
+    part = report(tmp_path / "part", 1.0, cases=CASES[:3])
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/metrics.json").write_text('{"schema_version": 2, "cases": [')
+    old = json.loads((Path(good) / "metrics.json").read_text()) | {"schema_version": 1, "empty_rule": "nan"}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/metrics.json").write_text(json.dumps(old))
+    for arguments, code, expected in (
+        ([good, rule], 65, "E_RULE"),
+        ([good, targets], 65, "whole only in one"),
+        ([good, references], 65, "E_REFERENCE"),
+        ([f"x={good},{rule}", good], 65, "E_RULE"),
+        ([f"x={good},{part}", good], 65, "neither folds nor seeds"),
+        ([good, str(tmp_path / "absent")], 65, "no metrics.json"),
+        ([good, str(tmp_path / "broken")], 65, "damaged"),
+        ([good, str(tmp_path / "old")], 65, "another version"),
+        ([good], 64, "two or more"),
+        ([good, good, "--metric", "nsd_7mm"], 64, "has no nsd_7mm"),
+        ([good, good, "--metric", "volume_error_ml"], 64, "no better side"),
+        ([good, good, "--metric", "beauty"], 64, "no such score"),
+        ([good, good, "--output", "/proc/none"], 73, "/proc/none"),
+    ):
+        assert expected in refused(arguments, code, capsys), arguments
+
+
+def test_few_cases_say_that_they_are_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, poor = (report(tmp_path / n, error, cases=CASES[:4]) for n, error in (("good", 0.3), ("poor", 3.0)))
+    assert run_command(compare, [good, poor]) == 0
+    assert "4 differing cases are too few" in capsys.readouterr().out
+    assert not (tmp_path / "c").exists()

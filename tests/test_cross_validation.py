@@ -1,0 +1,160 @@
+"""All folds by one command, killed on the way, and the ensemble that they make."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from cmt_med.cli import run_command
+from cmt_med.evaluate import evaluate
+from cmt_med.infer import infer
+from cmt_med.train import train
+from tests.helpers import save, tiny_config, tiny_dataset
+
+SETS = ["--set", "folds=3", "--set", "train.epochs=3", "--set", "inference.threshold=0.6",
+        "--set", "data.regions=[{name: ball, labels: [ball], write: ball}]",
+        "--set", "inference.choose=[thresholds, minimum]"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-validation that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("cv")
+    config = tiny_config(folder, tiny_dataset(folder))
+    assert run_command(train, ["--config", str(config), *SETS]) == 0
+    return folder
+
+
+def metrics_of(folder: Path) -> dict[str, object]:
+    content = json.loads((folder / "report/metrics.json").read_text())
+    content["postprocessing"].pop("seconds")
+    return {key: content[key] for key in ("summary", "cases", "folds", "postprocessing", "failures")}
+
+
+def test_every_case_is_scored_by_a_network_that_has_not_seen_it(finished: Path) -> None:
+    report = metrics_of(finished / "run")
+    assert sorted(report["folds"]) == [f"case{i}" for i in range(6)]
+    for fold in range(3):
+        held = json.loads((finished / f"run/fold_{fold}/held_out.json").read_text())["training"]
+        assert {case["id"] for case in held} == {name for name, f in report["folds"].items() if f == fold}
+    # The report's Dice, recomputed from the folds' label maps.
+    for name, fold in report["folds"].items():
+        p = np.asarray(nib.load(finished / f"run/fold_{fold}/validation/{name}.nii.gz").dataobj) == 1
+        r = np.asarray(nib.load(finished / f"{name}_seg.nii.gz").dataobj) == 1
+        assert report["cases"][name]["ball"]["dice"] == pytest.approx(2 * (p & r).sum() / (p.sum() + r.sum()))
+
+
+def test_what_was_chosen_is_in_every_model(finished: Path) -> None:
+    chosen = metrics_of(finished / "run")["postprocessing"]["chosen"]
+    for fold in range(3):
+        card = json.loads((finished / f"run/model/fold_{fold}/model.json").read_text())
+        assert card["inference"]["thresholds"] == chosen["thresholds"]
+        assert card["inference"]["minimum"] == chosen["minimum"]
+        assert card["validation"]["ball"]["n"] == 6
+
+
+def test_the_same_command_again_trains_nothing(finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.glob("run/fold_*/model/model.safetensors")}
+    assert run_command(train, ["--config", str(finished / "tiny.yaml"), *SETS]) == 0
+    assert before == {p: p.stat().st_mtime_ns for p in finished.glob("run/fold_*/model/model.safetensors")}
+
+
+def test_killed_twice_gives_the_same_report(finished: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cmt_med.train", "--config", str(finished / "tiny.yaml"), *SETS,
+               "--output", str(tmp_path / "run"), "--threads", "2"]  # fmt: skip
+    waits = ["fold_0/checkpoints/step-000000002.sha256", "fold_2/checkpoints"]
+    for wait in waits:  # once inside the first fold, once between or inside later ones
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(1200):
+            if (tmp_path / "run" / wait).exists() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        assert process.poll() is None, "it ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "run/report").exists()
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(tmp_path / "run") == metrics_of(finished / "run")
+
+
+def test_one_fold_alone_then_all(finished: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(finished / "tiny.yaml"), *SETS, "--output", str(tmp_path / "run")]
+    assert run_command(train, [*arguments, "--fold", "1"]) == 0
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["fold_1"]
+    assert run_command(train, [*arguments, "--fold", "3"]) == 64
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "cmt_med.train", *arguments, "--device", "cpu,cpu", "--threads", "1"]
+    assert subprocess.run(command, check=False, env=env, capture_output=True).returncode == 0
+    assert metrics_of(tmp_path / "run")["folds"] == metrics_of(finished / "run")["folds"]
+
+
+def test_folds_average_their_probabilities(finished: Path, tmp_path: Path) -> None:
+    given = ["--input", str(finished / "dataset.json"), "--probabilities"]
+    run = finished / "run"
+    assert run_command(infer, ["--model", str(run), *given, "--output", str(tmp_path / "all")]) == 0
+    single = []
+    for fold in range(3):
+        out = tmp_path / f"fold{fold}"
+        assert run_command(infer, ["--model", str(run / f"model/fold_{fold}"), *given, "--output", str(out)]) == 0
+        single.append(np.asarray(nib.load(out / "case0_prob.nii.gz").dataobj))
+    together = np.asarray(nib.load(tmp_path / "all/case0_prob.nii.gz").dataobj)
+    np.testing.assert_allclose(together, np.mean(single, axis=0), atol=1e-6)
+    record = json.loads((tmp_path / "all/run.json").read_text())
+    assert len(record["provenance"]["members"]) == 3
+    report = ["--predictions", str(tmp_path / "all"), "--references", str(finished / "dataset.json")]
+    assert run_command(evaluate, [*report, "--output", str(tmp_path / "report")]) == 0
+
+
+def test_networks_that_predict_something_else_are_no_ensemble(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((finished / "run/model/fold_1/model.json").read_text())
+    content["labels"] = {"background": 0, "ball": 2}
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    (tmp_path / "model.safetensors").write_bytes((finished / "run/model/fold_1/model.safetensors").read_bytes())
+    arguments = ["--model", str(finished / "run"), "--model", str(tmp_path), "--input", str(finished / "dataset.json")]
+    assert run_command(infer, [*arguments, "--output", str(tmp_path / "out")]) == 64
+    assert "do not predict the same" in capsys.readouterr().err
+
+
+def test_folds_of_the_case_list_must_be_as_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = tiny_dataset(tmp_path)
+    content = json.loads(manifest.read_text())
+    for i, case in enumerate(content["training"]):
+        case["fold"] = i % 2
+    manifest.write_text(json.dumps(content))
+    assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest)), *SETS]) == 64
+    assert "folds=2" in capsys.readouterr().err
+    assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest)), "--fold", "0"]) == 64
+
+
+def test_labels_are_written_in_the_input_s_numbers(finished: Path, tmp_path: Path) -> None:
+    """The data set to segment calls its ball 7."""
+    content = json.loads((finished / "dataset.json").read_text())
+    content["labels"] = {"0": "background", "7": "ball"}
+    for case in content["training"]:
+        case["image"] = {name: str(finished / file) for name, file in case["image"].items()}
+        label = np.asarray(nib.load(finished / case["label"]).dataobj) * 7
+        case["label"] = str(save(tmp_path / "labels" / case["label"], label.astype(np.uint8)))
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    given = ["--input", str(tmp_path / "other.json"), "--output", str(tmp_path / "out")]
+    assert run_command(infer, ["--model", str(finished / "run"), *given]) == 0
+    found = set()
+    for i in range(6):
+        found |= set(np.unique(np.asarray(nib.load(tmp_path / f"out/case{i}.nii.gz").dataobj)).tolist())
+    assert found == {0, 7}
+    report = ["--predictions", str(tmp_path / "out"), "--references", str(tmp_path / "other.json")]
+    assert run_command(evaluate, [*report, "--output", str(tmp_path / "report")]) == 0
+    metrics = json.loads((tmp_path / "report/metrics.json").read_text())
+    assert metrics["targets"] == {"ball": [7]}
+    assert metrics["summary"]["ball"]["mean"] > 0.1

@@ -1,0 +1,131 @@
+"""``evaluate`` with its scores, rules and options, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmt_med.cli import run_command
+from cmt_med.evaluate import evaluate
+from tests.helpers import save
+
+SPACING = np.diag([2.0, 1.0, 1.0, 1.0])
+
+
+def cube(low: int | None) -> np.ndarray:
+    """A cube of 4³ voxels of 2 mm³ at ``low``; none for None."""
+    volume = np.zeros((16, 16, 16), np.uint8)
+    if low is not None:
+        volume[low : low + 4, 4:8, 4:8] = 1
+    return volume
+
+
+def run(folder: Path, pairs: dict[str, tuple[np.ndarray, np.ndarray]], *options: str) -> int:
+    for case, (predicted, reference) in pairs.items():
+        save(folder / f"p/{case}.nii.gz", predicted, SPACING)
+        save(folder / f"r/{case}.nii.gz", reference, SPACING)
+    base = ["--predictions", str(folder / "p"), "--references", str(folder / "r"), "--output", str(folder / "o")]
+    return run_command(evaluate, [*base, "--labels", "ball=1", *options])
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "o/metrics.json").read_text())
+
+
+FOUR = {
+    "found": (cube(4), cube(4)), "moved": (cube(5), cube(4)), "missed": (cube(None), cube(4)),
+    "false": (cube(4), cube(None)), "empty": (cube(None), cube(None)),
+}  # fmt: skip
+
+
+def test_every_score_is_written_and_summarised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, FOUR, "--tolerance", "1", "--tolerance", "2.5", "--lesion-wise", "met") == 0
+    out = capsys.readouterr().out
+    assert "HD95 mm" in out
+    assert "ball: 3 lesions, 2 detected, 1 missed, 1 false positives" in out
+    found = metrics(tmp_path)
+    assert (found["schema_version"], found["empty_rule"], found["tolerances_mm"]) == (2, "challenge", [1, 2.5])
+    assert found["lesion_rule"] == {"name": "met", "dilation": 1, "min_voxels": 2}
+    moved = found["cases"]["moved"]["ball"]
+    assert (moved["dice"], moved["hd95"], moved["nsd_2.5mm"]) == (0.75, 2.0, 1.0)
+    assert moved["reference_ml"] == pytest.approx(0.128)
+    row = found["summary"]["ball"]
+    assert (row["n_empty"], row["n_missed"], row["n_false_positive"]) == (2, 1, 1)
+    assert row["mean"] == pytest.approx((1 + 0.75 + 0 + 0 + 1) / 5)
+    assert row["metrics"]["hd95"]["mean"] == pytest.approx((0 + 2 + 373.13 + 373.13 + 0) / 5)
+    for name in row["metrics"]:
+        assert found["metrics"][name]["title"]
+        assert {"mean", "median", "std", "low", "high", "n", "n_empty", "n_missed", "n_false_positive"} <= set(
+            row["metrics"][name]
+        )
+    with (tmp_path / "o/metrics.csv").open() as stream:
+        table = list(csv.DictReader(stream))
+    assert [line["case"] for line in table] == sorted(FOUR)
+    assert list(table[0])[:7] == [
+        "case", "target", "dice", "reference_voxels", "predicted_voxels", "reference_ml", "predicted_ml",
+    ]  # fmt: skip
+    assert set(found["metrics"]) < set(table[0])
+
+
+@pytest.mark.parametrize(("rule", "mean", "n"), [("nan", 1.75 / 4, 4), ("skip", 1.75 / 3, 3)])
+def test_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, mean: float, n: int) -> None:
+    assert run(tmp_path, FOUR, "--empty", rule) == 0
+    row = metrics(tmp_path)["summary"]["ball"]
+    assert (row["mean"], row["n"], row["n_empty"], row["n_missed"]) == (pytest.approx(mean), n, 2, 1)
+    assert metrics(tmp_path)["cases"]["empty"]["ball"]["dice"] is None
+    assert metrics(tmp_path)["lesion_rule"] is None
+    assert f"rule {rule}: empty reference" in capsys.readouterr().out
+
+
+def test_what_is_no_score_is_an_error(tmp_path: Path) -> None:
+    bad = cube(4).astype(np.float32)
+    bad[0, 0, 0] = np.nan
+    half = cube(4).astype(np.float32)
+    half[0, 0, 0] = 0.4
+    pairs = {
+        "good": (cube(4), cube(4)), "nan": (bad, cube(4)), "fraction": (half, cube(4)),
+        "shape": (cube(4)[:-1], cube(4)), "reference": (cube(4), bad),
+    }  # fmt: skip
+    save(tmp_path / "p/place.nii.gz", cube(4), np.diag([1.0, 1.0, 1.0, 1.0]))
+    save(tmp_path / "r/place.nii.gz", cube(4), SPACING)
+    (tmp_path / "r/absent.nii.gz").write_bytes((tmp_path / "r/place.nii.gz").read_bytes())
+    assert run(tmp_path, pairs) == 2
+    codes = {failure["case"]: failure["code"] for failure in json.loads((tmp_path / "o/failures.json").read_text())}
+    assert codes == {
+        "nan": "E_NONFINITE", "fraction": "E_LABEL", "shape": "E_GRID", "reference": "E_NONFINITE", "place": "E_GRID",
+        "absent": "E_MISSING",
+    }  # fmt: skip
+    assert list(metrics(tmp_path)["cases"]) == ["good"]
+    assert metrics(tmp_path)["summary"]["ball"]["n"] == 1
+
+
+def test_labels_that_the_model_does_not_write_are_an_error(tmp_path: Path) -> None:
+    strange = cube(4)
+    strange[0, 0, 0] = 7
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/run.json").write_text(json.dumps({"labels": {"background": 0, "ball": 1}}))
+    assert run(tmp_path, {"good": (cube(4), cube(4)), "strange": (strange, cube(4))}) == 2
+    (failure,) = json.loads((tmp_path / "o/failures.json").read_text())
+    assert (failure["case"], failure["code"]) == ("strange", "E_LABEL")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--empty", "drop"], "challenge or nan or skip"),
+        (["--lesion-wise", "glioma"], "gli or ped"),
+        (["--tolerance", "0"], "tolerance"),
+        (["--tolerance", "nan"], "tolerance"),
+    ],
+)
+def test_wrong_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], expected: str) -> None:
+    assert run(tmp_path, {"found": (cube(4), cube(4))}, *options) == 64
+    message = capsys.readouterr().err
+    for part in (expected, "where:", "why:", "fix:"):
+        assert part in message
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,100 @@
+"""A config and a case list for folders as downloaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cmt_med.cli import run_command
+from cmt_med.config import load_config
+from cmt_med.data.manifest import load_manifest
+from cmt_med.data.phantom_years import write_as_downloaded
+from cmt_med.init import init
+from cmt_med.train import train
+from tests.helpers import tiny_dataset
+
+
+def test_a_download_trains_from_what_init_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_as_downloaded(tmp_path / "download", "brats2024-gli", heads=4, spacing=8.0)
+    config = tmp_path / "my.yaml"
+    assert run_command(init, [str(tmp_path / "download"), "--output", str(config)]) == 0
+    told = capsys.readouterr().out
+    assert "BraTS 2024 GLI: 1 NCR, 2 ED, 3 ET, 4 RC" in told
+    assert "RC = RC" in told
+    assert "memory about" in told
+    manifest = load_manifest(tmp_path / "my.json")
+    assert manifest.convention == "brats2024-gli"
+    assert manifest.demo  # the volumes say PHANTOM DATA
+    assert {case.group for case in manifest.cases} == {f"BraTS-GLI-0000{i}" for i in range(1, 5)}
+    assert [region.name for region in manifest.regions or ()] == ["WT", "TC", "ET", "RC"]
+    sets = ["train.epochs=1", "train.patch_size=[16, 16, 16]", "data.workers=0", f"output={tmp_path / 'run'}",
+            "network.options={stem_channels: 8, dims: [8, 16], depths: [1, 1], head_dim: 8, "
+            "attention: [lightweight, window], kv_strides: [2, 1], full_channels: 4}"]  # fmt: skip
+    assert run_command(train, ["--config", str(config), *[part for s in sets for part in ("--set", s)]]) == 0
+    metrics = json.loads((tmp_path / "run/report/metrics.json").read_text())
+    assert metrics["targets"] == {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3], "RC": [4]}
+    card = json.loads((tmp_path / "run/model/model.json").read_text())
+    assert card["convention"] == "brats2024-gli"
+
+
+def test_contradictions_are_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_as_downloaded(tmp_path / "new", "brats2023-gli", heads=1, spacing=12.0)
+    case = next((tmp_path / "new").iterdir())
+    old = tmp_path / "old/BraTS2021_00001"
+    old.mkdir(parents=True)
+    for new_name, name in (("t1n", "t1"), ("t1c", "t1ce"), ("t2w", "t2"), ("t2f", "flair"), ("seg", "seg")):
+        shutil.copy(case / f"{case.name}-{new_name}.nii.gz", old / f"{old.name}_{name}.nii.gz")
+    arguments = [str(tmp_path / "old"), "--output", str(tmp_path / "my.yaml")]
+    assert run_command(init, arguments) == 65
+    told = capsys.readouterr().err
+    assert "E_CONVENTION" in told
+    assert "--convention" in told
+    assert not (tmp_path / "my.yaml").exists()
+    assert run_command(init, [*arguments, "--convention", "brats2023"]) == 0
+    assert load_manifest(tmp_path / "my.json").labels["ET"] == 3
+    assert run_command(init, [*arguments, "--convention", "brats2023"]) == 73  # it may have been edited
+    assert run_command(init, [*arguments, "--convention", "brats2021", "--force"]) == 65
+    assert run_command(init, [*arguments, "--convention", "brats1999", "--force"]) == 64
+
+
+def test_faulty_cases_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = write_as_downloaded(tmp_path / "download", "brats2021", heads=4, spacing=12.0)
+    folder = tmp_path / "download"
+    (folder / names[0] / f"{names[0]}_flair.nii.gz").unlink()
+    damaged = folder / names[1] / f"{names[1]}_t1.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    shutil.copy(folder / names[2] / f"{names[2]}_t1.nii.gz", folder / names[2] / f"{names[2]}_t2.nii.gz")
+    assert run_command(init, [str(folder), "--output", str(tmp_path / "my.yaml")]) == 2
+    told = capsys.readouterr().out
+    assert f"left out:   {names[0]}: [E_CHANNEL]" in told
+    assert f"copied:     case {names[2]}: t1 and t2" in told
+    failures = json.loads((tmp_path / "failures.json").read_text())
+    assert {f["code"] for f in failures} == {"E_CHANNEL", "E_TRUNCATED"}
+    assert [case.name for case in load_manifest(tmp_path / "my.json").cases] == names[2:]
+
+
+def test_other_data_keeps_the_names_of_its_list(tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "data")
+    assert run_command(init, [str(manifest.parent), "--output", str(tmp_path / "balls.yaml")]) == 0
+    written = load_manifest(tmp_path / "balls.json")
+    assert (written.labels, written.convention, written.regions) == ({"background": 0, "ball": 1}, "", None)
+    assert load_config(tmp_path / "balls.yaml").data.channels == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["nothing", "notes.txt"])
+def test_no_data_set(tmp_path: Path, name: str) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    assert run_command(init, [str(tmp_path / name), "--output", str(tmp_path / "my.yaml")]) == 65
+    assert run_command(init, [str(tmp_path), "--output", str(tmp_path / "my.txt")]) == 73
+
+
+def test_hostile_names_stay_inside_the_comment(tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "data")
+    content = json.loads(manifest.read_text())
+    content["name"] = "x\n\u2028train: {epochs: 1}\r\x85seed: 7 #"
+    manifest.write_text(json.dumps(content))
+    assert run_command(init, [str(manifest), "--output", str(tmp_path / "a b;c.yaml")]) == 0
+    assert load_config(tmp_path / "a b;c.yaml").seed == 0
