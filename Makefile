@@ -19,7 +19,7 @@ viewer: cmt_med/reports/assets/viewer.js  ## the volume viewer of reports and of
 
 cmt_med/reports/assets/viewer.js: viewer/viewer.js viewer/package.json viewer/package-lock.json
 	@command -v npm >/dev/null || { echo "npm not found; install Node.js 18 or later (Debian: nodejs npm)" >&2; exit 64; }
-	cd viewer && npm ci --no-audit --no-fund && npm run --silent build
+	cd viewer && npm ci --ignore-scripts --no-audit --no-fund && npm run --silent build
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -252,6 +252,24 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Experiment:
 def dump_config(experiment: Experiment) -> str:
     """The resolved experiment as YAML."""
     return yaml.safe_dump(experiment.model_dump(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def changed_settings(path: Path, experiment: Experiment) -> list[str]:
+    """The keys in which an experiment differs from one that :func:`dump_config` wrote; none if that cannot be read."""
+    try:
+        before = load_config(path).model_dump()
+    except ConfigError:
+        return []
+    flat = [dict(_leaves(content)) for content in (before, experiment.model_dump())]
+    return [key for key in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get(key) != flat[1].get(key)]
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _read(path: Path) -> str:

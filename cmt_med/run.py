@@ -29,7 +29,7 @@ from cmt_med.assemble import (
     scored_targets,
     start_network,
 )
-from cmt_med.config import Experiment, dump_config
+from cmt_med.config import Experiment, changed_settings, dump_config
 from cmt_med.data.brats import lesions_of
 from cmt_med.data.manifest import load_manifest, manifest_content
 from cmt_med.data.phantom import BANNER
@@ -117,7 +117,7 @@ def run_experiment(request: Request) -> int:
         if main:  # only now: a faulty config or case must not touch what an earlier run left
             if request.fresh and folder.exists():
                 clear_run(folder)
-            require_same_run(folder, parts, experiment.train)
+            require_same_run(folder, parts, experiment.train, changed_settings(folder / "config.yaml", experiment))
             write_text(folder / "config.yaml", dump_config(experiment))
             write_json(folder / "environment.json", environment(device, experiment.seed))
             write_json(folder / "held_out.json", manifest_content(manifest, data.validation))

@@ -326,9 +326,12 @@ def test_a_loss_that_is_not_finite_names_the_cases(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "run/model").exists()
 
 
-def test_another_experiment_in_the_same_folder_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_another_experiment_in_the_same_folder_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = str(trained / "tiny.yaml")
-    assert run_command(train, ["--config", config, "--set", "seed=9"]) == 65
+    assert run_command(train, ["--config", config, "--set", "seed=9"]) == 64
+    assert "these settings differ: seed\n" in capsys.readouterr().err
     arguments = ["--config", config, "--set", "seed=9", "--fresh", "--output", str(tmp_path / "other")]
     assert run_command(train, arguments) == 0
 

@@ -56,8 +56,8 @@ class Viewer {
       isResizeCanvas: true,
       multiplanarShowRender: SHOW_RENDER.NEVER,
       multiplanarForceRender: false,
-      crosshairWidth: 0.12,
-      crosshairGap: 3,
+      crosshairWidth: 0.4,
+      crosshairWidthUnit: "percent",
       crosshairColor: [1, 1, 0, 0.7],
       // their letters are the viewer's own
       clipPlaneHotKey: "",

@@ -142,6 +142,8 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case]) -> dict[str, Any
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():  # a FIFO would never end
+            raise OSError("it is not a regular file")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise _fault(path, "the case list is too large", f"at most {MAX_MANIFEST_BYTES} bytes are read")
         content = json.loads(path.read_text(encoding="utf-8"))

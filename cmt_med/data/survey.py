@@ -15,6 +15,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
+from cmt_med.data.flags import copied_channels
 from cmt_med.data.gate import load_case
 from cmt_med.data.manifest import Case
 from cmt_med.data.phantom import BANNER
@@ -107,12 +108,6 @@ def _says_phantom(path: Path) -> bool:
         header = nib.load(path).header
         return isinstance(header, nib.Nifti1Header) and BANNER.encode() in bytes(header["descrip"])
     return False
-
-
-def copied_channels(channels: Sequence[str], image: NDArray[np.float32]) -> list[tuple[str, str]]:
-    """Pairs of channels (C, *S) that are the same image, which real data sets have and a network learns to rely on."""
-    pairs = [(i, j) for i in range(len(channels)) for j in range(i + 1, len(channels))]
-    return [(channels[i], channels[j]) for i, j in pairs if np.array_equal(image[i], image[j])]
 
 
 def _box(inside: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """The process that decodes foreign files: ``python -m cmt_med.data.worker FD MEMORY``, started by :mod:`cmt_med.data.decoder`.
 
-It takes one request after the other from a socket: a line of JSON with a path, and a file descriptor for the voxels. It answers
-with a line of JSON: what the file says, or the error. Voxels are passed on in pieces, so its own memory stays small whatever a
-header claims, and is capped.
+It takes one request after the other from a socket, a line of JSON with a path. It answers with a line of JSON that has what the file
+says, or the error; then the voxels in pieces, each behind its length in four bytes; then a zero length and a last line, which has
+the error if one came up on the way. Its own memory stays small whatever a header claims, and is capped.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import json
 import os
 import resource
 import socket
+import struct
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cmt_med.data.formats import open_volume
-from cmt_med.data.streams import MAX_BYTES, readable_name
+from cmt_med.data.streams import readable_name
 from cmt_med.errors import CmtError
 
 
@@ -26,49 +27,59 @@ def main() -> int:
     """Answer requests until the other side closes the socket."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     limit(int(sys.argv[2]))
-    while True:
-        request, descriptors, _, _ = socket.recv_fds(channel, 1 << 16, 1)
-        if not request:
-            return 0
-        answer = _answer(os.fsdecode(bytes.fromhex(json.loads(request)["path"])), descriptors[0])
-        os.close(descriptors[0])
-        channel.sendall(json.dumps(answer).encode() + b"\n")
+    with channel.makefile("rb") as requests:
+        for request in requests:
+            _answer(Path(os.fsdecode(bytes.fromhex(json.loads(request)["path"]))), channel)
+    return 0
 
 
 def limit(memory: int) -> None:
-    """Cap what this process may still allocate, write and leave behind when it crashes."""
+    """Cap what this process may still allocate, and forbid it to write files and to leave any behind when it crashes."""
     used = 0
     with contextlib.suppress(OSError):  # Linux only; elsewhere the cap includes what is loaded already
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     for kind, value in (
-        (resource.RLIMIT_AS, used + memory), (resource.RLIMIT_FSIZE, MAX_BYTES), (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, used + memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0),
     ):  # fmt: skip
         with contextlib.suppress(OSError, ValueError):  # an administrator may have set less
             resource.setrlimit(kind, (value, value))
 
 
-def _answer(path: str, descriptor: int) -> dict[str, Any]:
+def _answer(path: Path, channel: socket.socket) -> None:
+    begun = False
+    last: dict[str, Any] = {}
     try:
-        opened = open_volume(Path(path))
+        opened = open_volume(path)
         for piece in opened.content:
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(descriptor, view) :]
-        return {"stored": asdict(opened.stored)}
-    except CmtError as error:
-        return {"error": error.as_dict()}
-    except MemoryError:
-        return {"error": CmtError(
-            "decoding needs more memory than is allowed", where=readable_name(Path(path)),
+            if not begun:  # only now is it known that the file can hold what its header claims
+                channel.sendall(_line({"stored": asdict(opened.stored)}))
+                begun = True
+            channel.sendall(struct.pack("<I", len(piece)))
+            channel.sendall(piece)
+    except OSError:
+        raise  # the other side is gone
+    except Exception as error:
+        last = {"error": _refusal(error, readable_name(path)).as_dict()}
+    channel.sendall((struct.pack("<I", 0) if begun else b"") + _line(last))
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def _refusal(error: Exception, where: str) -> CmtError:
+    if isinstance(error, CmtError):
+        return error
+    if isinstance(error, MemoryError):
+        return CmtError(
+            "decoding needs more memory than is allowed", where=where,
             why="what a file may take is bounded, so that a hostile one cannot stop the machine",
             fix="convert the image to .nii.gz", code="E_MEMORY",
-        ).as_dict()}  # fmt: skip
-    except Exception as error:  # a gap in a reader's checks; the process goes on, and the file is refused
-        return {"error": CmtError(
-            "the file cannot be decoded", where=readable_name(Path(path)),
-            why=f"{type(error).__name__}: {str(error)[:200]}",
-            fix="convert the image to .nii.gz; report it if other programs read the file", code="E_DECODE",
-        ).as_dict()}  # fmt: skip
+        )  # fmt: skip
+    return CmtError(  # a gap in a reader's checks; the process goes on, and the file is refused
+        "the file cannot be decoded", where=where, why=f"{type(error).__name__}: {str(error)[:200]}",
+        fix="convert the image to .nii.gz; report it if other programs read the file", code="E_DECODE",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

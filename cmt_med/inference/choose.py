@@ -7,6 +7,7 @@ and applying the choice to that one: a gain measured on the cases that chose it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from cmt_med.inference.postprocess import Target, surrounding, to_labels
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(17))
 MINIMA_MM3 = (0.0, 25.0, 50.0, 100.0, 200.0, 300.0, 500.0, 750.0, 1000.0)
-WORTH = 1e-3  # a smaller gain in mean Dice is noise: the plain setting stays
+WORTH = 1e-3  # a smaller gain in mean Dice is not worth a setting
 
 
 @dataclass(frozen=True)
@@ -120,15 +121,22 @@ def _curve(case: Held, outputs: Sequence[Target]) -> NDArray[np.float64]:
 def _best_thresholds(
     curves: Sequence[NDArray[np.float64]], outputs: Sequence[Target], settings: Inference
 ) -> dict[str, float]:
-    means = np.mean(curves, axis=0)  # (K, T)
     chosen = {}
-    for target, row in zip(outputs, means, strict=True):
+    for k, target in enumerate(outputs):
+        rows = np.array([curve[k] for curve in curves])  # (cases, T)
         plain = settings.thresholds.get(target.name, settings.threshold)
-        here = float(np.interp(plain, THRESHOLDS, row))
-        as_good = [t for t, score in zip(THRESHOLDS, row, strict=True) if score >= row.max() - WORTH / 10]
-        if row.max() > here + WORTH:
-            chosen[target.name] = min(as_good, key=lambda t: abs(t - plain))
+        here = np.array([np.interp(plain, THRESHOLDS, row) for row in rows])
+        means = rows.mean(axis=0)
+        as_good = [t for t, score in zip(THRESHOLDS, means, strict=True) if score >= means.max() - WORTH / 10]
+        if is_worth(rows[:, int(np.argmax(means))] - here):
+            chosen[target.name] = min(as_good, key=lambda t, p=plain: abs(t - p))  # type: ignore[misc]
     return chosen
+
+
+def is_worth(gains: NDArray[np.float64]) -> bool:
+    """Whether the cases' gains in Dice are more than noise: a mean above :data:`WORTH` and above its standard error."""
+    error = float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return float(gains.mean()) > max(WORTH, error)
 
 
 # ---- the smallest volume that is written
@@ -169,9 +177,9 @@ def _measure(
 def _best_minimum(rows: Sequence[_Sizes], outputs: Sequence[Target]) -> dict[str, float]:
     chosen = {}
     for target in innermost(outputs):
-        means = [float(np.mean([_dice_with(row, {target.name: m})[target.name] for row in rows])) for m in MINIMA_MM3]
-        best = int(np.argmax(means))
-        if means[best] > means[0] + WORTH:
+        scores = np.array([[_dice_with(row, {target.name: m})[target.name] for m in MINIMA_MM3] for row in rows])
+        best = int(np.argmax(scores.mean(axis=0)))
+        if is_worth(scores[:, best] - scores[:, 0]):
             chosen[target.name] = MINIMA_MM3[best]
     return chosen
 

@@ -18,6 +18,8 @@ from cmt_med.errors import ConfigError, DataError
 from cmt_med.files import sha256, write_bytes, write_json
 from cmt_med.inference.postprocess import Target
 
+SCHEMA_VERSION: Literal[2] = 2
+
 
 class RegionCard(BaseModel):
     """A region in the training data's numbers: what it consists of, and what is painted for it."""
@@ -32,7 +34,7 @@ class ModelCard(BaseModel):
     """Everything about a model but its weights; no case names or paths."""
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[2] = 2
+    schema_version: Literal[2] = SCHEMA_VERSION
     name: str
     network: dict[str, Any]  # keyword arguments of build_network
     channels: list[str]
@@ -85,7 +87,16 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """
     folder = path / "model" if (path / "model" / "model.json").exists() else path
     try:
-        card = ModelCard.model_validate(json.loads((folder / "model.json").read_text(encoding="utf-8")))
+        content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version != SCHEMA_VERSION:
+            raise _fault(
+                "the model was written by another version of cmt_med",
+                path,
+                f"its card has version {version}, this cmt_med reads {SCHEMA_VERSION}",
+                "use the cmt_med that trained it (provenance in model.json), or train again",
+            )
+        card = ModelCard.model_validate(content)
     except OSError as error:
         raise _fault(
             "there is no model here", path, "no model.json", "give a run folder or its model/ folder"

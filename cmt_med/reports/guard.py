@@ -18,6 +18,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_TARGET = 200  # bytes of a request's path
 MAX_HEADERS = 60  # a browser sends about 15
+MAX_HEADER_BYTES = 16_384
 ROUTES = re.compile(rb"(|viewer\.js|page\.css|cases\.json|case/[0-9]{1,6}(/(prediction|reference|image/[0-9]{1,3}))?)")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; base-uri 'none'; "
@@ -66,8 +67,10 @@ class Guard:
         path, headers = scope.get("raw_path") or b"", scope["headers"]
         if scope["method"] != "GET":
             return 405
-        if len(path) > MAX_TARGET or len(headers) > MAX_HEADERS:
+        if len(path) > MAX_TARGET:
             return 414
+        if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+            return 431
         values = {name: [value for key, value in headers if key == name] for name, _ in headers}
         if b"transfer-encoding" in values or values.get(b"content-length", [b"0"]) != [b"0"]:
             return 413  # no request has a body

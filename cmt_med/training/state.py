@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,23 +63,27 @@ class Position:
     stopped_by: str = ""
 
 
-def require_same_run(folder: Path, parts: Parts, train: Train) -> None:
+def require_same_run(folder: Path, parts: Parts, train: Train, changed: Sequence[str] = ()) -> None:
     """Refuse a folder whose checkpoints belong to another experiment or were planned with another bound.
 
+    Args:
+        folder: the run's.
+        parts, train: of the training that would go on there.
+        changed: settings that differ from the run's own config, for the message.
+
     Raises:
-        DataError: E_CHECKPOINT, for another experiment.
-        ConfigError: for another number of epochs or minutes.
+        ConfigError: for another experiment, or another number of epochs or minutes.
+        DataError: E_CHECKPOINT if all checkpoints are damaged.
     """
     saved = load_newest(folder / "checkpoints")
     if saved is None:
         return
     if saved["fingerprint"] != parts.fingerprint:
-        raise DataError(
+        raise ConfigError(
             "the run folder belongs to another experiment",
             where=str(folder),
-            why="its checkpoint was made with another config or other cases",
+            why=f"these settings differ: {', '.join(changed)}" if changed else "its cases, or their files, were others",
             fix="use another --output, or --fresh to start over",
-            code="E_CHECKPOINT",
         )
     epochs, minutes = saved.get("bounds", (None, None))
     if [epochs, minutes] != [train.epochs, train.max_minutes]:

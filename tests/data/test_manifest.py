@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,14 @@ def test_faults_are_named(tmp_path: Path, content: dict[str, object], expected: 
         load_manifest(write(tmp_path, **content))
     assert expected in str(raised.value)
     assert raised.value.exit_code == 65
+
+
+def test_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.json")
+    for name in ("fifo.json", "missing.json", "."):
+        with pytest.raises(CmtError) as raised:
+            load_manifest(tmp_path / name)
+        assert raised.value.code == "E_IO"
 
 
 def test_not_json(tmp_path: Path) -> None:

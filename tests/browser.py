@@ -1,0 +1,128 @@
+"""A headless browser for tests, and what they need of the machine."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from cmt_med.reports.viewer import viewer_script
+
+PURE = (230, 97, 1)  # the first label in the prediction
+TINTED = (245, 192, 153)  # and in the reference
+
+
+def require_browser() -> None:
+    """Skip without Chromium, its driver or the built viewer; fail where no such test may skip."""
+    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    if viewer_script() is None:
+        missing.append("the built viewer (make viewer)")
+    if not missing:
+        return
+    if os.environ.get("CMT_REQUIRE_DATA"):
+        pytest.fail(f"{', '.join(missing)} missing, and here no such test may skip")
+    pytest.skip(f"needs {', '.join(missing)} (Debian: chromium, chromium-driver, nodejs, npm)")
+
+
+@contextmanager
+def chromium(*, offline: bool) -> Iterator[Any]:
+    """A browser that draws WebGL2 in software."""
+    require_browser()
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for argument in ("--headless=new", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+                     "--disable-dev-shm-usage", "--window-size=1300,1000"):  # fmt: skip
+        options.add_argument(argument)
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")  # Chromium's own does not work for root
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    try:
+        if offline:
+            driver.execute_cdp_cmd("Network.enable", {})
+            driver.execute_cdp_cmd(
+                "Network.emulateNetworkConditions",
+                {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+            )
+        yield driver
+    finally:
+        driver.quit()
+
+
+def wait_for_case(driver: Any, number: int, seconds: float = 60) -> None:
+    """Until the viewer shows the case of that number."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        state, case = driver.execute_script(
+            "const v = document.getElementById('viewer').dataset; return [v.state, v.case]"
+        )
+        if state == "failed":
+            break
+        if state == "ready" and case == str(number):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"case {number} is not shown: {driver.find_element(By.CSS_SELECTOR, '#viewer .status').text}")
+
+
+def set_opacity(driver: Any, layer: str, value: float) -> None:
+    """Move a layer's slider, as a hand would."""
+    driver.execute_script(
+        "const s = document.getElementById(arguments[0]); s.value = arguments[1];"
+        "s.dispatchEvent(new Event('input', {bubbles: true}))",
+        f"viewer-{layer}-opacity",
+        value,
+    )
+
+
+def canvas(driver: Any) -> NDArray[np.int16]:
+    """What the viewer's canvas shows, (H, W, 3)."""
+    # two frames, so that what was asked for is drawn
+    driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    picture = driver.find_element(By.CSS_SELECTOR, "#viewer canvas").screenshot_as_png
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), dtype=np.int16)
+
+
+def count(pixels: NDArray[np.int16], colour: tuple[int, int, int], tolerance: int = 12) -> int:
+    """Pixels of about that colour."""
+    return int((np.abs(pixels - np.array(colour)).max(axis=-1) <= tolerance).sum())
+
+
+def check_layers(driver: Any) -> dict[str, int]:
+    """Both layers are drawn, each follows its opacity, and a label can be hidden; counts of pixels."""
+    found = {}
+    for layer, other, colour in (("prediction", "reference", PURE), ("reference", "prediction", TINTED)):
+        set_opacity(driver, other, 0)
+        set_opacity(driver, layer, 1)
+        found[layer] = count(canvas(driver), colour)
+        set_opacity(driver, layer, 0.4)
+        found[f"{layer} at 0.4"] = count(canvas(driver), colour)
+        set_opacity(driver, layer, 0)
+        found[f"{layer} at 0"] = count(canvas(driver), colour)
+        assert found[layer] > 200, found
+        assert found[f"{layer} at 0.4"] < found[layer] / 10, found
+        assert found[f"{layer} at 0"] == 0, found
+    set_opacity(driver, "prediction", 1)
+    label = driver.find_element(By.ID, "viewer-label-0")
+    label.click()
+    found["label hidden"] = count(canvas(driver), PURE)
+    assert found["label hidden"] == 0, found
+    label.click()
+    return found
+
+
+def console(driver: Any) -> list[str]:
+    """What the page wrote to the console, but for the driver's own notes on software drawing."""
+    lines = [str(entry["message"]) for entry in driver.get_log("browser")]
+    return [line for line in lines if "GL Driver Message" not in line]

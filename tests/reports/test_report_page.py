@@ -1,0 +1,152 @@
+"""report.html in a browser without a network."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+
+from cmt_med.cli import run_command
+from cmt_med.data.names import canonical_label
+from cmt_med.data.phantom import BANNER, make_phantom
+from cmt_med.evaluate import evaluate
+from cmt_med.train import train
+from tests.browser import canvas, check_layers, chromium, console, wait_for_case
+from tests.helpers import tiny_config, tiny_dataset
+
+
+@pytest.fixture(scope="module")
+def offline() -> Iterator[Any]:
+    with chromium(offline=True) as driver:
+        yield driver
+
+
+def damaged_predictions(manifest: Path, folder: Path, targets: dict[str, list[int]], *, notice: str = "") -> Path:
+    """An inference folder that nobody inferred: each reference, moved by a voxel and partly eaten away."""
+    folder.mkdir()
+    content = json.loads(manifest.read_text())
+    names = []
+    for number, entry in enumerate(content["training"]):
+        image = nib.load(manifest.parent / entry["label"])
+        labels = np.roll(np.asarray(image.dataobj).astype(np.uint8), number % 3, axis=number % 3)
+        labels[ndimage.gaussian_filter(np.random.default_rng(number).normal(size=labels.shape), 2) > 0.12] = 0
+        names.append(entry.get("id", Path(entry["label"]).name.removesuffix(".nii.gz")))
+        nib.save(nib.Nifti1Image(labels, image.affine), folder / f"{names[-1]}.nii.gz")
+        channels = entry["image"] if isinstance(entry["image"], dict) else {"image": ""}
+        (folder / f"{names[-1]}.json").write_text(json.dumps({"input_sha256": channels}))
+    values = {canonical_label(name): int(value) for value, name in content["labels"].items()}
+    run = {"model": "none", "targets": targets, "labels": values, "cases": names, "failed": [], "notice": notice}
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def drive(driver: Any, report: Path) -> dict[str, int]:
+    """What must work in every report: two layers, next case, opacity, keys, and nothing to complain about."""
+    driver.get(report.as_uri())
+    wait_for_case(driver, 0)
+    found = check_layers(driver)
+    first = canvas(driver)
+    driver.find_element(By.ID, "viewer-next").click()
+    wait_for_case(driver, 1)
+    second = canvas(driver)
+    found["changed by the next case"] = int((np.abs(second - first).max(axis=-1) > 20).sum())
+    assert found["changed by the next case"] > 500, found
+    keys = ActionChains(driver)
+    keys.send_keys("p").perform()
+    wait_for_case(driver, 0)
+    assert np.abs(canvas(driver) - first).max() <= 20  # the same case looks the same again
+    keys.reset_actions()
+    keys.send_keys("e").perform()
+    keys.reset_actions()
+    keys.send_keys("q").perform()  # prediction off
+    assert driver.execute_script("return document.getElementById('viewer').dataset.opacity") == "0 0"
+    assert console(driver) == []
+    return found
+
+
+def test_a_tiny_run(tmp_path: Path, offline: Any) -> None:
+    manifest = tiny_dataset(tmp_path / "d")
+    config = ["--config", str(tiny_config(tmp_path, manifest)), "--set", "train.epochs=25"]
+    assert run_command(train, config) == 0
+    report = tmp_path / "run/report/report.html"
+    print(drive(offline, report))
+    text = report.read_text()
+    for heading in ("Model card", "Environment", "Provenance", "Settings", "Training", "Volumes", "Distributions"):
+        assert f">{heading}<" in text, heading
+    # nothing is asked for: no address outside the page, but in the viewer's script and in the settings
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", text.split("<script>")[0])
+
+
+def test_the_phantom(tmp_path: Path, offline: Any) -> None:
+    manifest = tmp_path / "phantom.json"
+    make_phantom(manifest, tmp_path / "phantom", heads=4, spacing=4.0, processes=1)
+    predictions = damaged_predictions(
+        manifest, tmp_path / "p", {"WT": [1, 2, 4], "TC": [1, 4], "ET": [4]}, notice=BANNER
+    )
+    arguments = ["--predictions", str(predictions), "--references", str(manifest), "--output", str(tmp_path / "r")]
+    assert run_command(evaluate, arguments) == 0
+    print(drive(offline, tmp_path / "r/report.html"))
+    assert offline.find_element(By.CLASS_NAME, "banner").text == BANNER
+
+
+@pytest.mark.data
+def test_hippocampus(tmp_path: Path, real_data: Path, offline: Any) -> None:
+    source = json.loads((real_data / "hippocampus/dataset.json").read_text())
+    for entry in source["training"]:
+        for key in ("image", "label"):
+            entry[key] = str((real_data / "hippocampus" / entry[key]).resolve())
+    manifest = tmp_path / "hippocampus.json"
+    manifest.write_text(json.dumps(source | {"training": source["training"][:30], "test": []}))
+    predictions = damaged_predictions(manifest, tmp_path / "p", {"anterior": [1], "posterior": [2]})
+    arguments = ["--predictions", str(predictions), "--references", str(manifest), "--output", str(tmp_path / "r")]
+    assert run_command(evaluate, arguments) == 0
+    print(drive(offline, tmp_path / "r/report.html"))
+    page = (tmp_path / "r/report.html").read_text()
+    assert page.count("<figcaption><strong>") == 24  # of 30 cases, as the page says
+    assert "Of 30 cases, the 24 worst and best are drawn" in page
+
+
+def test_without_the_viewer_the_pictures_stand_alone(
+    tmp_path: Path, offline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmt_med.reports.html.viewer_script", lambda: None)
+    manifest = tiny_dataset(tmp_path / "d", cases=2)
+    predictions = damaged_predictions(manifest, tmp_path / "p", {"ball": [1]})
+    arguments = ["--predictions", str(predictions), "--references", str(manifest), "--output", str(tmp_path / "r")]
+    assert run_command(evaluate, arguments) == 0
+    text = (tmp_path / "r/report.html").read_text()
+    assert "<script" not in text
+    assert "make viewer" in text
+    offline.get((tmp_path / "r/report.html").as_uri())
+    sizes = offline.execute_script("return [...document.images].map((i) => (i.loading = 'eager', i.naturalWidth))")
+    assert len(sizes) == 4
+    assert console(offline) == []
+
+
+def test_dark_light_and_print(tmp_path: Path, offline: Any) -> None:
+    manifest = tiny_dataset(tmp_path / "d", cases=2)
+    predictions = damaged_predictions(manifest, tmp_path / "p", {"ball": [1]})
+    arguments = ["--predictions", str(predictions), "--references", str(manifest), "--output", str(tmp_path / "r")]
+    assert run_command(evaluate, arguments) == 0
+    grounds = {}
+    for scheme in ("light", "dark"):
+        feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        offline.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
+        offline.get((tmp_path / "r/report.html").as_uri())
+        grounds[scheme] = offline.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert grounds == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 24, 27)"}
+    offline.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    shown = offline.execute_script("return getComputedStyle(document.getElementById('viewer')).display")
+    printed = offline.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    offline.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    assert shown == "none"
+    assert len(printed) > 50_000
