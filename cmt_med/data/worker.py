@@ -1,8 +1,8 @@
 """The process that decodes foreign files: ``python -m cmt_med.data.worker FD MEMORY``, started by :mod:`cmt_med.data.decoder`.
 
-It takes one request after the other from a socket, a line of JSON with a path. It answers with a line of JSON that has what the file
-says, or the error; then the voxels in pieces, each behind its length in four bytes; then a zero length and a last line, which has
-the error if one came up on the way. Its own memory stays small whatever a header claims, and is capped.
+It takes one request after the other from a socket, a line of JSON with a path. It answers in messages, each behind its length in
+four bytes: JSON with what the file says, or the error; then the voxels in pieces; then an empty message, and JSON with the error
+if one came up on the way. Its own memory stays small whatever a header claims, and is capped.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import json
 import os
 import resource
 import socket
-import struct
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cmt_med.data.formats import open_volume
-from cmt_med.data.streams import readable_name
+from cmt_med.data.streams import io_error, readable_name
 from cmt_med.errors import CmtError
 
 
@@ -27,7 +26,7 @@ def main() -> int:
     """Answer requests until the other side closes the socket."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     limit(int(sys.argv[2]))
-    with channel.makefile("rb") as requests:
+    with channel.makefile("rb") as requests, contextlib.suppress(_GoneError):
         for request in requests:
             _answer(Path(os.fsdecode(bytes.fromhex(json.loads(request)["path"]))), channel)
     return 0
@@ -45,6 +44,10 @@ def limit(memory: int) -> None:
             resource.setrlimit(kind, (value, value))
 
 
+class _GoneError(Exception):
+    """The other side has closed the socket."""
+
+
 def _answer(path: Path, channel: socket.socket) -> None:
     begun = False
     last: dict[str, Any] = {}
@@ -52,24 +55,36 @@ def _answer(path: Path, channel: socket.socket) -> None:
         opened = open_volume(path)
         for piece in opened.content:
             if not begun:  # only now is it known that the file can hold what its header claims
-                channel.sendall(_line({"stored": asdict(opened.stored)}))
+                _send(channel, _json({"stored": asdict(opened.stored)}))
                 begun = True
-            channel.sendall(struct.pack("<I", len(piece)))
-            channel.sendall(piece)
-    except OSError:
-        raise  # the other side is gone
+            _send(channel, piece)
+    except _GoneError:
+        raise
     except Exception as error:
-        last = {"error": _refusal(error, readable_name(path)).as_dict()}
-    channel.sendall((struct.pack("<I", 0) if begun else b"") + _line(last))
+        last = {"error": _refusal(error, path).as_dict()}
+    if begun:
+        _send(channel, b"")
+    _send(channel, _json(last))
 
 
-def _line(value: dict[str, Any]) -> bytes:
-    return json.dumps(value).encode() + b"\n"
+def _send(channel: socket.socket, message: bytes) -> None:
+    try:
+        channel.sendall(len(message).to_bytes(4, "little"))
+        channel.sendall(message)
+    except OSError as error:
+        raise _GoneError from error
 
 
-def _refusal(error: Exception, where: str) -> CmtError:
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _refusal(error: Exception, path: Path) -> CmtError:
+    where = readable_name(path)
     if isinstance(error, CmtError):
         return error
+    if isinstance(error, OSError):  # the disk or the network failed while it was read
+        return io_error(error, path)
     if isinstance(error, MemoryError):
         return CmtError(
             "decoding needs more memory than is allowed", where=where,

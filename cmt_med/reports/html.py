@@ -24,7 +24,7 @@ from cmt_med.reports.text import json_for_page, policy_hash, visible
 from cmt_med.reports.viewer import HOW_TO_BUILD, label_list, style_sheet, viewer_script
 from cmt_med.reports.volumes import CaseFiles, Listing, write_listing
 
-_PLOTTED = ("dice", "hd95", "assd", "lesion_dice")  # and the first surface Dice
+_PLOTTED = ("dice", "hd95", "lesion_dice")  # and the first surface Dice
 
 log = logging.getLogger(__name__)
 

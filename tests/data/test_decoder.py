@@ -6,14 +6,17 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from cmt_med.data.decoder import Decoder, _volume, decode
+from cmt_med.data.decoder import Decoder, decode
 from cmt_med.errors import DataError
 from tests.data.made import AFFINE, IMAGE, SHAPE, nifti
 
@@ -98,22 +101,72 @@ def test_voxels_cannot_be_changed_afterwards(tmp_path: Path) -> None:
         array[0, 0, 0] = 1
 
 
+def test_a_limit_on_file_sizes_does_not_matter(tmp_path: Path) -> None:
+    """Reading must go on where nothing can be written."""
+    path = nifti(tmp_path / "i.nii")
+    program = (
+        "import resource, sys; from pathlib import Path; from cmt_med.data.decoder import decode\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); sys.exit(decode(Path(sys.argv[1])).array.size != 210)"
+    )
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", program, str(path)], cwd=root, check=False).returncode == 0
+
+
+SAID = {"format": "NIfTI-1", "shape": list(SHAPE), "dtype": "<f4", "affine": AFFINE.tolist(), "slope": 1.0, "intercept": 0.0,
+        "channels_first": False, "notes": []}  # fmt: skip
+VOXELS = IMAGE.tobytes(order="F")
+
+
+def message(content: bytes | dict[str, object]) -> bytes:
+    content = json.dumps(content).encode() if isinstance(content, dict) else content
+    return len(content).to_bytes(4, "little") + content
+
+
+def answered(*messages: bytes | dict[str, object]) -> NDArray[np.generic]:
+    """What a decoder makes of an answer."""
+    decoder = Decoder(seconds=2)
+    ours, theirs = socket.socketpair()
+    decoder.process = subprocess.Popen(["sleep", "60"])
+    decoder._channel = ours
+    for item in messages:
+        theirs.sendall(message(item))
+    theirs.shutdown(socket.SHUT_WR)
+    try:
+        return decoder.decode(Path("/nowhere.nii")).array
+    finally:
+        decoder.close()
+
+
+def test_sound_answers() -> None:
+    assert np.array_equal(answered({"stored": SAID}, VOXELS[:100], VOXELS[100:], b"", {}), IMAGE)
+    with pytest.raises(DataError) as raised:
+        answered({"stored": SAID}, VOXELS[:100], b"", {"error": DataError("x", where="y", code="E_GZIP").as_dict()})
+    assert raised.value.code == "E_GZIP"
+
+
 @pytest.mark.parametrize(
-    "changes",
+    "messages",
     [
-        {"dtype": "|O"}, {"dtype": "<c8"}, {"dtype": "<f4junk"}, {"shape": [5, 6, 8]}, {"shape": [5, 6, -7]},
-        {"shape": [2**62, 1, 1]}, {"affine": [[1.0]]}, {"affine": "nonsense"}, {"shape": []},
+        *(({"stored": SAID | change}, VOXELS, b"", {}) for change in (
+            {"dtype": "|O"}, {"dtype": "<c8"}, {"dtype": "<f4junk"}, {"shape": [5, 6, 8]}, {"shape": [5, 6, 6]}, {"shape": []},
+            {"shape": [5, 6, -7]}, {"shape": [2**62, 1, 1]}, {"affine": [[1.0]]}, {"affine": "nonsense"}, {"slope": None},
+        )),
+        ({"stored": []}, VOXELS, b"", {}),
+        ({"stored": SAID}, VOXELS, VOXELS, b"", {}),
+        ({"stored": SAID}, VOXELS[:-4], b"", {}),
+        ({"stored": SAID}, VOXELS[:-4]),
+        ({"stored": SAID}, VOXELS, b""),
+        ({}, ),
+        (b"no json", ),
+        (b"[1, 2]", ),
+        (b"\xff" * 50, ),
+        ({"error": {"unknown": 1}}, ),
+        (),
     ],
-    ids=str,
+    ids=lambda messages: str(messages)[:60],
 )  # fmt: skip
-def test_answers_are_not_believed(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_answers_are_not_believed(messages: tuple[bytes | dict[str, object], ...]) -> None:
     """A worker that was taken over by a file can say anything."""
-    said = {"format": "NIfTI-1", "shape": list(SHAPE), "dtype": "<f4", "affine": AFFINE.tolist(), "slope": 1.0,
-            "intercept": 0.0, "channels_first": False, "notes": []}  # fmt: skip
-    shared = os.memfd_create("test", os.MFD_ALLOW_SEALING)
-    os.write(shared, IMAGE.tobytes(order="F"))
-    assert np.array_equal(_volume(json.loads(json.dumps(said)), shared, tmp_path).array, IMAGE)
-    shared = os.memfd_create("test", os.MFD_ALLOW_SEALING)
-    os.write(shared, IMAGE.tobytes(order="F"))
-    with pytest.raises(DataError):
-        _volume(said | changes, shared, tmp_path)
+    with pytest.raises(DataError) as raised:
+        answered(*messages)
+    assert raised.value.code in ("E_DECODE", "E_SIZE", "E_HEADER")
