@@ -16,6 +16,8 @@ from cmt_med import errors
 # typer keeps its own copy of click since 0.20-odd; either way, this is the UsageError that it raises.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
+_TYPER_INTERRUPTED = 130  # it turns a KeyboardInterrupt into this exit code
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -35,6 +37,8 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
         code: Any = app(args=arguments, standalone_mode=False)
+        if code == _TYPER_INTERRUPTED:
+            return _interrupted()
         return code if isinstance(code, int) else errors.EXIT_DONE
     except errors.CmtError as error:
         if debug:
@@ -46,8 +50,7 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
         print(usage.message(), file=sys.stderr)
         return errors.EXIT_USAGE
     except (typer.Abort, KeyboardInterrupt):
-        print("[E_INTERRUPTED] interrupted\n  fix: the same command resumes it", file=sys.stderr)
-        return errors.EXIT_INTERRUPTED
+        return _interrupted()
     except typer.Exit as leaving:
         return int(leaving.exit_code)
     except Exception:
@@ -57,6 +60,11 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return errors.EXIT_BUG
+
+
+def _interrupted() -> int:
+    print("[E_INTERRUPTED] interrupted\n  fix: the same command resumes it", file=sys.stderr)
+    return errors.EXIT_INTERRUPTED
 
 
 def use_threads(count: int | None) -> None:

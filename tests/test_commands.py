@@ -440,3 +440,11 @@ def test_a_peer_under_the_same_command(tmp_path: Path) -> None:
     arguments = [part for change in changes for part in ("--set", change)]
     assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest)), *arguments]) == 0
     assert (tmp_path / "run/report/report.html").is_file()
+
+
+def test_ctrl_c_is_exit_code_75(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        raise KeyboardInterrupt
+
+    assert run_command(command, []) == 75
+    assert "E_INTERRUPTED" in capsys.readouterr().err

@@ -127,7 +127,7 @@ class Decoder:
         if "stored" not in first:
             return DataError(**first["error"])
         stored = stored_of(first["stored"], path)
-        content = memoryview(np.empty(stored.size, np.uint8)).cast("B")
+        content = np.empty(stored.size, np.uint8).data
         place = 0
         while length := self._length():
             if place + length > stored.size:

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import SimpleITK
 from numpy.typing import NDArray
 
 from cmt_med.data.decoder import Decoder, Volume
 from cmt_med.data.gate import grid_of
+from cmt_med.data.values import brightness
 from cmt_med.errors import DataError
 from tests.data.made import AFFINE, IMAGE, SHAPE
+from tests.data.test_dicom import TURNED, series
 from tests.data.test_formats import META, NRRD, VOXELS, itk
 
 OUR_FAULT = {"E_DECODE", "E_TIMEOUT", "E_MEMORY", "E_BUG"}
@@ -145,6 +148,42 @@ def test_mutated_headers(tmp_path: Path, soak: bool) -> None:
     assert slowest < 5
     assert peak < 1e9
     assert {verdict for verdict in verdicts if verdict.startswith("accepted")} == {"accepted: equal"}
+
+
+def test_mutated_slices(tmp_path: Path, soak: bool) -> None:
+    """Bytes of one slice's header changed at random: refused in words, or read as pydicom reads it."""
+    folder = series(tmp_path / "s")
+    content = (folder / "s3.dcm").read_bytes()
+    length = content.index(b"\xe0\x7f\x10\x00")
+    rng = np.random.default_rng(3)
+    decoder = Decoder()
+    accepted, pids, codes = 0, set(), set()
+    for _ in range(4000 if soak else 300):
+        changed = bytearray(content)
+        for _ in range(int(rng.integers(1, 4))):
+            at = int(rng.integers(128, length))
+            changed[at] = rng.choice([changed[at] ^ (1 << int(rng.integers(8))), int(rng.integers(256)), 0, 255])
+        (folder / "s3.dcm").write_bytes(changed)
+        began = time.monotonic()
+        try:
+            volume = decoder.decode(folder)
+        except DataError as error:
+            codes.add(error.code)
+        else:
+            accepted += 1
+            files = [pydicom.dcmread(file) for file in folder.iterdir()]
+            normal = np.cross(TURNED[:3], TURNED[3:])
+            files.sort(key=lambda f: np.dot([float(v) for v in f.ImagePositionPatient], normal))
+            voxels = [f.pixel_array * float(f.RescaleSlope) + float(f.RescaleIntercept) for f in files]
+            np.testing.assert_allclose(brightness(volume, "x"), np.stack(voxels).T, rtol=1e-6)
+            np.testing.assert_allclose(np.array(volume.stored.affine)[:3, 3], [20, -15, 40], atol=1e-3)
+        assert time.monotonic() - began < 5
+        assert decoder.process is not None
+        pids.add(decoder.process.pid)
+    decoder.close()
+    assert codes <= {"E_DICOM", "E_FORMAT", "E_DTYPE", "E_TRUNCATED", "E_SIZE", "E_NDIM", "E_GEOMETRY", "E_MEMORY"}
+    assert len(pids) == 1
+    assert accepted > 50
 
 
 def _peak_memory(decoder: Decoder) -> int:
