@@ -9,8 +9,8 @@ STAMP := $(VENV)/.installed
 brats: $(STAMP)  ## phantom (or your data: MANIFEST=...) -> train -> infer -> evaluate -> report
 	$(BIN)/python pipelines/brats.py $(if $(MANIFEST),--manifest $(MANIFEST)) $(if $(OUTPUT),--output $(OUTPUT))
 
-test: $(STAMP) lint  ## all tests with reduced counts
-	$(BIN)/python -m pytest
+test: $(STAMP) lint  ## all tests with reduced counts, on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(STAMP)  ## the full counts of every figure that is claimed
 	CMT_SOAK=1 $(BIN)/python -m pytest

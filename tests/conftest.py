@@ -23,7 +23,11 @@ def real_data() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["CMT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(2)
+    if os.environ.get("PYTEST_XDIST_WORKER"):  # a worker for each core: threads would only wait for each other
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+    else:
+        torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
