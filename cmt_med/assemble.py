@@ -29,7 +29,7 @@ from cmt_med.data.transforms import augmentation, preprocessing_settings, slice_
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.inference.postprocess import Target, check_settings
 from cmt_med.inference.predict import Windows
-from cmt_med.networks import build_network
+from cmt_med.networks import FIXED, build_network
 from cmt_med.networks.cmt import CLASSIFIERS
 from cmt_med.networks.weights import load_pretrained
 from cmt_med.training.losses import segmentation_loss
@@ -171,12 +171,12 @@ def _cache_all(cases: list[Case], channels: list[str], manifest: Manifest, exper
     return [result for result in results if isinstance(result, Entry)]
 
 
-def check_network(experiment: Experiment) -> None:
+def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
     """Build the network once, before data is read, which may take long.
 
     Raises:
         ConfigError: for a network that does not segment, or settings that do not fit together.
-        DataError: if there is no file of pretrained weights.
+        DataError: E_WEIGHTS, if pretrained weights cannot be read.
     """
     settings = experiment.network
     if settings.name in CLASSIFIERS:
@@ -186,15 +186,25 @@ def check_network(experiment: Experiment) -> None:
             why="segmentation needs a decoder",
             fix=f"use cmt_unetr_{settings.name.removeprefix('cmt_')}, which has the same encoder",
         )
-    build_network(
-        settings.name, spatial_dims=settings.spatial_dims, in_channels=1, num_classes=2,
+    fixed = [key for key in settings.options if key in FIXED]
+    if fixed:
+        raise ConfigError(
+            f"network.options must not set {fixed[0]}", where=f"network.options.{fixed[0]}",
+            why="channels, classes and dimensions follow from the data and from network.spatial_dims",
+            fix="use train.deep_supervision" if fixed[0] == "deep_supervision" else "leave it out",
+        )  # fmt: skip
+    network = build_network(
+        settings.name, spatial_dims=settings.spatial_dims,
+        in_channels=len(experiment.data.channels) + int(experiment.data.foreground_channel), num_classes=2,
         deep_supervision=experiment.train.deep_supervision, **settings.options,
     )  # fmt: skip
-    if settings.pretrained is not None and not Path(settings.pretrained).is_file():
-        raise DataError(
-            "there is no file of pretrained weights", where=f"network.pretrained={settings.pretrained}",
-            fix="correct the path", code="E_WEIGHTS",
-        )  # fmt: skip
+    if settings.pretrained is not None and (fresh or not has_checkpoints(Path(experiment.output))):
+        load_pretrained(network, settings.pretrained)
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run was begun there: what it has learned replaces pretrained weights."""
+    return any((folder / "checkpoints").glob("step-*.pt"))
 
 
 def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
@@ -203,12 +213,14 @@ def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: b
     return build_network(**network_arguments(experiment, data), deep_supervision=deep_supervision)
 
 
-def start_network(experiment: Experiment, data: Prepared) -> torch.nn.Module:
+def start_network(experiment: Experiment, data: Prepared, *, fresh: bool = False) -> torch.nn.Module:
     """The network to train, with pretrained weights in its encoder if there are any."""
     network = plain_network(experiment, data, deep_supervision=experiment.train.deep_supervision)
-    if experiment.network.pretrained is not None:
-        load_pretrained(network, experiment.network.pretrained)
-        log.info("encoder starts from %s", experiment.network.pretrained)
+    source = experiment.network.pretrained
+    begun = has_checkpoints(Path(experiment.output)) and not fresh
+    if source is not None and (Path(source).is_file() or not begun):
+        load_pretrained(network, source)  # a run that goes on has no need of the file
+        log.info("encoder starts from %s", source)
     return network
 
 

@@ -110,7 +110,7 @@ def run_experiment(request: Request) -> int:
         if not main:
             data = prepare_data(experiment, manifest, request.limit)
         experiment, changes = fit_device(experiment, data, device, request.overrides)
-        network = start_network(experiment, data).to(device)
+        network = start_network(experiment, data, fresh=request.fresh).to(device)
         parts = replace(assemble_parts(experiment, data, network), notes=changes)
         if request.dry_run:
             return _dry_run(experiment, data, parts)
@@ -181,13 +181,18 @@ def _card(experiment: Experiment, data: Prepared, outcome: Outcome, network: tor
             "selected": experiment.train.select,
             "seed": experiment.seed,
             "parameters": sum(p.numel() for p in network.parameters()),
-            "pretrained_sha256": sha256(Path(pretrained)) if (pretrained := experiment.network.pretrained) else None,
+            "pretrained_sha256": _sum_of(experiment.network.pretrained),
             "cmt_med": cmt_med.__version__,
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d"),
         },
         validation=None,
     )
+
+
+def _sum_of(pretrained: str | None) -> str | None:
+    """The checksum of the file that the encoder started from; unknown where it has gone since."""
+    return sha256(Path(pretrained)) if pretrained is not None and Path(pretrained).is_file() else None
 
 
 def _report(

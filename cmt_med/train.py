@@ -50,7 +50,7 @@ def train(
     use_threads(threads)
     overrides = list(set or []) + ([f"output={json.dumps(str(output))}"] if output is not None else [])
     experiment = load_config(config, overrides)
-    check_network(experiment)
+    check_network(experiment, fresh=fresh)
     devices = [name.strip() for name in device.split(",")]
     if experiment.folds is None and (fold is not None or len(devices) > 1):
         raise ConfigError(

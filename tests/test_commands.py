@@ -448,3 +448,9 @@ def test_ctrl_c_is_exit_code_75(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert run_command(command, []) == 75
     assert "E_INTERRUPTED" in capsys.readouterr().err
+
+
+def test_options_that_the_data_decides_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", str(trained / "tiny.yaml"), "--dry-run", "--set", "network.options.in_channels=3"]
+    assert run_command(train, arguments) == 64
+    assert "network.options must not set in_channels" in capsys.readouterr().err

@@ -147,6 +147,22 @@ def cells_of(layer: nn.Module, *, inputs: int = 0, outputs: bool = False) -> nn.
     return layer
 
 
+def check_channels(in_channels: object, num_classes: object) -> None:
+    """Refuse what is no number of channels or classes; None classes are none.
+
+    Raises:
+        NetworkError: naming the argument.
+    """
+    for what, value, optional in (("in_channels", in_channels, False), ("num_classes", num_classes, True)):
+        if optional and value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise NetworkError(
+                f"{what} is not a number of channels", where=f"{what}={value!r}", why="a network needs at least one",
+                fix="use a whole number from 1 on",
+            )  # fmt: skip
+
+
 def channels_last(x: Tensor) -> Tensor:
     """``x`` (B, C, *S) in the channels-last format; no copy where it already is."""
     return x.contiguous(memory_format=_MEMORY_FORMAT[x.ndim - 2])

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from cmt_med.blocks.conv import check_spatial_dims
+from cmt_med.blocks.conv import check_channels, check_spatial_dims
 from cmt_med.errors import NetworkError
 from cmt_med.networks.cmt import CLASSIFIERS
 from cmt_med.networks.cmt_unetr import PAPER_UNETRS, cmt_unetr, cmt_unetr_pyramid
@@ -41,6 +41,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "monai_mednext": monai_mednext,
 }
 
+FIXED = ("spatial_dims", "in_channels", "num_classes", "deep_supervision")
+"""Arguments of every builder that the experiment sets; ``network.options`` must not."""
+
 
 def build_network(
     name: str,
@@ -67,14 +70,15 @@ def build_network(
     Raises:
         NetworkError: for an unknown name or option, or one that the network does not have.
     """
-    if name not in NETWORKS:
-        near = difflib.get_close_matches(name, NETWORKS, 1)
+    if not isinstance(name, str) or name not in NETWORKS:
+        near = difflib.get_close_matches(str(name), NETWORKS, 1)
         raise NetworkError(
             "unknown network",
             where=f"network.name={name!r}",
             fix=f"did you mean {near[0]}?" if near else f"known networks: {', '.join(NETWORKS)}",
         )
     check_spatial_dims(spatial_dims)
+    check_channels(in_channels, num_classes)
     builder = NETWORKS[name]
     known = inspect.signature(builder).parameters
     for option in options:
@@ -83,8 +87,17 @@ def build_network(
             raise NetworkError(
                 f"{name} has no option {option}",
                 where=f"network.options.{option}",
-                fix=f"did you mean {near[0]}?" if near else f"its options: {', '.join(known)}",
+                fix=f"did you mean {near[0]}?"
+                if near
+                else f"its options: {', '.join(k for k in known if k not in FIXED)}",
             )
+    for option, value in {**options, "deep_supervision": deep_supervision}.items():
+        default = known[option].default if option in known else False
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise NetworkError(
+                f"{option} is a switch", where=f"network.options.{option}={value!r}",
+                why="any word but an empty one would switch it on", fix="use true or false",
+            )  # fmt: skip
     if "deep_supervision" in known:
         options["deep_supervision"] = deep_supervision
     elif deep_supervision:
@@ -97,5 +110,10 @@ def build_network(
         )
     try:
         return builder(spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes, **options)
-    except (TypeError, ValueError) as error:
-        raise NetworkError(f"{name} cannot be built", where=f"network.options={options}", why=str(error)) from error
+    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AttributeError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        where = ", ".join(f"{option}={value!r}" for option, value in options.items() if option != "deep_supervision")
+        raise NetworkError(
+            f"{name} cannot be built", where=f"network.options: {where or 'none given'}", why=why,
+            fix="correct the option that the line above is about; the defaults fit together",
+        ) from error  # fmt: skip

@@ -40,6 +40,23 @@ def inflate(state_dict_2d: Mapping[str, Tensor], network_3d: nn.Module, *, mode:
     """
     if mode not in MODES:
         raise NetworkError("unknown inflation", where=f"mode={mode!r}", fix="use 'centre' or 'average'")
+    if not isinstance(state_dict_2d, Mapping):
+        raise NetworkError(
+            "these are no weights", where=type(state_dict_2d).__name__, why="a dict from names to tensors is needed",
+            fix="give network.state_dict(), not the network",
+        )  # fmt: skip
+    convolutions = [part for part in network_3d.modules() if isinstance(part, nn.Conv3d)]
+    if not convolutions:
+        raise NetworkError(
+            "the network to fill is not for volumes", where=type(network_3d).__name__,
+            why="it has no convolution over three axes", fix="build it with spatial_dims=3",
+        )  # fmt: skip
+    if mode == "average" and not any(isinstance(part, GridConv3d) for part in convolutions):
+        raise NetworkError(
+            "averaging is for this package's networks", where=f"mode='average', {type(network_3d).__name__}",
+            why="depth must be padded by repetition, and this network's convolutions pad it with zeros",
+            fix="use mode='centre'",
+        )  # fmt: skip
     planar = from_official(state_dict_2d) if is_official(state_dict_2d) else dict(state_dict_2d)
     own = network_3d.state_dict()
     if not any(key.startswith("head.") for key in own):
@@ -53,6 +70,11 @@ def inflate(state_dict_2d: Mapping[str, Tensor], network_3d: nn.Module, *, mode:
             state[key] = target
         elif key in planar:
             layer = layers[key.rpartition(".")[0]]
+            if planar[key].ndim == 5:
+                raise NetworkError(
+                    "these weights are of volumes already", where=key, why=f"it has the shape {tuple(planar[key].shape)}",
+                    fix="load them with load_state_dict",
+                )  # fmt: skip
             state[key] = _inflated(planar[key], target, layer, mode)
             if state[key].shape != target.shape:
                 raise NetworkError(

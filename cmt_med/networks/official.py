@@ -57,12 +57,27 @@ def from_official(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 why="their layout has no such name",
                 fix="give the file as released",
             )
+        if name.endswith(_LINEAR) and tensor.shape[2:] != (1, 1):
+            raise _unlike(key, tensor, "a convolution of 1×1 has four axes, the last two of length one")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise _unlike(key, tensor, "it has values that are not finite")
         state[name] = tensor.flatten(1) if name.endswith(_LINEAR) else tensor
     for key in [key for key in state if ".attention.k." in key]:
         value = key.replace(".attention.k.", ".attention.v.")
         if value in state:
+            if state[key].shape != state[value].shape:
+                raise _unlike(
+                    key, state[key], f"keys and values have the same shape, and {value} has {tuple(state[value].shape)}"
+                )
             state[key.replace(".attention.k.", ".attention.kv.")] = torch.cat([state.pop(key), state.pop(value)])
     return state
+
+
+def _unlike(key: str, tensor: Tensor, why: str) -> NetworkError:
+    return NetworkError(
+        "not a checkpoint of the authors' network", where=f"{key}, shape {tuple(tensor.shape)}", why=why,
+        fix="give the file as released",
+    )  # fmt: skip
 
 
 def _translate(key: str) -> str | None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cmt_med.blocks.conv import channels_last_weights
+from cmt_med.blocks.conv import channels_last_weights, check_channels
 from cmt_med.blocks.position import resize_table
 from cmt_med.errors import DataError, NetworkError
 from cmt_med.networks.cmt import CMT, KV_STRIDES, PAPER, PaperBackbone
@@ -56,6 +56,7 @@ def load_official_cmt(
         raise NetworkError(
             "there is no official network of this name", where=f"{name!r}", fix=f"use {', '.join(PAPER)}"
         )
+    check_channels(in_channels, num_classes)
     official = read_state_dict(path_or_state_dict)
     state = from_official(official)
     network = CMT(
@@ -115,8 +116,8 @@ def read_state_dict(source: str | PathLike[str] | Mapping[str, Any]) -> dict[str
             raise DataError(
                 "the weights cannot be read",
                 where=str(path),
-                why=str(error).splitlines()[0] if str(error) else type(error).__name__,
-                fix="give a file of tensors; a pickle with anything else inside is refused for safety",
+                why=_reason(error, path),
+                fix="give a file of tensors; of a checkpoint with more inside, save the state dict alone",
                 code="E_WEIGHTS",
             ) from error
     for key in ("model", "state_dict"):
@@ -131,6 +132,19 @@ def read_state_dict(source: str | PathLike[str] | Mapping[str, Any]) -> dict[str
             code="E_WEIGHTS",
         )
     return dict(content)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Why a file cannot be read; torch's own words advise to switch the protection off."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
+        return "it holds objects beside tensors, which could run code while they are read"
+    if isinstance(error, SafetensorError):
+        return str(error).splitlines()[0]
+    return f"it is no {'safetensors file' if path.suffix == '.safetensors' else 'checkpoint of torch'}"
 
 
 def load_pretrained(network: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> nn.Module:

@@ -313,3 +313,36 @@ def test_siblings_only() -> None:
         with pytest.raises(NetworkError, match="inflated"):
             inflate(state, solid)
         assert all(torch.equal(tensor, before[key]) for key, tensor in solid.state_dict().items())
+
+
+def test_what_cannot_be_inflated_is_refused() -> None:
+    planar = build_network("monai_segresnet", spatial_dims=2, in_channels=2, num_classes=3)
+    volume = build_network("monai_segresnet", spatial_dims=3, in_channels=2, num_classes=3)
+    with pytest.raises(NetworkError, match="averaging is for this package's networks"):
+        inflate(planar.state_dict(), volume, mode="average")
+    with pytest.raises(NetworkError, match="not for volumes"):
+        inflate(planar.state_dict(), planar)
+    with pytest.raises(NetworkError, match="are of volumes already"):
+        inflate(volume.state_dict(), volume)
+    with pytest.raises(NetworkError, match="no weights"):
+        inflate(planar, volume)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("argument", "value"), [("in_channels", 0), ("in_channels", 2.5), ("in_channels", "3"),
+                                                 ("num_classes", 0), ("num_classes", -3), ("num_classes", True)])  # fmt: skip
+def test_numbers_of_channels_are_checked(argument: str, value: object) -> None:
+    arguments: dict[str, Any] = {"in_channels": 3, "num_classes": 5} | {argument: value}
+    for name in ("cmt_ti", "cmt_unetr", "monai_segresnet"):
+        with pytest.raises(NetworkError, match=argument):
+            build_network(name, spatial_dims=2, **arguments)
+    with pytest.raises(NetworkError, match=argument):
+        load_official_cmt({}, "cmt_ti", **arguments)
+
+
+def test_a_switch_takes_no_words() -> None:
+    with pytest.raises(NetworkError, match="checkpointing is a switch"):
+        build_network("cmt_unetr", spatial_dims=2, in_channels=1, num_classes=1, checkpointing="false")
+    with pytest.raises(NetworkError, match="deep_supervision is a switch"):
+        build_network("cmt_unetr", spatial_dims=2, in_channels=1, num_classes=1, deep_supervision="yes")  # type: ignore[arg-type]
+    with pytest.raises(NetworkError, match="ffn_ratio=-1"):
+        build_network("cmt_unetr", spatial_dims=2, in_channels=1, num_classes=1, ffn_ratio=-1)
