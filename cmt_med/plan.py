@@ -121,11 +121,12 @@ def _kept_bytes(network: torch.nn.Module, channels: int, edge: int, dims: int) -
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = network.train()(torch.randn(1, channels, *[edge] * dims))
+        # Two, since BatchNorm (the paper's networks) refuses a single position, which is what stride 32 leaves of a patch.
+        output = network.train()(torch.randn(2, channels, *[edge] * dims))
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in network.parameters()}
     activations = sum(size for place, size in kept.items() if place not in weights)
     del output  # until here, so that no storage is freed and its place counted for another
-    return activations / edge**dims, float(sum(weights.values()))
+    return activations / (2 * edge**dims), float(sum(weights.values()))
 
 
 def foresee(experiment: Experiment, channels: int, targets: int, shapes: Sequence[tuple[int, ...]]) -> list[str]:
