@@ -121,6 +121,15 @@ class CMTBackbone(nn.Module):
         super().__init__()
         check_spatial_dims(spatial_dims)
         per_stage = {"dims": dims, "depths": depths, "attention": attention, "kv_strides": kv_strides}
+        single = [
+            name for name, values in per_stage.items() if isinstance(values, str) or not isinstance(values, Sequence)
+        ]
+        if single or not dims:
+            name = single[0] if single else "dims"
+            raise NetworkError(
+                f"{name} needs a value for each stage", where=f"{name}={per_stage[name]!r}",
+                why="a network has at least one stage, and each has its own", fix="write a list, e.g. [window, identity]",
+            )  # fmt: skip
         if len({len(values) for values in per_stage.values()}) != 1:
             raise NetworkError(
                 "settings per stage differ in length",
