@@ -27,12 +27,13 @@ import ignite.distributed as idist
 
 from cmt_med.assemble import bound_demo, ensure_phantom
 from cmt_med.cli import pick_device
-from cmt_med.config import Experiment, Split, dump_config
+from cmt_med.config import Experiment, Split
 from cmt_med.data.brats import lesions_of
 from cmt_med.data.manifest import Case, Manifest, load_manifest
 from cmt_med.data.phantom import BANNER
 from cmt_med.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, ConfigError, Interrupted
 from cmt_med.evaluate import print_summary
+from cmt_med.experiment import dump_config
 from cmt_med.files import require_writable_folder, write_json, write_text
 from cmt_med.inference.choose import Choice, Held, choose_settings
 from cmt_med.inference.model import load_model, save_model

@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cmt_med.cli import Debug, run_command
-from cmt_med.config import Experiment, load_config
+from cmt_med.config import Experiment
 from cmt_med.data.brats import Convention, Signs, patient_of, recognise, standard_regions
 from cmt_med.data.foreign import Scan, scan
 from cmt_med.data.manifest import Case, Manifest, manifest_content
 from cmt_med.data.names import TUMOUR_LABELS
 from cmt_med.data.survey import Survey, survey
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, DataError, OutputError
+from cmt_med.experiment import load_config
 from cmt_med.files import require_writable_folder, write_json, write_text
 
 PATCHES = (128, 96, 64, 48, 32, 16)

@@ -19,7 +19,7 @@ from cmt_med.data.copies import describe_repairs, with_copies, write_list, write
 from cmt_med.data.examine import CaseReport, examine
 from cmt_med.data.gather import Gathered, gather
 from cmt_med.data.manifest import Case
-from cmt_med.data.streams import readable_name
+from cmt_med.data.readers.streams import readable_name
 from cmt_med.errors import EXIT_DATA, EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.files import require_writable_folder
 

@@ -29,7 +29,7 @@ from cmt_med.assemble import (
     scored_targets,
     start_network,
 )
-from cmt_med.config import Experiment, changed_settings, dump_config
+from cmt_med.config import Experiment
 from cmt_med.data.brats import lesions_of
 from cmt_med.data.manifest import load_manifest, manifest_content
 from cmt_med.data.phantom import BANNER
@@ -37,6 +37,7 @@ from cmt_med.data.transforms import preprocessing_settings, slice_axes
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, OutputError
 from cmt_med.evaluate import print_summary
 from cmt_med.evaluation.baseline import ThresholdBaseline
+from cmt_med.experiment import changed_settings, dump_config
 from cmt_med.files import read_lines, require_writable_folder, sha256, write_json, write_text
 from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model

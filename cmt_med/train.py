@@ -12,9 +12,9 @@ import typer
 
 from cmt_med.assemble import check_network
 from cmt_med.cli import Debug, pick_device, run_command, use_threads
-from cmt_med.config import load_config
 from cmt_med.cross_validation import cross_validate, fold_request
 from cmt_med.errors import ConfigError
+from cmt_med.experiment import load_config
 from cmt_med.run import Request, run_experiment
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from cmt_med.cli import run_command
-from cmt_med.config import load_config
 from cmt_med.evaluate import evaluate
+from cmt_med.experiment import load_config
 from cmt_med.files import sha256
 from cmt_med.infer import infer
 from cmt_med.networks.cmt import PAPER

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cmt_med.cli import run_command
-from cmt_med.config import load_config
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.phantom_years import write_as_downloaded
+from cmt_med.experiment import load_config
 from cmt_med.init import init
 from cmt_med.train import train
 from tests.helpers import tiny_dataset

@@ -20,7 +20,7 @@ from cmt_med.data.manifest import load_manifest
 from cmt_med.errors import DataError
 from cmt_med.inspect import inspect
 from tests.data.made import IMAGE, LABEL, nifti
-from tests.data.test_dicom import series
+from tests.data.readers.test_dicom import series
 from tests.helpers import tiny_dataset
 
 

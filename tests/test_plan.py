@@ -9,8 +9,9 @@ import torch
 
 from cmt_med import plan
 from cmt_med.assemble import Prepared, prepare_data
-from cmt_med.config import Experiment, load_config
+from cmt_med.config import Experiment
 from cmt_med.data.manifest import load_manifest
+from cmt_med.experiment import load_config
 from tests.helpers import tiny_config, tiny_dataset
 
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cmt_med.data.decoder import decode
 from cmt_med.data.manifest import Case
+from cmt_med.data.readers.decoder import decode
+from cmt_med.data.readers.streams import readable_name
 from cmt_med.data.repair import repaired
-from cmt_med.data.streams import readable_name
 from cmt_med.data.sums import volume_sum
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.files import write_bytes, write_json

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.decoder import Volume, decode
 from cmt_med.data.flags import constant_flag
 from cmt_med.data.gate import grid_of, require_same_grid
 from cmt_med.data.grid import Grid
 from cmt_med.data.manifest import Case
-from cmt_med.data.streams import readable_name
+from cmt_med.data.readers.decoder import Volume, decode
+from cmt_med.data.readers.streams import readable_name
 from cmt_med.data.sums import check_sums
 from cmt_med.data.values import brightness
 from cmt_med.data.values import labels as label_values

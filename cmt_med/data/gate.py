@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.decoder import Volume, decode
 from cmt_med.data.flags import image_flags
 from cmt_med.data.grid import Grid, corner_distance
 from cmt_med.data.manifest import Case
+from cmt_med.data.readers.decoder import Volume, decode
 from cmt_med.data.sums import check_sums
 from cmt_med.data.values import brightness
 from cmt_med.data.values import labels as label_values

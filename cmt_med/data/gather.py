@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmt_med.data.formats import kind_of, looks_like_volume, volume_stem
 from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.data.names import canonical_channel
-from cmt_med.data.recognise import DICOM
-from cmt_med.data.streams import io_error, readable_name
+from cmt_med.data.readers.formats import kind_of, looks_like_volume, volume_stem
+from cmt_med.data.readers.recognise import DICOM
+from cmt_med.data.readers.streams import io_error, readable_name
 from cmt_med.errors import DataError
 
 MAX_DEPTH = 12

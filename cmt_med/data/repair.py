@@ -22,9 +22,9 @@ from cmt_med.data.grid import (
     corner_distance,
     perpendicular,
 )
-from cmt_med.data.nifti import Header, parse, patched, shape_of, voxel_offset, voxel_type
-from cmt_med.data.nifti_geometry import qform, qform_parameters, sform
-from cmt_med.data.streams import Stream, readable_name
+from cmt_med.data.readers.nifti import Header, parse, patched, shape_of, voxel_offset, voxel_type
+from cmt_med.data.readers.nifti_geometry import qform, qform_parameters, sform
+from cmt_med.data.readers.streams import Stream, readable_name
 from cmt_med.data.values import LABEL_TOLERANCE
 from cmt_med.errors import DataError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from cmt_med.data.formats import files_of
-from cmt_med.data.streams import CHUNK, io_error, open_regular, readable_name
+from cmt_med.data.readers.formats import files_of
+from cmt_med.data.readers.streams import CHUNK, io_error, open_regular, readable_name
 from cmt_med.errors import DataError
 
 

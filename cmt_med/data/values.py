@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.decoder import Volume
+from cmt_med.data.readers.decoder import Volume
 from cmt_med.errors import DataError
 
 LABEL_TOLERANCE = 1e-3

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.decoder import decode
 from cmt_med.data.gate import grid_of, load_labels
+from cmt_med.data.readers.decoder import decode
 from cmt_med.data.values import brightness
 from cmt_med.errors import CmtError, DataError
 from cmt_med.evaluation.overlap import mask_of

@@ -16,9 +16,9 @@ import pytest
 import SimpleITK
 from numpy.typing import NDArray
 
-from cmt_med.data.decoder import decode
 from cmt_med.data.gate import grid_of, load_case
 from cmt_med.data.manifest import Case
+from cmt_med.data.readers.decoder import decode
 from cmt_med.data.values import brightness
 from cmt_med.errors import DataError
 

@@ -10,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cmt_med.data.decoder import decode
 from cmt_med.data.gate import grid_of, load_labels
+from cmt_med.data.readers.decoder import decode
 from cmt_med.data.repair import repaired
 from cmt_med.errors import DataError
 from tests.data.made import AFFINE, IMAGE, LABEL, nifti

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cmt_med.data.decoder import Decoder, decode
+from cmt_med.data.readers.decoder import Decoder, decode
 from cmt_med.errors import DataError
 from tests.data.made import AFFINE, IMAGE, SHAPE, nifti
 
@@ -105,10 +105,10 @@ def test_a_limit_on_file_sizes_does_not_matter(tmp_path: Path) -> None:
     """Reading must go on where nothing can be written."""
     path = nifti(tmp_path / "i.nii")
     program = (
-        "import resource, sys; from pathlib import Path; from cmt_med.data.decoder import decode\n"
+        "import resource, sys; from pathlib import Path; from cmt_med.data.readers.decoder import decode\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); sys.exit(decode(Path(sys.argv[1])).array.size != 210)"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", program, str(path)], cwd=root, check=False).returncode == 0
 
 

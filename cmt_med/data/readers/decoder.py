@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cmt_med
-from cmt_med.data.formats import files_of
-from cmt_med.data.stored import DTYPES, Stored, check_shape
-from cmt_med.data.streams import readable_name
+from cmt_med.data.readers.formats import files_of
+from cmt_med.data.readers.stored import DTYPES, Stored, check_shape
+from cmt_med.data.readers.streams import readable_name
 from cmt_med.errors import DataError
 
 MEMORY = 1 << 30
@@ -109,7 +109,7 @@ class Decoder:
         environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cmt_med.data.worker", str(theirs.fileno()), str(self.memory)],
+                [sys.executable, "-P", "-m", "cmt_med.data.readers.worker", str(theirs.fileno()), str(self.memory)],
                 pass_fds=[theirs.fileno()], env=environment, cwd="/", start_new_session=True,  # Ctrl-C is for us alone
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from cmt_med.data import metaimage, nifti, nrrd
-from cmt_med.data.recognise import DICOM, META, NIFTI, NRRD, PAIR, Kind, recognise
-from cmt_med.data.stored import Opened
-from cmt_med.data.streams import Stream, io_error, readable_name
+from cmt_med.data.readers import metaimage, nifti, nrrd
+from cmt_med.data.readers.recognise import DICOM, META, NIFTI, NRRD, PAIR, Kind, recognise
+from cmt_med.data.readers.stored import Opened
+from cmt_med.data.readers.streams import Stream, io_error, readable_name
 from cmt_med.errors import DataError
 
 _READERS: dict[Kind, tuple[Callable[[Path, Stream], Opened], tuple[str, ...]]] = {
@@ -53,7 +53,7 @@ def open_volume(path: Path) -> Opened:
         DataError: E_IO for what cannot be opened, E_FORMAT for what is no volume, saying what it is; the readers' errors.
     """
     if _is_folder(path):
-        from cmt_med.data import dicom  # pydicom takes a quarter of a second to import
+        from cmt_med.data.readers import dicom  # pydicom takes a quarter of a second to import
 
         return dicom.read_series(path)
     if path.name.lower().endswith(_VOXELS_BESIDE):
@@ -83,7 +83,7 @@ def files_of(path: Path) -> list[Path]:
         DataError: E_IO.
     """
     if _is_folder(path):
-        from cmt_med.data import dicom_header
+        from cmt_med.data.readers import dicom_header
 
         return dicom_header.slices_in(path)
     lower = path.name.lower()
@@ -107,7 +107,7 @@ def _is_folder(path: Path) -> bool:
 def _open_dicom(path: Path) -> Opened:
     if looks_like_volume(path):
         raise _misnamed("a DICOM file", path, "give the folder that holds the slices of its series")
-    from cmt_med.data import dicom
+    from cmt_med.data.readers import dicom
 
     return dicom.read_file(path)
 

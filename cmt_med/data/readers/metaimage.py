@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmt_med.data.grid import check_matrix, geometry_error
-from cmt_med.data.nrrd import companion, plain_voxels
-from cmt_med.data.stored import Opened, Stored, as_tuples, check_shape
-from cmt_med.data.streams import Stream, readable_name
+from cmt_med.data.readers.nrrd import companion, plain_voxels
+from cmt_med.data.readers.stored import Opened, Stored, as_tuples, check_shape
+from cmt_med.data.readers.streams import Stream, readable_name
 from cmt_med.errors import DataError
 
 MAX_HEADER = 1 << 16

@@ -1,4 +1,4 @@
-"""The process that decodes foreign files: ``python -m cmt_med.data.worker FD MEMORY``, started by :mod:`cmt_med.data.decoder`.
+"""The process that decodes foreign files: ``python -m cmt_med.data.readers.worker FD MEMORY``, started by the decoder.
 
 It takes one request after the other from a socket, a line of JSON with a path. It answers in messages, each behind its length in
 four bytes: JSON with what the file says, or the error; then the voxels in pieces; then an empty message, and JSON with the error
@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cmt_med.data.formats import open_volume
-from cmt_med.data.streams import io_error, readable_name
+from cmt_med.data.readers.formats import open_volume
+from cmt_med.data.readers.streams import io_error, readable_name
 from cmt_med.errors import CmtError
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.streams import MAX_BYTES, MAX_VOXELS
+from cmt_med.data.readers.streams import MAX_BYTES, MAX_VOXELS
 from cmt_med.errors import DataError
 
 MAX_AXES = 7

@@ -18,12 +18,12 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from cmt_med.data.dicom_header import dicom_fault, guarded, read_header, slices_in
-from cmt_med.data.dicom_pixels import frame_values, is_native, stored_type
-from cmt_med.data.dicom_stack import Plane, stack_affine
 from cmt_med.data.grid import check_matrix
-from cmt_med.data.stored import Opened, Stored, as_tuples, check_shape
-from cmt_med.data.streams import readable_name
+from cmt_med.data.readers.dicom_header import dicom_fault, guarded, read_header, slices_in
+from cmt_med.data.readers.dicom_pixels import frame_values, is_native, stored_type
+from cmt_med.data.readers.dicom_stack import Plane, stack_affine
+from cmt_med.data.readers.stored import Opened, Stored, as_tuples, check_shape
+from cmt_med.data.readers.streams import readable_name
 from cmt_med.errors import DataError
 
 

@@ -18,13 +18,13 @@ import pydicom
 import SimpleITK
 from numpy.typing import NDArray
 
-from cmt_med.data.decoder import Decoder, Volume
 from cmt_med.data.gate import grid_of
+from cmt_med.data.readers.decoder import Decoder, Volume
 from cmt_med.data.values import brightness
 from cmt_med.errors import DataError
 from tests.data.made import AFFINE, IMAGE, SHAPE
-from tests.data.test_dicom import TURNED, series
-from tests.data.test_formats import META, NRRD, VOXELS, itk
+from tests.data.readers.test_dicom import TURNED, series
+from tests.data.readers.test_formats import META, NRRD, VOXELS, itk
 
 OUR_FAULT = {"E_DECODE", "E_TIMEOUT", "E_MEMORY", "E_BUG"}
 FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-3, 1e3, 1e30, -1e30, 1e-40, float("nan"), float("inf"), -float("inf"))

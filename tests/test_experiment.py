@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cmt_med.config import dump_config, load_config, main
+from cmt_med.config import main
 from cmt_med.errors import ConfigError
+from cmt_med.experiment import dump_config, load_config
 
 BASE = """\
 name: x

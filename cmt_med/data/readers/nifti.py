@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmt_med.data.nifti_geometry import Place, place_affine
-from cmt_med.data.stored import Opened, Stored, as_tuples, check_shape
-from cmt_med.data.streams import Stream, readable_name
+from cmt_med.data.readers.nifti_geometry import Place, place_affine
+from cmt_med.data.readers.stored import Opened, Stored, as_tuples, check_shape
+from cmt_med.data.readers.streams import Stream, readable_name
 from cmt_med.errors import DataError
 
 FIELDS_1 = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
-from cmt_med.data.streams import readable_name
+from cmt_med.data.readers.streams import readable_name
 from cmt_med.errors import DataError
 
 _RLE = "1.2.840.10008.1.2.5"

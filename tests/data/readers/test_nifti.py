@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cmt_med.data.decoder import decode
 from cmt_med.data.gate import grid_of, load_case
+from cmt_med.data.readers.decoder import decode
 from cmt_med.data.values import brightness
 from tests.data.made import AFFINE, IMAGE, LABEL, SHAPE, case_of, nifti, refusal
 

@@ -11,8 +11,8 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from cmt_med.data.formats import VOLUME_ENDINGS
-from cmt_med.data.streams import MAX_BYTES, io_error, open_regular, readable_name
+from cmt_med.data.readers.formats import VOLUME_ENDINGS
+from cmt_med.data.readers.streams import MAX_BYTES, io_error, open_regular, readable_name
 from cmt_med.errors import DataError
 
 T = TypeVar("T")

@@ -12,9 +12,9 @@ import pytest
 import SimpleITK
 from numpy.typing import NDArray
 
-from cmt_med.data.decoder import decode
-from cmt_med.data.formats import files_of, volume_stem
 from cmt_med.data.gate import grid_of
+from cmt_med.data.readers.decoder import decode
+from cmt_med.data.readers.formats import files_of, volume_stem
 from cmt_med.data.sums import volume_sum
 from tests.data.made import IMAGE, LABEL, refusal
 

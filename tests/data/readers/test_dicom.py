@@ -23,8 +23,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from cmt_med.data.decoder import Decoder, decode
 from cmt_med.data.gate import grid_of
+from cmt_med.data.readers.decoder import Decoder, decode
 from cmt_med.data.values import brightness
 from cmt_med.errors import DataError
 from tests.data.made import refusal

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmt_med.data.decoder import Decoder, decode
 from cmt_med.data.gate import load_case
 from cmt_med.data.manifest import Case
-from cmt_med.data.streams import open_regular
+from cmt_med.data.readers.decoder import Decoder, decode
+from cmt_med.data.readers.streams import open_regular
 from cmt_med.errors import DataError
 from tests.data.made import IMAGE, LABEL, case_of, nifti, refusal
 
