@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from cmt_med.cli import Debug, run_command
 from cmt_med.data.brats import lesions_of
+from cmt_med.data.discover import label_maps_in
 from cmt_med.data.manifest import Case, Manifest, load_manifest
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.evaluation.lesions import lesion_rule_named
@@ -20,8 +22,6 @@ from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
 from cmt_med.files import require_writable_folder, write_json
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
-
-_ENDINGS = (".nii.gz", ".nii")
 
 
 def evaluate(
@@ -57,39 +57,26 @@ def evaluate(
         lesion_rule_named(lesions)
     run = _run_of(predictions)
     targets = _targets(labels, run)
-    cases: dict[str, Case] = {}
-    reference_targets: Mapping[str, Sequence[int]] = targets
-    reference_values: list[int] | None = None
-    if references.suffix.lower() == ".json":
-        manifest = load_manifest(references)
-        cases = {case.name: case for case in manifest.cases if case.label is not None}
-        if "cases" in run:
-            cases = {name: case for name, case in cases.items() if name in set(run["cases"])}
-        reference_files = {name: case.label for name, case in cases.items() if case.label is not None}
-        reference_values = list(manifest.labels.values()) or None
-        lesions = lesions if lesion_wise is not None else lesions_of(manifest.convention)
-        if run and not labels:
-            reference_targets = _targets_in(manifest, targets, run["labels"])
-    else:
-        reference_files = _volumes(references)
-    if not reference_files:
-        raise DataError("there are no references", where=str(references), fix="check --references", code="E_IO")
-    predicted = {name: path for name, path in _volumes(predictions).items() if name not in run.get("failed", [])}
-    if not set(predicted) & set(reference_files):
+    expected = _references(references, targets, run, by_name=not labels)
+    if lesion_wise is None:
+        lesions = lesions_of(expected.convention)
+    predicted = {name: path for name, path in label_maps_in(predictions).items() if name not in run.get("failed", [])}
+    if not set(predicted) & set(expected.files):
         raise DataError(
             "no prediction has the name of a reference",
             where=str(predictions),
-            why=f"predictions: {_some(predicted)}; references: {_some(reference_files)}",
-            fix="check --predictions and --references; names must be the same but for the ending",
+            why=f"predictions: {_some(predicted)}; references: {_some(expected.files)}",
+            fix="check --predictions and --references; names must be the same but for the ending. Where references are named "
+            "otherwise, as in a data set as downloaded, give its case list (cmt-med init writes one)",
             code="E_MISSING",
         )
     require_writable_folder(output)
     scored, failures = score_folder(
         predicted,
-        reference_files,
+        expected.files,
         targets,
-        reference_targets=reference_targets,
-        reference_values=reference_values,
+        reference_targets=expected.targets,
+        reference_values=expected.values,
         predicted_values=[0, *run["labels"].values()] if "labels" in run else None,
         rule=rule,
         tolerances=tolerances,
@@ -105,13 +92,52 @@ def evaluate(
         extra={"run": run, "notice": notice},
     )  # fmt: skip
     report = write_report(
-        output, metrics, title=f"Evaluation of {run.get('model', predictions.name)}", cases=cases,
-        predictions=_volumes(predictions), references=reference_files,
-        reference_targets=reference_targets, banner=notice,
+        output, metrics, title=f"Evaluation of {run.get('model', predictions.name)}", cases=expected.cases,
+        predictions=label_maps_in(predictions), references=expected.files,
+        reference_targets=expected.targets, banner=notice,
     )  # fmt: skip
     print_summary(metrics)
     print(f"report: {report}")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
+
+
+@dataclass(frozen=True)
+class _References:
+    """What predictions are held against: files by case, targets in their numbers, and what a case list adds."""
+
+    files: dict[str, Path]
+    targets: Mapping[str, Sequence[int]]
+    values: list[int] | None = None
+    cases: dict[str, Case] = field(default_factory=dict)
+    convention: str = ""
+
+
+def _references(path: Path, targets: Mapping[str, list[int]], run: Mapping[str, Any], *, by_name: bool) -> _References:
+    """The references under a path; with ``by_name``, the run's targets are put into a case list's numbers."""
+    if path.is_dir() and (path / "dataset.json").is_file():
+        path = path / "dataset.json"
+    if path.suffix.lower() == ".json":
+        manifest = load_manifest(path)
+        cases = {case.name: case for case in manifest.cases if case.label is not None}
+        if "cases" in run:
+            cases = {name: case for name, case in cases.items() if name in set(run["cases"])}
+        found = _References(
+            {name: case.label for name, case in cases.items() if case.label is not None},
+            _targets_in(manifest, targets, run["labels"]) if run and by_name else targets,
+            list(manifest.labels.values()) or None,
+            cases,
+            manifest.convention,
+        )
+    else:
+        found = _References(label_maps_in(path), targets)
+    if not found.files:
+        raise DataError(
+            "there are no references", where=str(path), why="no label map lies directly in it" if path.is_dir() else
+            "none of its cases that were predicted has a label",
+            fix="give a folder of label maps named like the predictions, or a case list (cmt-med init writes one for a data "
+            "set as downloaded)", code="E_IO",
+        )  # fmt: skip
+    return found
 
 
 def print_summary(metrics: Mapping[str, Any]) -> None:
@@ -198,17 +224,6 @@ def _targets_in(
         target: [manifest.labels[names[value]] for value in values if names[value] in manifest.labels]
         for target, values in targets.items()
     }
-
-
-def _volumes(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DataError("not a folder", where=str(folder), fix="give a folder of label maps", code="E_IO")
-    found = {}
-    for path in sorted(folder.iterdir()):
-        ending = next((e for e in _ENDINGS if path.name.endswith(e)), None)
-        if ending and not path.name.startswith(".") and not path.name.endswith(f"_prob{ending}"):
-            found[path.name.removesuffix(ending)] = path
-    return found
 
 
 def main() -> int:

@@ -37,7 +37,11 @@ def init(
     path: Annotated[Path, typer.Argument(help="A folder as downloaded, a dataset.json or a CSV table.")],
     output: Annotated[Path, typer.Option(help="The config to write; the case list goes beside it, as NAME.json.")],
     convention: Annotated[
-        str | None, typer.Option(help="Whose labels: brats2013, brats2018 ... brats2024, msd; only where init asks.")
+        str | None,
+        typer.Option(
+            help="Whose labels: brats2013, brats2017 to brats2021, brats2023, brats2024 (or in full: brats2023-men), msd; "
+            "only where init asks."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the two files if they exist.")] = False,
     debug: Debug = False,

@@ -155,11 +155,19 @@ def foresee(experiment: Experiment, channels: int, targets: int, shapes: Sequenc
     lines = [
         f"on this machine ({device}): patch {patch}, batch {train.batch_size}, {steps} steps per epoch",
         f"memory about {memory:.1f} GB for a training step",
-        f"about {step:.2f} s per step, {step * steps / 60:.1f} minutes per epoch",
+        f"about {step:.2f} s per step, {_duration(step * steps)} per epoch",
     ]
     if train.epochs is not None:
-        lines.append(f"{train.epochs} epochs in about {step * steps * train.epochs / 3600:.1f} hours")
+        lines.append(f"{train.epochs} epochs in about {_duration(step * steps * train.epochs)}")
     return lines
+
+
+def _duration(seconds: float) -> str:
+    """For people: in the unit in which it is at least 1.5, else in seconds."""
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _step_seconds(network: torch.nn.Module, channels: int, edge: int, dims: int, device: torch.device) -> float:

@@ -158,21 +158,24 @@ def recognise(signs: Signs, asked: str | None = None) -> tuple[Convention, list[
 
     Raises:
         ConfigError: for a word that is no convention.
-        DataError: E_CONVENTION, with the question to answer; E_LABEL if values do not fit the convention asked for.
+        DataError: E_CONVENTION, with the question to answer, or if no one word can be the answer; E_LABEL if values do not
+            fit the convention asked for.
     """
     by_name = _by_name(signs.cases)
+    _require_one_numbering(by_name, signs.cases)
     if asked is not None:
         chosen = _asked(asked, by_name)
-        strange = sorted(set(signs.values) - set(chosen.labels.values()))
-        if strange:
+        unknown = sorted(set(signs.values) - set(chosen.labels.values()))
+        if unknown:
             raise DataError(
-                f"label values {', '.join(map(str, strange))} do not exist in {chosen.name}",
+                f"label values {', '.join(map(str, unknown))} do not exist in {chosen.name}",
                 where="the label files",
                 why=f"{chosen.about}; the files have {_listed(signs.values)}",
                 fix="give the --convention that the files follow, or correct the files",
                 code="E_LABEL",
             )
-        return chosen, [f"--convention {asked}"]
+        against = by_name and chosen.name not in by_name
+        return chosen, [f"--convention {asked}" + (f", against case names of {_listed(by_name)}" if against else "")]
     strangers = [c for c in signs.cases if not any(re.match(CONVENTIONS[n].cases, c, re.I) for n in by_name)]
     if not by_name or strangers:
         mixed = f"some case names are of {', '.join(sorted(by_name))}, but not {strangers[0]!r}" if by_name else ""
@@ -180,10 +183,13 @@ def recognise(signs: Signs, asked: str | None = None) -> tuple[Convention, list[
     fitting = [name for name in by_name if _contradiction(CONVENTIONS[name], signs) is None]
     reasons = [f"case names such as {signs.cases[0]}", f"label values {_listed(signs.values)}"]
     if len({CONVENTIONS[name].cases for name in by_name}) > 1:
-        raise _question(f"case names are of several challenges: {', '.join(sorted(by_name))}", signs)
+        raise _question(f"case names are of several challenges: {', '.join(sorted(by_name))}", signs, by_name)
     if not fitting:
         contradictions = [_contradiction(CONVENTIONS[name], signs) or "" for name in sorted(by_name)]
-        raise _question("; ".join(contradictions), signs)
+        raise _question("; ".join(contradictions), signs, by_name)
+    synonyms = _strange(CONVENTIONS[fitting[0]], signs)
+    if synonyms:
+        reasons.append(f"channels named {_listed(synonyms)} by synonym")
     if len(fitting) > 1:  # BraTS-GLI without label 4: 2023, or 2024 without a cavity; 1 to 3 mean the same in both
         later = any(_POST_TREATMENT.search(case) for case in signs.cases)
         reasons.append("time points from 100 on" if later else "no time point from 100 on, no cavity")
@@ -202,14 +208,48 @@ def _contradiction(convention: Convention, signs: Signs) -> str | None:
         )
     if "RC" in convention.labels and 4 in values and 3 not in values:
         return f"case names say {convention.about}, but label 4 without any 3 is enhancing tumour as until 2021"
-    ours = {word.lower() for word in convention.suffixes.values()}
-    strange = {word for word in signs.suffixes if word.lower() not in ours}
-    if strange:
-        return f"case names say {convention.name} (channels {_listed(ours)}), but files are named {_listed(strange)}"
+    strange = _strange(convention, signs)
+    found = {word.lower() for word in signs.suffixes}
+    # One file under another synonym is somebody's habit; a whole set of another challenge's words is a sign.
+    if strange and any(found <= _words(other) for other in CONVENTIONS.values()):
+        return (
+            f"case names say {convention.name} (channels {_listed(_words(convention))}), "
+            f"but files are named {_listed(strange)}"
+        )
     for label, value in signs.named.items():
         if convention.labels.get(label, value) != value:
             return f"case names say {convention.about}, but dataset.json says {value} is {label}"
     return None
+
+
+def _words(convention: Convention) -> set[str]:
+    return {word.lower() for word in convention.suffixes.values()}
+
+
+def _strange(convention: Convention, signs: Signs) -> set[str]:
+    """Channel words that are not the convention's own."""
+    return {word for word in signs.suffixes if word.lower() not in _words(convention)}
+
+
+def _require_one_numbering(by_name: Collection[str], cases: Sequence[str]) -> None:
+    """Refuse cases of challenges that number the same labels differently: no one word could be right for all of them."""
+    numberings = [
+        {frozenset(CONVENTIONS[name].labels.items()) for name in by_name if CONVENTIONS[name].cases == pattern}
+        for pattern in {CONVENTIONS[name].cases for name in by_name}
+    ]
+    if not numberings or set.intersection(*numberings):
+        return
+    counts: dict[str, int] = {}
+    for case in cases:
+        named = " or ".join(sorted(_by_name([case]))) or "none that is known"
+        counts[named] = counts.get(named, 0) + 1
+    raise DataError(
+        "the cases are of challenges that number their labels differently",
+        where="; ".join(f"{named}: {number} cases" for named, number in sorted(counts.items())),
+        why="one number would have two meanings",
+        fix="give each challenge a folder of its own, and run init on one after the other",
+        code="E_CONVENTION",
+    )
 
 
 def named_convention(word: str, cases: Sequence[str]) -> Convention:
@@ -247,15 +287,23 @@ def _asked(word: str, by_name: Collection[str]) -> Convention:
     return CONVENTIONS[key]
 
 
-def _question(why: str, signs: Signs) -> DataError:
+def _question(why: str, signs: Signs, likely: Collection[str] = ()) -> DataError:
     values = {v for v in signs.values if v}
-    possible = [c for c in CONVENTIONS.values() if values <= set(c.labels.values())]
-    listed = "; ".join(f"{c.name} ({c.about.partition(': ')[2]})" for c in possible) or "none that is known"
+    choices: dict[frozenset[tuple[str, int]], list[Convention]] = {}  # those that number alike are one answer
+    for convention in sorted(CONVENTIONS.values(), key=lambda c: c.name not in likely):
+        if values <= set(convention.labels.values()):
+            choices.setdefault(frozenset(convention.labels.items()), []).append(convention)
+    listed = "; ".join(
+        f"{c[0].name} ({c[0].about.partition(': ')[2]}{', as ' + ', '.join(o.name for o in c[1:]) if c[1:] else ''})"
+        for c in choices.values()
+    )
     return DataError(
         "what the labels mean is not certain",
         where=f"label values {_listed(signs.values) or 'none'}",
         why=why,
-        fix=f"which convention do the labels follow? Answer with --convention WORD; these fit the values: {listed}",
+        fix=f"which convention do the labels follow? Answer with --convention WORD: {listed}"
+        if listed
+        else "no known --convention has these values; correct the files, or write a case list that names the labels",
         code="E_CONVENTION",
     )
 

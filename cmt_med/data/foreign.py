@@ -14,13 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_med.data.manifest import CASE_NAME, Case, load_manifest
-from cmt_med.data.names import canonical_channel
+from cmt_med.data.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel
+from cmt_med.data.readers.formats import looks_like_volume, volume_stem
 from cmt_med.errors import DataError
 
-VOLUME = re.compile(r"\.(nii|nii\.gz|mha|mhd|nrrd)$", re.I)
-SEQUENCES = ("t1", "t1ce", "t2", "flair")
-LABEL_WORDS = ("seg", "gtv", "label", "labels", "otmulticlass", "segmentation")
-MASK_WORDS = ("mask", "brainmask")
 MAX_DEPTH = 5
 MAX_CSV_BYTES = 200_000_000
 _COLUMNS = {
@@ -105,7 +102,7 @@ def _from_folder(path: Path) -> Scan:
     result = Scan(path.resolve().name)
     found: dict[str, _Files] = {}
     for file in _volumes(path, MAX_DEPTH):
-        stem = VOLUME.sub("", file.name)
+        stem = volume_stem(file)
         place = file.parent.parent if file.parent.name == stem else file.parent  # 2013: a folder for every file
         name, word = _name_and_word(stem, place.name)
         here = found.setdefault(name, _Files(place))
@@ -133,6 +130,11 @@ def _from_folder(path: Path) -> Scan:
         label = _label_of(name, files, result)
         result.cases.append(Case(name, files.images, label, files.masks[0] if files.masks else None, name))
     result.channels = [c for c in SEQUENCES if any(c in case.images for case in result.cases)]
+    labels = {case.label for case in result.cases}
+    unread = [file for files in found.values() for file in files.others if file not in labels]
+    if unread:
+        count = f"{len(unread)} files are" if len(unread) > 1 else "a file is"
+        result.notes.append(f"{count} not read ({unread[0].name}): no channel or label is known by such a name")
     _keep_complete(result)
     return result
 
@@ -143,7 +145,7 @@ def _volumes(folder: Path, depth: int) -> Iterator[Path]:
             continue
         if path.is_dir() and depth:
             yield from _volumes(path, depth - 1)
-        elif VOLUME.search(path.name):
+        elif looks_like_volume(path):
             yield path
 
 
@@ -243,7 +245,7 @@ def _row_case(path: Path, number: int, row: dict[str, str], role: dict[str, str]
     files: dict[str, tuple[Path, int | None]] = {n: (path.parent / v, None) for n, v in images.items() if v}
     if not files:
         raise _bad_table(path, f"{where} names no image", "fill the channels' columns, or remove the line")
-    first = VOLUME.sub("", next(iter(files.values()))[0].name)
+    first = volume_stem(next(iter(files.values()))[0])
     name = cell.get("id") or _name_and_word(first, path.parent.name)[0]
     if not CASE_NAME.match(name):
         raise _bad_table(path, f"{where} has the case name {name!r}", "use letters, digits, . _ + - (at most 200)")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_med.data.manifest import Case, load_manifest
-from cmt_med.data.names import canonical_channel
+from cmt_med.data.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel
 from cmt_med.data.readers.formats import kind_of, looks_like_volume, volume_stem
 from cmt_med.data.readers.recognise import DICOM
 from cmt_med.data.readers.streams import io_error, readable_name
@@ -21,10 +21,7 @@ from cmt_med.errors import DataError
 
 MAX_DEPTH = 12
 MAX_FILES = 200_000
-_SEQUENCES = ("t1", "t1ce", "t2", "flair")
 _IMAGES = ("image", "img", "ct", "mri", "volume", "vol")
-_LABELS = ("seg", "label", "labels", "dseg", "gt", "gtv", "otmulticlass", "segmentation")
-_MASKS = ("mask", "brainmask")
 
 
 @dataclass
@@ -148,7 +145,7 @@ def _role(path: Path) -> tuple[str, str]:
         return (stem[: -len(parts[-1]) - 1] or above), last
     if re.fullmatch(r"\d{4}", parts[-1]) and above.lower().startswith("images") and len(parts) > 1:
         return stem[:-5], parts[-1]
-    if first in _SEQUENCES:
+    if first in SEQUENCES:
         return above, first
     return stem, "label" if above.lower().startswith("label") else "image"
 
@@ -156,6 +153,6 @@ def _role(path: Path) -> tuple[str, str]:
 def _word(text: str) -> str:
     """The role that a word of a file name stands for, if any."""
     word = canonical_channel(text)
-    if word in _SEQUENCES:
+    if word in SEQUENCES:
         return word
-    return "image" if word in _IMAGES else "label" if word in _LABELS else "mask" if word in _MASKS else ""
+    return "image" if word in _IMAGES else "label" if word in LABEL_WORDS else "mask" if word in MASK_WORDS else ""

@@ -13,6 +13,10 @@ _CHANNELS = {
     "t2": ("t2", "t2w"),
     "flair": ("flair", "t2f", "fla"),
 }
+SEQUENCES = tuple(_CHANNELS)
+LABEL_WORDS = ("seg", "dseg", "gt", "gtv", "label", "labels", "otmulticlass", "segmentation")
+"""What label maps are called in file names."""
+MASK_WORDS = ("mask", "brainmask")
 _LABELS = {
     "background": ("background", "bg"),
     "NCR": ("ncr", "ncrnet", "netc", "necrosis", "nonenhancingtumor", "nonenhancingtumour", "necrotictumorcore"),

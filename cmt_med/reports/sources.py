@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cmt_med.data.discover import find_cases
+from cmt_med.data.discover import find_cases, label_maps_in
 from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.errors import DataError
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.reports.saved import SavedReport, load_report
 from cmt_med.reports.volumes import FILE, CaseFiles, Listing, read_listing
 
-_ENDINGS = (".nii.gz", ".nii")
 _MAX_JSON = 50_000_000  # bytes; a run.json of more is no run.json
 
 
@@ -87,14 +86,14 @@ def _listing_of_runs(parts: Sequence[Path]) -> Listing:
     targets: dict[str, list[int]] = {}
     for part in parts:
         targets = targets or _targets(_read_run(part / "validation"), part)
-        predicted = _label_maps(part / "validation")
+        predicted = label_maps_in(part / "validation")
         for case in load_manifest(part / "held_out.json").cases:
             cases.append(CaseFiles(case.name, predicted.get(case.name), case.label, case.images))
     return Listing(tuple(cases), targets, targets)
 
 
 def _listing_of_inference(folder: Path, run: Mapping[str, Any], images: Path | None) -> Listing:
-    predicted = _label_maps(folder)
+    predicted = label_maps_in(folder)
     known: dict[str, Case] = {}
     if images is not None:
         known = {case.name: case for case in find_cases(images, _channels(folder, predicted))}
@@ -104,16 +103,6 @@ def _listing_of_inference(folder: Path, run: Mapping[str, Any], images: Path | N
         case = known.get(name)
         cases.append(CaseFiles(name, path, case.label if case else None, case.images if case else {}))
     return Listing(tuple(cases), targets, targets)
-
-
-def _label_maps(folder: Path) -> dict[str, Path]:
-    """Case name -> label map, for what lies in the folder itself."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        ending = next((e for e in _ENDINGS if path.name.endswith(e)), None)
-        if ending and path.is_file() and not path.name.startswith(".") and not path.name.endswith(f"_prob{ending}"):
-            found[path.name.removesuffix(ending)] = path
-    return found
 
 
 def _channels(folder: Path, predicted: Mapping[str, Path]) -> list[str]:

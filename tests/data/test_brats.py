@@ -78,7 +78,7 @@ CONTRADICTIONS = {
     "2021 names with 2023 channels": (["BraTS2021_00001"], {"t1n", "t1c"}, {0, 1, 2, 4}, {}),
     "2023 names with 2021 channels": (["BraTS-MEN-00001-000"], {"t1", "t1ce"}, {0, 1, 2, 3}, {}),
     "one mask of the whole": (["BraTS2021_00001"], {"t1"}, {0, 1}, {}),
-    "two years": (["BraTS2021_00001", "BraTS-GLI-00001-000"], {"t1"}, {0, 1, 2}, {}),
+    "two data sets": (["BraTS-MEN-00001-000", "BraTS-SSA-00001-000"], {"t1n"}, {0, 1, 2}, {}),
     "a stranger among them": (["BraTS2021_00001", "patient7"], {"t1"}, {0, 1, 2, 4}, {}),
     "unknown names": (["patient7"], {"t1", "t1ce"}, {0, 1, 2, 4}, {}),
     "a list that says otherwise": (["BRATS_001"], set(), {0, 1, 2, 3}, {"NCR": 1, "ED": 2, "ET": 3}),
@@ -93,6 +93,34 @@ def test_contradicting_signs_are_a_question(case: str) -> None:
         recognise(Signs(names, suffixes, values, named))
     assert caught.value.code == "E_CONVENTION"
     assert "--convention" in caught.value.fix
+
+
+@pytest.mark.parametrize("asked", [None, "brats2021", "brats2023", "msd"])
+def test_no_word_answers_for_two_numberings(asked: str | None) -> None:
+    signs = Signs(["BraTS2021_00001", "BraTS-GLI-00001-000", "BraTS2021_00002"], {"t1"}, {0, 1, 2}, {})
+    with pytest.raises(DataError) as caught:
+        recognise(signs, asked)
+    assert caught.value.code == "E_CONVENTION"
+    assert "brats2021: 2 cases" in caught.value.where
+    assert "brats2023-gli or brats2024-gli: 1 cases" in caught.value.where
+    assert "folder of its own" in caught.value.fix
+
+
+def test_years_that_number_alike_need_one_word() -> None:
+    signs = Signs(["Brats18_A_1", "BraTS19_B_1"], {"t1"}, {0, 1, 2, 4}, {})
+    assert recognise(signs, "brats2019")[0].name == "brats2019"
+    with pytest.raises(DataError) as caught:
+        recognise(signs)
+    # the years that case names speak of come first, and those that number alike are one answer
+    assert caught.value.fix.partition("WORD: ")[2].startswith("brats2018 (1 NCR/NET, 2 ED, 4 ET, as brats2019, ")
+    assert caught.value.fix.count("4 ET") == 2  # 2013's and theirs
+
+
+def test_a_single_synonym_is_no_contradiction() -> None:
+    signs = Signs(["BraTS2021_00001"], {"t1", "t1gd", "t2", "flair"}, {0, 1, 2, 4}, {})
+    style, reasons = recognise(signs)
+    assert style.name == "brats2021"
+    assert "channels named t1gd by synonym" in reasons
 
 
 def test_one_word_answers() -> None:

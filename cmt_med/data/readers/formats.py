@@ -36,6 +36,15 @@ def looks_like_volume(path: Path) -> bool:
     return path.name.lower().endswith(VOLUME_ENDINGS)
 
 
+def is_series(path: Path) -> bool:
+    """Whether a path is a folder whose first file, apart from texts and pictures, is a DICOM file."""
+    if not _is_folder(path):
+        return False
+    with contextlib.suppress(DataError):
+        return any(kind_of(first) is DICOM for first in files_of(path)[:1])
+    return False
+
+
 def kind_of(path: Path) -> Kind:
     """What a file is.
 

@@ -1,0 +1,86 @@
+"""Cases by what a user points at: files, series and folders, matched to channels by name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+
+from cmt_med.data.discover import case_of_channels, find_cases, label_maps_in
+from cmt_med.data.foreign import scan
+from cmt_med.data.gate import load_case
+from cmt_med.data.phantom_years import write_as_downloaded
+from cmt_med.errors import ConfigError, DataError
+from tests.data.made import LABEL, nifti
+from tests.data.readers.test_dicom import series
+
+FOUR = ("t1", "t1ce", "t2", "flair")
+
+
+@pytest.mark.parametrize("year", ["brats2021", "brats2024-gli", "msd"])
+def test_downloads_are_read_as_they_are(year: str, tmp_path: Path) -> None:
+    """At any depth; the decathlon's 4D files by its dataset.json. The same volumes as ``init`` finds."""
+    write_as_downloaded(tmp_path / "a/b", year, heads=2, spacing=12.0)
+    folder = tmp_path / "a/b" if year == "msd" else tmp_path
+    cases = find_cases(folder, FOUR)
+    expected = scan(folder).cases
+    assert [(c.name, dict(c.images)) for c in cases] == [(c.name, dict(c.images)) for c in expected]
+
+
+def test_other_formats_and_series(tmp_path: Path) -> None:
+    image = SimpleITK.ReadImage(nifti(tmp_path / "x.nii.gz"))
+    for name in ("one/p_t1.nrrd", "one/p_t2.mha", "one/p_seg.nrrd", "one/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("") if name.endswith("txt") else SimpleITK.WriteImage(image, tmp_path / name)
+    (case,) = find_cases(tmp_path / "one", ("t1", "t2"))
+    assert (case.name, set(case.images)) == ("p", {"t1", "t2"})
+    folder = series(tmp_path / "scans" / "patient1")
+    for given in (folder, tmp_path / "scans"):
+        (case,) = find_cases(given, ("ct",))
+        assert (case.name, case.images) == ("patient1", {"ct": (folder, None)})
+    assert load_case(case, ("ct",)).image.shape[0] == 1
+    two = [series(tmp_path / "study" / "anna" / word) for word in ("T1w", "FLAIR")]  # a series for each channel
+    (case,) = find_cases(tmp_path / "study", ("t1", "flair"))
+    assert (case.name, case.images) == ("anna", {"t1": (two[0], None), "flair": (two[1], None)})
+
+
+def test_what_cannot_be_matched_is_refused(tmp_path: Path) -> None:
+    nifti(tmp_path / "one/p_t1.nii.gz")
+    nifti(tmp_path / "two/p_t1.nii.gz")
+    nifti(tmp_path / "other/p_adc.nii.gz")
+    for path, channels, code in (
+        (tmp_path, ("t1",), "E_MANIFEST"),  # two cases of one name
+        (tmp_path / "other", ("t1", "t2"), "E_CHANNEL"),
+        (tmp_path / "one/p_t1.nii.gz", ("t2",), "E_CHANNEL"),
+        (tmp_path / "nothing", ("t1",), "E_IO"),
+    ):
+        with pytest.raises(DataError) as caught:
+            find_cases(path, channels)
+        assert caught.value.code == code
+    shutil.copy(tmp_path / "one/p_t1.nii.gz", tmp_path / "one/p_t1w.nii.gz")
+    with pytest.raises(DataError, match="two files are channel t1 of case p"):
+        find_cases(tmp_path / "one", ("t1",))
+    with pytest.raises(ConfigError, match="no channel adc"):
+        case_of_channels({"adc": tmp_path / "x.nii.gz"}, ("t1",))
+
+
+def test_label_maps_of_a_folder(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "a_prob.nii.gz", ".hidden.nii", "b.nii"):
+        nifti(tmp_path / name, LABEL)
+    (tmp_path / "a.json").write_text("{}")
+    assert label_maps_in(tmp_path) == {"a": tmp_path / "a.nii.gz", "b": tmp_path / "b.nii"}
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(DataError, match="two label maps are of case 'a'"):
+        label_maps_in(tmp_path)
+
+
+def test_files_that_no_channel_names_are_noted(tmp_path: Path) -> None:
+    for name in ("c1_t1", "c1_fl", "c1_seg"):
+        nifti(tmp_path / "c1" / f"{name}.nii.gz", LABEL)
+    found = scan(tmp_path)
+    assert found.channels == ["t1"]
+    assert "c1_fl.nii.gz" in found.notes[0]
