@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +19,13 @@ from cmt_med.data.discover import label_maps_in
 from cmt_med.data.manifest import Case, Manifest, load_manifest
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.evaluation.lesions import lesion_rule_named
-from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, LESION_COUNTS, check_tolerances
+from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, LESION_COUNTS, Scores, check_tolerances
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
 from cmt_med.files import require_writable_folder, write_json
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -58,6 +62,7 @@ def evaluate(
     run = _run_of(predictions)
     targets = _targets(labels, run)
     expected = _references(references, targets, run, by_name=not labels)
+    targets = {name: values for name, values in targets.items() if name in expected.targets}
     if lesion_wise is None:
         lesions = lesions_of(expected.convention)
     predicted = {name: path for name, path in label_maps_in(predictions).items() if name not in run.get("failed", [])}
@@ -70,6 +75,11 @@ def evaluate(
             "otherwise, as in a data set as downloaded, give its case list (cmt-med init writes one)",
             code="E_MISSING",
         )
+    if output.resolve() == predictions.resolve():
+        raise ConfigError(
+            "the report would lie among the predictions", where=f"--output {output}",
+            why="both have a failures.json", fix="give another folder",
+        )  # fmt: skip
     require_writable_folder(output)
     scored, failures = score_folder(
         predicted,
@@ -82,6 +92,8 @@ def evaluate(
         tolerances=tolerances,
         lesions=lesions,
     )
+    for name in _nowhere(scored, targets):
+        log.warning("%s is in no reference and no prediction (label %s)", name, ", ".join(map(str, targets[name])))
     if failures:
         write_json(output / "failures.json", failures)
     else:
@@ -93,7 +105,7 @@ def evaluate(
     )  # fmt: skip
     report = write_report(
         output, metrics, title=f"Evaluation of {run.get('model', predictions.name)}", cases=expected.cases,
-        predictions=label_maps_in(predictions), references=expected.files,
+        predictions=predicted, references=expected.files,
         reference_targets=expected.targets, banner=notice,
     )  # fmt: skip
     print_summary(metrics)
@@ -163,6 +175,14 @@ def print_summary(metrics: Mapping[str, Any]) -> None:
     print(f"rule {metrics['empty_rule']}: {metrics['empty_rule_text']}; {metrics['missed_text']}")
 
 
+def _nowhere(scored: Mapping[str, Mapping[str, Scores]], targets: Mapping[str, Sequence[int]]) -> list[str]:
+    """Targets that no volume has: their perfect scores are more often a slip of the pen than a finding."""
+    voxels = ("reference_voxels", "predicted_voxels")
+    return [
+        name for name in targets if scored and not any(case[name][key] for case in scored.values() for key in voxels)
+    ]
+
+
 def _rule(name: str) -> EmptyRule:
     for rule in EMPTY_RULES:
         if name == rule:
@@ -197,11 +217,17 @@ def _targets(labels: list[str] | None, run: Mapping[str, Any]) -> dict[str, list
                 why="the predictions have no run.json", fix="name the labels: --labels tumour=1 --labels edema=2",
             )  # fmt: skip
         return {str(name): [int(v) for v in values] for name, values in run["targets"].items()}
-    targets = {}
+    targets: dict[str, list[int]] = {}
     for item in labels:
         name, _, values = item.partition("=")
-        if not name or not all(part.strip().isdigit() for part in values.split(",")):
-            raise ConfigError("--labels needs NAME=VALUE[,VALUE]", where=repr(item))
+        if not name or not re.fullmatch(r"\s*[0-9]{1,5}\s*(,\s*[0-9]{1,5}\s*)*", values):
+            raise ConfigError(
+                "--labels needs NAME=VALUE[,VALUE]", where=repr(item), fix="for example --labels core=1,4"
+            )
+        if name in targets:
+            raise ConfigError(
+                f"--labels names {name} twice", where=repr(item), fix=f"give all of its values at once: {name}=1,4"
+            )
         targets[name] = [int(part) for part in values.split(",")]
     return targets
 
@@ -209,9 +235,16 @@ def _targets(labels: list[str] | None, run: Mapping[str, Any]) -> dict[str, list
 def _targets_in(
     manifest: Manifest, targets: Mapping[str, list[int]], labels: Mapping[str, int]
 ) -> dict[str, list[int]]:
-    """The model's targets in the numbers of a case list, matched by label name."""
-    names = {value: name for name, value in labels.items()}
-    strange = [name for name in manifest.labels if name not in labels]
+    """The model's targets in the numbers of a case list, matched by label name; without those that it has no label of."""
+    names: dict[
+        int, list[str]
+    ] = {}  # two labels may share a number: NCR and NET do in what a 2013 model writes for 2021
+    for name, value in labels.items():
+        names.setdefault(value, []).append(name)
+        if name == "NCR" and "NET" not in labels:  # a core without parts set apart stands for both
+            names[value].append("NET")
+    known = {name for shared in names.values() for name in shared}
+    strange = [name for name in manifest.labels if name not in known]
     if strange:
         raise DataError(
             f"the references have labels that the model does not know: {', '.join(strange)}",
@@ -220,10 +253,14 @@ def _targets_in(
             fix="rename them in the case list's 'labels', or name what to score with --labels",
             code="E_LABEL",
         )
-    return {
-        target: [manifest.labels[names[value]] for value in values if names[value] in manifest.labels]
+    found = {
+        target: sorted({manifest.labels[n] for value in values for n in names[value] if n in manifest.labels})
         for target, values in targets.items()
     }
+    for target in [target for target, values in found.items() if not values]:
+        log.warning("%s is not scored: %s has no label of it", target, manifest.path.name)
+        del found[target]
+    return found
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -129,3 +130,91 @@ def test_wrong_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], optio
     for part in (expected, "where:", "why:", "fix:"):
         assert part in message
     assert not (tmp_path / "o").exists()
+
+
+def brats_list(folder: Path, labels: dict[str, int]) -> Path:
+    """Two cases of four cubes, each of its own label, as a case list in the numbers given."""
+    entries = []
+    for case in ("one", "two"):
+        reference = np.zeros((24, 12, 12), np.uint8)
+        for i, value in enumerate(value for value in labels.values() if value):
+            reference[4 * i + 1 : 4 * i + 4, 4:8, 4:8] = value
+        save(folder / f"r/{case}.nii.gz", reference)
+        save(folder / f"p/{case}.nii.gz", reference)
+        entries.append({"id": case, "image": {"t1": f"r/{case}.nii.gz"}, "label": f"r/{case}.nii.gz"})
+    content = {
+        "name": "x",
+        "modality": {"0": "t1"},
+        "labels": {str(v): n for n, v in labels.items()},
+        "training": entries,
+    }
+    (folder / "list.json").write_text(json.dumps(content))
+    return folder / "list.json"
+
+
+OLD = {"background": 0, "NCR": 1, "ED": 2, "ET": 4}
+OLD_TARGETS = {"WT": [1, 2, 4], "TC": [1, 4], "ET": [4]}
+YEARS = {
+    # a 2013 model that writes 2021's numbers: necrosis and core without enhancement share one
+    "2013 on 2021": (OLD | {"NET": 1}, OLD_TARGETS | {"NET": [1]}, OLD, {"WT", "TC", "NET", "ET"}),
+    # the list tells parts apart that the model does not: predictions are compared as a whole
+    "2023 with a cavity on 2023 without": (
+        {"background": 0, "NCR": 1, "ED": 2, "ET": 3, "RC": 4},
+        {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3], "RC": [4]},
+        {"background": 0, "NCR": 1, "ED": 2, "ET": 3},
+        {"WT", "TC", "ET"},
+    ),
+}
+
+
+@pytest.mark.parametrize("years", sorted(YEARS))
+def test_what_equals_the_references_scores_one_in_every_numbering(
+    years: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels, targets, listed, scored = YEARS[years]
+    path = brats_list(tmp_path, listed)
+    (tmp_path / "p/run.json").write_text(json.dumps({"labels": labels, "targets": targets}))
+    options = ["--predictions", str(tmp_path / "p"), "--references", str(path), "--output", str(tmp_path / "o")]
+    assert run_command(evaluate, options) == 0
+    summary = metrics(tmp_path)["summary"]
+    assert {name: summary[name]["mean"] for name in scored} == dict.fromkeys(scored, 1.0)
+    assert set(summary) - {"mean"} == scored
+    assert metrics(tmp_path)["cases"]["one"]["WT"]["reference_voxels"] == 3 * 48
+    assert [r.getMessage() for r in caplog.records if "not scored" in r.getMessage()] == (
+        ["RC is not scored: list.json has no label of it"] if "RC" in targets else []
+    )
+
+
+def test_a_model_without_net_counts_it_to_the_core(tmp_path: Path) -> None:
+    path = brats_list(tmp_path, {"background": 0, "NCR": 1, "ED": 2, "NET": 3, "ET": 4})
+    for case in ("one", "two"):  # the model of 2021 calls both parts 1
+        core = np.asarray(nib.load(tmp_path / f"r/{case}.nii.gz").dataobj)
+        save(tmp_path / f"p/{case}.nii.gz", np.where(core == 3, 1, core).astype(np.uint8))
+    (tmp_path / "p/run.json").write_text(json.dumps({"labels": OLD, "targets": OLD_TARGETS}))
+    options = ["--predictions", str(tmp_path / "p"), "--references", str(path), "--output", str(tmp_path / "o")]
+    assert run_command(evaluate, options) == 0
+    assert [metrics(tmp_path)["summary"][name]["mean"] for name in OLD_TARGETS] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("labels", ["x=²", "x=", "x=1,", "=1", "x=1 2", "ball=2", "x=123456"])
+def test_labels_that_are_no_labels(tmp_path: Path, labels: str) -> None:
+    assert run(tmp_path, {"found": (cube(4), cube(4))}, "--labels", labels) == 64
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_target_that_is_nowhere_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert run(tmp_path, {"found": (cube(4), cube(4))}, "--labels", "rim=30") == 0
+    assert "rim is in no reference and no prediction (label 30)" in [r.getMessage() for r in caplog.records]
+
+
+def test_a_report_does_not_overwrite_what_infer_wrote(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/failures.json").write_text("[]")
+    assert run(tmp_path, {"found": (cube(4), cube(4))}, "--output", str(tmp_path / "p")) == 64
+    assert (tmp_path / "p/failures.json").read_text() == "[]"
+
+
+def test_a_folder_as_downloaded_is_no_folder_of_references(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "download/c1/c1_seg.nii.gz", cube(4))
+    assert run(tmp_path, {"c1": (cube(4), cube(4))}, "--references", str(tmp_path / "download")) == 65
+    assert "case list" in capsys.readouterr().err

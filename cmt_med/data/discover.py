@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cmt_med.data.manifest import CASE_NAME, Case, load_manifest
-from cmt_med.data.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel
+from cmt_med.data.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel, case_and_word, place_of
 from cmt_med.data.readers.formats import is_series, looks_like_volume, volume_stem
 from cmt_med.data.readers.streams import readable_name
 from cmt_med.errors import ConfigError, DataError
 
 MAX_DEPTH = 5
 _NOT_IMAGES = {*LABEL_WORDS, *MASK_WORDS, "prob"}
+_MASK = "the mask"  # a role that no channel can have: channels have no spaces
 
 
 def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
@@ -22,7 +22,8 @@ def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
     Args:
         path: a ``.json`` case list (all of its cases), or the folder of a ``dataset.json``; a volume, which is a file or a
             folder of DICOM slices (for networks with one channel); a folder of volumes; a folder of one case, or of case
-            folders at any depth, with volumes named by channel (``NAME_t1ce.nii.gz``).
+            folders at any depth, with volumes named by channel (``NAME_t1ce.nii.gz``). A ``NAME_mask`` beside them is
+            the case's foreground, label maps are left alone.
         channels: what the network needs, by canonical name.
 
     Raises:
@@ -39,7 +40,7 @@ def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
         if not cases:
             raise _unmatched(path, channels)
     elif path.is_dir():
-        cases = [case for volumes in _volumes(path, MAX_DEPTH) for case in _cases_of_files(volumes, channels)]
+        cases = _cases_of_files(_volumes(path, MAX_DEPTH), channels)
     else:
         raise DataError(
             "the input does not exist", where=str(path), why="neither a file nor a folder", fix="check --input",
@@ -106,32 +107,32 @@ def case_of_channels(files: Mapping[str, Path], channels: Sequence[str]) -> Case
         )
     one = next(iter(files.values()))
     first = one.name if one.is_dir() else volume_stem(one)
-    prefix, channel = _split_channel(first)
-    return Case(prefix if channel in channels and prefix else first, {n: (p, None) for n, p in images.items()})
+    name, role = _name_and_role(first, first, channels)
+    return Case(name if role in channels else first, {n: (p, None) for n, p in images.items()})
 
 
-def _volumes(folder: Path, depth: int) -> Iterator[list[Path]]:
-    """The volumes that lie directly in a folder, and those of each folder below it."""
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    series = {path for path in paths if is_series(path)}
-    yield [path for path in paths if path in series or (looks_like_volume(path) and not path.is_dir())]
-    for path in paths:
-        if depth and path.is_dir() and path not in series:
-            yield from _volumes(path, depth - 1)
+def _volumes(folder: Path, depth: int) -> Iterator[Path]:
+    """The volumes in a folder and below it: files that are named like one, and folders of DICOM slices."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if is_series(path):
+            yield path
+        elif path.is_dir():
+            if depth:
+                yield from _volumes(path, depth - 1)
+        elif looks_like_volume(path):
+            yield path
 
 
-def _cases_of_files(files: Sequence[Path], channels: Sequence[str]) -> list[Case]:
-    grouped: dict[str, dict[str, tuple[Path, int | None]]] = {}
+def _cases_of_files(files: Iterable[Path], channels: Sequence[str]) -> list[Case]:
+    grouped: dict[tuple[Path, str], dict[str, Path]] = {}
     for file in files:
         stem = file.name if file.is_dir() else volume_stem(file)
-        if re.split(r"[_-]", stem)[-1].lower() in _NOT_IMAGES:
+        place = place_of(file, stem)
+        name, role = _name_and_role(stem, place.name, channels)
+        if role is None:
             continue
-        prefix, channel = _split_channel(stem)
-        if channel not in channels:
-            if len(channels) > 1 or channel in SEQUENCES:  # another sequence is never taken for the network's
-                continue
-            prefix, channel = stem, channels[0]
-        name = prefix or file.parent.name
         if not CASE_NAME.match(name):
             raise DataError(
                 f"{name!r} cannot be a case name",
@@ -139,15 +140,36 @@ def _cases_of_files(files: Sequence[Path], channels: Sequence[str]) -> list[Case
                 fix="use letters, digits, . _ + -",
                 code="E_MANIFEST",
             )
-        if channel in grouped.setdefault(name, {}):
+        here = grouped.setdefault((place, name), {})
+        if role in here:
             raise DataError(
-                f"two files are channel {channel} of case {name}",
-                where=f"{file}, {grouped[name][channel][0]}",
+                f"two files are {'the mask' if role == _MASK else f'channel {role}'} of case {name}",
+                where=f"{readable_name(file)}, {here[role]}",
                 fix="keep one",
                 code="E_CHANNEL",
             )
-        grouped[name][channel] = (file, None)
-    return [Case(name, images) for name, images in grouped.items()]
+        here[role] = file
+    return [
+        Case(name, {role: (file, None) for role, file in here.items() if role != _MASK}, mask=here.get(_MASK))
+        for (_, name), here in grouped.items()
+        if set(here) - {_MASK}
+    ]
+
+
+def _name_and_role(stem: str, folder: str, channels: Sequence[str]) -> tuple[str, str | None]:
+    """Case and role of a file: a channel, a mask of the foreground, or None for what is neither."""
+    name, word = case_and_word(stem, folder, {*channels, *SEQUENCES, *_NOT_IMAGES})
+    role = canonical_channel(word)
+    # Beside images that name no sequence, "mask" may well be the label map.
+    if role == "brainmask" or (role == "mask" and set(channels) <= set(SEQUENCES)):
+        return name, _MASK
+    if role in _NOT_IMAGES:
+        return name, None
+    if role in channels:
+        return name, role
+    if len(channels) > 1 or role in SEQUENCES:  # another sequence is never taken for the network's
+        return name, None
+    return stem, channels[0]
 
 
 def _unmatched(path: Path, channels: Sequence[str]) -> DataError:
@@ -158,13 +180,3 @@ def _unmatched(path: Path, channels: Sequence[str]) -> DataError:
         fix="use --channel NAME=FILE for each, or a case list that names the channels of a 4D file",
         code="E_CHANNEL",
     )
-
-
-def _split_channel(stem: str) -> tuple[str, str]:
-    """("BraTS2021_00000", "t1ce") from ``BraTS2021_00000_t1ce``; a leading channel (``Flair_x``) has no prefix."""
-    match = re.match(r"^(?:(.*)[_-])?([^_-]+)$", stem)
-    if match is None:
-        return stem, ""
-    prefix, last = match.group(1) or "", canonical_channel(match.group(2))
-    first = canonical_channel(re.split(r"[_-]", stem)[0])
-    return ("", first) if last not in SEQUENCES and first in SEQUENCES else (prefix, last)

@@ -7,19 +7,19 @@ start with the sequence (``ID/T1c_x.nii.gz``), lists in JSON (a decathlon's fold
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_med.data.manifest import CASE_NAME, Case, load_manifest
-from cmt_med.data.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel
+from cmt_med.data.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel, case_and_word, place_of
 from cmt_med.data.readers.formats import looks_like_volume, volume_stem
 from cmt_med.errors import DataError
 
 MAX_DEPTH = 5
 MAX_CSV_BYTES = 200_000_000
+_KNOWN = (*SEQUENCES, *LABEL_WORDS, *MASK_WORDS)
 _COLUMNS = {
     "id": ("id", "case", "name", "subject"),
     "label": (*LABEL_WORDS, "mask_label"),
@@ -103,8 +103,8 @@ def _from_folder(path: Path) -> Scan:
     found: dict[str, _Files] = {}
     for file in _volumes(path, MAX_DEPTH):
         stem = volume_stem(file)
-        place = file.parent.parent if file.parent.name == stem else file.parent  # 2013: a folder for every file
-        name, word = _name_and_word(stem, place.name)
+        place = place_of(file, stem)
+        name, word = case_and_word(stem, place.name, _KNOWN)
         here = found.setdefault(name, _Files(place))
         if here.folder != place:
             raise DataError(
@@ -149,21 +149,6 @@ def _volumes(folder: Path, depth: int) -> Iterator[Path]:
             yield path
 
 
-def _name_and_word(stem: str, folder: str) -> tuple[str, str]:
-    """Case and channel word of ``ID_t1ce``, ``ID-t1c``, ``T1c_anything`` (the case is its folder) or ``x.MR_T1c.123``."""
-    parts = re.split(r"[_.-]", stem)
-    known = (*SEQUENCES, *LABEL_WORDS, *MASK_WORDS)
-    last = re.match(r"^(.+)[_-]([A-Za-z0-9]+)$", stem)
-    if last and (canonical_channel(last.group(2)) in known):
-        return last.group(1), last.group(2)
-    if canonical_channel(parts[0]) in known:
-        return folder, parts[0]
-    inside = [part for part in parts[1:] if canonical_channel(part) in known or part == "OT"]
-    if len(inside) == 1:  # BRATS 2013 and 2015: VSD.Brain.XX.O.MR_T1c.54515, VSD.Brain_3more.XX.O.OT.54517
-        return folder, "seg" if inside[0] == "OT" else inside[0]
-    return stem, ""
-
-
 def _sort_in(files: _Files, name: str, word: str, file: Path, result: Scan) -> None:
     channel = canonical_channel(word)
     if channel in SEQUENCES:
@@ -205,7 +190,8 @@ def _from_table(path: Path) -> Scan:
         if path.stat().st_size > MAX_CSV_BYTES:
             raise _bad_table(path, f"it is larger than {MAX_CSV_BYTES} bytes", "split it")
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+            table = csv.DictReader(stream)
+            rows, header = list(table), list(table.fieldnames or ())
     except OSError as error:
         raise DataError(
             "the table cannot be read", where=str(path), why=error.strerror or str(error), fix="check the path",
@@ -214,18 +200,20 @@ def _from_table(path: Path) -> Scan:
     except (UnicodeDecodeError, csv.Error) as error:
         raise _bad_table(path, str(error), "save it as CSV in UTF-8") from error
     result = Scan(path.stem)
-    header = [column for column in (rows[0] if rows else {}) if column is not None]
     role = {column: key for column in header for key, words in _COLUMNS.items() if column.strip().lower() in words}
     channel = {column: canonical_channel(column.strip()) for column in header if column not in role}
     unused = [column for column, name in channel.items() if name not in SEQUENCES]
     channel = {column: name for column, name in channel.items() if name in SEQUENCES}
-    twice = [name for name, count in Counter([*channel.values(), *role.values()]).items() if count > 1]
-    if not channel or twice:
+    meanings = [role.get(column) or channel.get(column) or f"column {column!r}" for column in header]
+    twice = [name for name, count in Counter(meanings).items() if count > 1]
+    if not channel or not rows or twice:
         raise _bad_table(
             path,
             f"two columns mean {twice[0]}"
             if twice
-            else f"no column is a channel; columns: {', '.join(header) or 'none'}",
+            else f"no column is a channel; columns: {', '.join(header) or 'none'}"
+            if not channel
+            else "it has no lines",
             "name a column for each channel (t1, t1ce, t2, flair), and id, seg, patient, fold, mask as needed",
         )
     if unused:
@@ -246,7 +234,7 @@ def _row_case(path: Path, number: int, row: dict[str, str], role: dict[str, str]
     if not files:
         raise _bad_table(path, f"{where} names no image", "fill the channels' columns, or remove the line")
     first = volume_stem(next(iter(files.values()))[0])
-    name = cell.get("id") or _name_and_word(first, path.parent.name)[0]
+    name = cell.get("id") or case_and_word(first, path.parent.name, _KNOWN)[0]
     if not CASE_NAME.match(name):
         raise _bad_table(path, f"{where} has the case name {name!r}", "use letters, digits, . _ + - (at most 200)")
     fold = cell.get("fold", "")

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from cmt_med.config import Region
 from cmt_med.data.names import TUMOUR_LABELS, canonical_channel, canonical_label
+from cmt_med.data.readers.formats import volume_stem
 from cmt_med.errors import ConfigError, DataError
 
 CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$")
@@ -126,6 +127,8 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case]) -> dict[str, Any
         for key, file in (("label", case.label), ("mask", case.mask)):
             if file is not None:
                 entry[key] = str(file.resolve())
+        if case.fold is not None:
+            entry["fold"] = case.fold
         if case.sha256:
             entry["sha256"] = {str(file.resolve()): digest for file, digest in case.sha256.items()}
         entries.append(entry)
@@ -236,7 +239,7 @@ def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case
         names = channels or ("image",)
         files = {name: (file, i if len(names) > 1 else None) for i, name in enumerate(names)}
     first = next(iter(files.values()))[0]
-    name = str(entry.get("id", _stem(first)))
+    name = str(entry.get("id", volume_stem(first)))
     if not CASE_NAME.match(name):
         raise _fault(path, f"{where} has the case name {name!r}", "use letters, digits, . _ + - (at most 200)")
     fold = entry.get("fold")
@@ -270,14 +273,6 @@ def _sums(value: Any, where: str, path: Path) -> dict[Path, str]:
             path, f"{where} has a wrong 'sha256'", 'write {"FILE": "64 hexadecimal digits"}, or use inspect --hash'
         )
     return {_file(file, where, path): str(digest) for file, digest in value.items()}
-
-
-def _stem(file: Path) -> str:
-    name = file.name
-    for ending in (".nii.gz", ".nii", ".nrrd", ".mha"):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
 
 
 def _fault(path: Path, what: str, fix: str) -> DataError:

@@ -6,6 +6,8 @@ Facts: BraTS 2018-2021 t1, t1ce, t2, flair; BraTS 2023-24 t1n, t1c, t2w, t2f; MS
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from pathlib import Path
 
 _CHANNELS = {
     "t1": ("t1", "t1n", "t1w", "t1pre"),
@@ -41,3 +43,31 @@ def canonical_label(name: str) -> str:
     """The usual name of a tumour part (``"edema"`` -> ``"ED"``); other names in lower case."""
     key = re.sub(r"[^a-z0-9]", "", name.lower())
     return _LABEL_OF.get(key, name.lower())
+
+
+def case_and_word(stem: str, folder: str, known: Collection[str]) -> tuple[str, str]:
+    """Case and role of a file by its name without ending; the role is ``""`` if no word of the name is known.
+
+    ``ID_t1ce`` and ``ID-t1c`` end in it; ``T1c_anything`` and ``brainmask`` begin with it, and the case is their folder;
+    BRATS 2013 and 2015 have it within (``VSD.Brain.XX.O.MR_T1c.54515``; ``OT`` is their label map).
+
+    Args:
+        stem: the name.
+        folder: name of the folder that stands for the case.
+        known: roles, canonical: channels, and words for label maps and masks.
+    """
+    parts = re.split(r"[_.-]", stem)
+    last = re.match(r"^(.+)[_-]([A-Za-z0-9]+)$", stem)
+    if last and canonical_channel(last.group(2)) in known:
+        return last.group(1), last.group(2)
+    if canonical_channel(parts[0]) in known:
+        return folder, parts[0]
+    inside = [part for part in parts[1:] if canonical_channel(part) in known or part == "OT"]
+    if len(inside) == 1:
+        return folder, "seg" if inside[0] == "OT" else inside[0]
+    return stem, ""
+
+
+def place_of(file: Path, stem: str) -> Path:
+    """The folder that stands for a file's case: BRATS 2013 has one more, of the file's own name, around each file."""
+    return file.parent.parent if file.parent.name == stem else file.parent

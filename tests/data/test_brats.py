@@ -206,6 +206,7 @@ def test_a_table_of_files(tmp_path: Path) -> None:
     assert found.cases[0].images["t1ce"][0] == tmp_path / f"{names[0]}/{names[0]}-t1c.nii.gz"
     assert "age" in found.notes[0]
     for content, code in (("id,age\n1,2", "E_MANIFEST"), ("id,t1,t1w\na,b,c", "E_MANIFEST"), ("", "E_MANIFEST"),
+                          ("id,t1,t1\na,b,c", "E_MANIFEST"), ("id,t1,age,age\na,b,c,d", "E_MANIFEST"), ("id,t1\n", "E_MANIFEST"),
                           ("id,t1\n../up,x.nii.gz", "E_MANIFEST")):  # fmt: skip
         (tmp_path / "bad.csv").write_text(content)
         with pytest.raises(DataError) as caught:

@@ -31,6 +31,22 @@ def test_downloads_are_read_as_they_are(year: str, tmp_path: Path) -> None:
     assert [(c.name, dict(c.images)) for c in cases] == [(c.name, dict(c.images)) for c in expected]
 
 
+def test_masks_and_old_folders_are_the_same_cases_as_init_finds(tmp_path: Path) -> None:
+    """A network that was trained inside masks must get the same masks."""
+    for name in ("one/p1_t1", "one/p1_brainmask", "one/p1_seg", "one/p2_t1", "two/T1_x", "two/mask"):
+        nifti(tmp_path / f"{name}.nii.gz", LABEL)
+    for word in ("MR_T1.1", "OT.2"):
+        nifti(tmp_path / f"three/VSD.Brain.XX.O.{word}/VSD.Brain.XX.O.{word}.nii.gz", LABEL)
+    cases, expected = find_cases(tmp_path, ("t1",)), scan(tmp_path).cases
+    seen = [[(c.name, dict(c.images), c.mask) for c in sorted(of, key=lambda c: c.name)] for of in (cases, expected)]
+    assert seen[0] == seen[1]
+    assert [mask.name if mask else None for *_, mask in seen[0]] == ["p1_brainmask.nii.gz", None, None, "mask.nii.gz"]
+    # without a sequence's name, a mask may as well be the label map
+    (case,) = find_cases(nifti(tmp_path / "ct/q.nii.gz").parent, ("ct",))
+    nifti(tmp_path / "ct/q_mask.nii.gz", LABEL)
+    assert find_cases(tmp_path / "ct", ("ct",)) == [case]
+
+
 def test_other_formats_and_series(tmp_path: Path) -> None:
     image = SimpleITK.ReadImage(nifti(tmp_path / "x.nii.gz"))
     for name in ("one/p_t1.nrrd", "one/p_t2.mha", "one/p_seg.nrrd", "one/notes.txt"):
