@@ -95,6 +95,13 @@ def _read(text: str) -> SavedReport:
     if not folders[0].is_dir():
         name, _, rest = text.partition("=") if "=" in text else ("", "", text)
         folders = [Path(part) for part in rest.split(",")]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError(
+            "a report is pooled with itself",
+            where=repr(text),
+            why="it would count as two runs",
+            fix="name each folder once",
+        )
     members = [load_report(folder) for folder in folders]
     return pool(name or "+".join(_short(folder) for folder in folders), members)
 

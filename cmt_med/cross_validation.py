@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import queue
 import shutil
 import subprocess
@@ -22,8 +23,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import ignite.distributed as idist
 
 from cmt_med.assemble import bound_demo, ensure_phantom
 from cmt_med.cli import pick_device
@@ -40,6 +39,7 @@ from cmt_med.inference.model import load_model, save_model
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.run import Request, clear_run, report_details, run_experiment
+from cmt_med.runtime import stop_listening
 
 MARKER = "finished.json"
 log = logging.getLogger(__name__)
@@ -85,6 +85,11 @@ def cross_validate(request: Request, *, only: int | None, devices: Sequence[str]
     if only is not None and only >= experiment.folds:
         raise ConfigError(f"there is no fold {only}", where="--fold", why=f"folds={experiment.folds}, counted from 0",
                           fix=f"use 0 to {experiment.folds - 1}")  # fmt: skip
+    if only is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "torchrun trains one fold at a time", where="folds", why="its processes share one training, and folds are several",
+            fix="add --fold I, or leave torchrun out and name the devices: --device cuda:0,cuda:1",
+        )  # fmt: skip
     require_writable_folder(folder)
     ensure_phantom(Path(experiment.data.manifest))
     manifest = load_manifest(Path(experiment.data.manifest))
@@ -107,11 +112,12 @@ def cross_validate(request: Request, *, only: int | None, devices: Sequence[str]
             code = run_experiment(replace(fold, started=time.monotonic(), fresh=False))
             if code not in (EXIT_DONE, EXIT_SOME_FAILED):
                 return code
-            _note_finished(fold)
+            if os.environ.get("RANK", "0") == "0":  # the first process has segmented and scored; the others end before
+                _note_finished(fold)
     if only is not None:  # jobs of an array may end at the same moment: none of them gathers
         log.info("fold %d is finished; when all are, the command without --fold scores them together", only)
         return EXIT_DONE
-    return _gather(request, manifest) if idist.get_rank() == 0 else EXIT_DONE
+    return _gather(request, manifest)
 
 
 def _require_as_many(manifest: Manifest, folds: int) -> None:
@@ -174,8 +180,11 @@ def _in_parallel(folds: Sequence[int], devices: Sequence[str], arguments: Sequen
             log.info("fold %d on %s", fold, device)
             # Later options win, so that the command's own --device and --fresh need not be taken out.
             repeated = [item for item in arguments if item != "--fresh"]
+            # A session of its own: a Ctrl-C in the terminal reaches this process alone, which passes it on once. The second
+            # signal makes a training leave without saving.
             process = subprocess.Popen(
-                [sys.executable, "-m", "cmt_med.train", *repeated, "--fold", str(fold), "--device", device]
+                [sys.executable, "-m", "cmt_med.train", *repeated, "--fold", str(fold), "--device", device],
+                start_new_session=True,
             )
             running.add(process)
             codes[fold] = process.wait()
@@ -183,6 +192,7 @@ def _in_parallel(folds: Sequence[int], devices: Sequence[str], arguments: Sequen
             if codes[fold] == EXIT_INTERRUPTED:
                 stopped.set()
 
+    stop_listening()  # a SIGTERM interrupts like a Ctrl-C
     workers = [threading.Thread(target=work, args=(device,)) for device in devices]
     for worker in workers:
         worker.start()

@@ -24,6 +24,7 @@ from cmt_med.data.brats import Convention, Signs, patient_of, recognise, standar
 from cmt_med.data.foreign import Scan, scan
 from cmt_med.data.manifest import Case, Manifest, manifest_content
 from cmt_med.data.names import TUMOUR_LABELS
+from cmt_med.data.splits import split_cases
 from cmt_med.data.survey import Survey, survey
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, DataError, OutputError
 from cmt_med.experiment import load_config
@@ -72,9 +73,11 @@ def init(
     write_text(output, _config(output, listed, manifest, seen))
     if failures:
         write_json(output.parent / "failures.json", failures)
+    else:
+        (output.parent / "failures.json").unlink(missing_ok=True)
     experiment = load_config(output)
     _print(manifest, seen, found, style, reasons, failures)
-    _print_plan(experiment, manifest, seen)
+    _print_plan(experiment, manifest)
     print(f"config:    {output}\ncase list: {listed}\nnext:      cmt-med train --config {output} --dry-run")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
@@ -145,8 +148,9 @@ def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey) -> str
         keep_trailing_newline=True,
     )
     patients = len({case.group for case in manifest.cases})
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", output.stem).lstrip("._-")[:100] or "experiment"
     return environment.get_template("experiment.yaml.j2").render(
-        name=re.sub(r"[^A-Za-z0-9._-]", "_", output.stem).lstrip("._-") or "experiment",
+        name=name,
         output=output,
         manifest=_quoted(str(listed.resolve())),
         channels=[_quoted(name) for name in manifest.channels],
@@ -211,10 +215,13 @@ def _print(
         print(f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}")
 
 
-def _print_plan(experiment: Experiment, manifest: Manifest, seen: Survey) -> None:
+def _print_plan(experiment: Experiment, manifest: Manifest) -> None:
     from cmt_med.plan import foresee  # torch takes seconds to import, and faulty data is known before
 
-    lines = foresee(experiment, len(manifest.channels), len(manifest.regions or manifest.labels), seen.shapes)
+    training, _ = split_cases(
+        [c for c in manifest.cases if c.label is not None], experiment.data.split, experiment.seed
+    )
+    lines = foresee(experiment, len(manifest.channels), len(manifest.regions or manifest.labels), len(training))
     for line in lines:
         print(f"plan:       {line}")
 

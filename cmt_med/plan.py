@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -129,14 +131,14 @@ def _kept_bytes(network: torch.nn.Module, channels: int, edge: int, dims: int) -
     return activations / (2 * edge**dims), float(sum(weights.values()))
 
 
-def foresee(experiment: Experiment, channels: int, targets: int, shapes: Sequence[tuple[int, ...]]) -> list[str]:
+def foresee(experiment: Experiment, channels: int, targets: int, cases: int) -> list[str]:
     """What training would take on this machine, from a step on a small patch: lines for people.
 
     Args:
         experiment: as written.
         channels: of the images.
         targets: channels of the network's output.
-        shapes: foreground boxes of the cases, in voxels.
+        cases: number of cases that are trained on.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dims = experiment.network.spatial_dims
@@ -150,7 +152,8 @@ def foresee(experiment: Experiment, channels: int, targets: int, shapes: Sequenc
     per_voxel, weights = _kept_bytes(network.cpu(), channels, PROBE_EDGE[dims], dims)
     voxels = math.prod(patch) * train.batch_size
     step = seconds * voxels / TIMED_EDGE[dims] ** dims
-    steps = math.ceil(len(shapes) * train.patches_per_case / train.batch_size)
+    step *= train.accumulate
+    steps = math.ceil(cases * train.patches_per_case / (train.batch_size * train.accumulate))
     memory = (per_voxel * voxels + WEIGHT_COPIES * weights) / 1e9
     lines = [
         f"on this machine ({device}): patch {patch}, batch {train.batch_size}, {steps} steps per epoch",
@@ -185,10 +188,32 @@ def _step_seconds(network: torch.nn.Module, channels: int, edge: int, dims: int,
 
 
 def device_memory(device: torch.device) -> float:
-    """Bytes of the device: of the GPU, or of the machine."""
+    """Bytes of the device: of the GPU, or of the machine, or what a container or a job of a cluster may use of it."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    installed = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min([installed, *_memory_limits(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))])
+
+
+def _memory_limits(root: Path, membership: Path) -> list[float]:
+    """What control groups (Linux, version 1 or 2) allow this process in bytes, its own and those above it."""
+    limits = []
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:  # no Linux
+        return []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+        place = base / group.lstrip("/")
+        for folder in (place, *place.parents):
+            with contextlib.suppress(OSError, ValueError):  # "max", or a group that is not seen from inside a container
+                limits.append(float(int((folder / name).read_text())))
+            if folder == base:
+                break
+    return limits
 
 
 def _round_up(n: int) -> int:

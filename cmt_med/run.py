@@ -215,7 +215,8 @@ def _report(
     targets = card.targets
     lesions = lesions_of(data.manifest.convention)
     scored, unscored = score_folder(predictions, references, targets, rule="challenge", lesions=lesions)
-    failures = failures or unscored
+    failed = {failure["case"] for failure in failures}
+    failures += [failure for failure in unscored if failure["case"] not in failed]
     selection = {
         "last": "The last averaged weights: these cases chose nothing.",
         "best": "The checkpoint was chosen on these cases: the scores are optimistic.",

@@ -123,6 +123,23 @@ def test_seeds_are_averaged_never_counted_as_cases(three: dict[str, str], tmp_pa
         assert test["mean"] == pytest.approx((a - b).mean())
 
 
+def test_a_folder_is_no_seed_of_itself(three: dict[str, str], tmp_path: Path) -> None:
+    arguments = [f"ours={three['fair']},{three['fair']}/", three["good"]]
+    assert run_command(compare, arguments) == 64
+
+
+def test_a_score_that_some_folds_lack_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    halves = [report(tmp_path / f"half{k}", 1.0, cases=CASES[8 * k : 8 * k + 8]) for k in range(2)]
+    content = json.loads((tmp_path / "half0/metrics.json").read_text())
+    for case in content["cases"].values():
+        for row in case.values():
+            row["lesion_dice"] = 0.5
+    (tmp_path / "half0/metrics.json").write_text(json.dumps(content))
+    whole = report(tmp_path / "whole", 2.0)
+    assert run_command(compare, [f"ours={halves[0]},{halves[1]}", whole, "--metric", "lesion_dice"]) == 64
+    assert "has no lesion_dice of case case08" in capsys.readouterr().err
+
+
 def test_folds_of_two_seeds(three: dict[str, str], tmp_path: Path) -> None:
     parts = [
         report(tmp_path / f"s{seed}f{k}", 1.5, seed=seed, cases=CASES[k::2]) for seed in (20, 21) for k in range(2)

@@ -17,6 +17,7 @@ import pytest
 from cmt_med.cli import run_command
 from cmt_med.evaluate import evaluate
 from cmt_med.infer import infer
+from cmt_med.inference.model import joint_card, load_model
 from cmt_med.train import train
 from tests.helpers import save, tiny_config, tiny_dataset
 
@@ -125,6 +126,48 @@ def test_networks_that_predict_something_else_are_no_ensemble(
     arguments = ["--model", str(finished / "run"), "--model", str(tmp_path), "--input", str(finished / "dataset.json")]
     assert run_command(infer, [*arguments, "--output", str(tmp_path / "out")]) == 64
     assert "do not predict the same" in capsys.readouterr().err
+
+
+def test_an_average_has_no_member_s_post_processing(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = load_model(finished / "run/model/fold_0")[0]
+    alike = one.model_copy(update={"inference": one.inference.model_copy(update={"thresholds": {"ball": 0.2}})})
+    other = one.model_copy(update={"inference": one.inference.model_copy(update={"thresholds": {"ball": 0.8}})})
+    assert joint_card([alike, alike]).inference.thresholds == {"ball": 0.2}
+    assert not caplog.records
+    for order in ([alike, other], [other, alike]):
+        settings = joint_card(order).inference
+        assert (settings.threshold, settings.thresholds, settings.overlap) == (0.5, {}, one.inference.overlap)
+    assert "different thresholds" in caplog.text
+
+
+def test_torchrun_trains_one_fold_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command(train, ["--config", str(tiny_config(tmp_path, tiny_dataset(tmp_path))), *SETS]) == 64
+    assert "--fold I" in capsys.readouterr().err
+
+
+def test_folds_on_several_devices_stop_together(tmp_path: Path) -> None:
+    """SIGTERM to the command alone: every fold saves, 75, and nothing goes on."""
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path))
+    command = [sys.executable, "-m", "cmt_med.train", "--config", str(config), *SETS, "--set", "train.epochs=4000",
+               "--device", "cpu,cpu"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    logs = [tmp_path / f"run/fold_{i}/log.jsonl" for i in (0, 1)]
+    end = time.monotonic() + 120
+    while not all(log.exists() for log in logs) and time.monotonic() < end:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 75, told
+    assert "the same command resumes it" in told
+    for i in (0, 1):
+        assert any((tmp_path / f"run/fold_{i}/checkpoints").iterdir())
+    time.sleep(0.5)
+    sizes = [log.stat().st_size for log in logs]
+    time.sleep(1.5)
+    assert [log.stat().st_size for log in logs] == sizes  # nobody writes any more
 
 
 def test_folds_of_the_case_list_must_be_as_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

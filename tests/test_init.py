@@ -55,6 +55,7 @@ def test_contradictions_are_asked_about(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "my.yaml").exists()
     assert run_command(init, [*arguments, "--convention", "brats2023"]) == 0
     assert load_manifest(tmp_path / "my.json").labels["ET"] == 3
+    assert load_config(tmp_path / "my.yaml").data.split.by == "none"  # one patient
     assert run_command(init, [*arguments, "--convention", "brats2023"]) == 73  # it may have been edited
     assert run_command(init, [*arguments, "--convention", "brats2021", "--force"]) == 65
     assert run_command(init, [*arguments, "--convention", "brats1999", "--force"]) == 64
@@ -82,6 +83,37 @@ def test_other_data_keeps_the_names_of_its_list(tmp_path: Path) -> None:
     written = load_manifest(tmp_path / "balls.json")
     assert (written.labels, written.convention, written.regions) == ({"background": 0, "ball": 1}, "", None)
     assert load_config(tmp_path / "balls.yaml").data.channels == ["a", "b"]
+
+
+@pytest.mark.parametrize("stem", ["2024", "true", "1e5", "null", "x" * 150])
+def test_any_file_name_makes_a_config(stem: str, tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "data", cases=2)
+    assert run_command(init, [str(manifest), "--output", str(tmp_path / f"{stem}.yaml")]) == 0
+    assert load_config(tmp_path / f"{stem}.yaml").name == stem[:100]
+
+
+def test_folds_of_a_table_reach_the_case_list(tmp_path: Path) -> None:
+    names = write_as_downloaded(tmp_path / "d", "brats2021", heads=3, spacing=12.0)
+    lines = [
+        "id,t1ce,seg,fold",
+        *(f"{n},d/{n}/{n}_t1ce.nii.gz,d/{n}/{n}_seg.nii.gz,{i % 2}" for i, n in enumerate(names)),
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    assert run_command(init, [str(tmp_path / "t.csv"), "--output", str(tmp_path / "my.yaml")]) == 0
+    assert [case.fold for case in load_manifest(tmp_path / "my.json").cases] == [0, 1, 0]
+
+
+def test_old_failures_do_not_stay(tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path / "data", cases=3)
+    damaged = tmp_path / "data/case1_a.nii.gz"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-100])
+    arguments = [str(manifest), "--output", str(tmp_path / "my.yaml")]
+    assert run_command(init, arguments) == 2
+    assert (tmp_path / "failures.json").exists()
+    damaged.write_bytes(content)
+    assert run_command(init, [*arguments, "--force"]) == 0
+    assert not (tmp_path / "failures.json").exists()
 
 
 @pytest.mark.parametrize("name", ["nothing", "notes.txt"])

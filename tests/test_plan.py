@@ -72,6 +72,29 @@ def test_what_a_step_keeps_is_what_autograd_keeps(prepared: tuple[Experiment, Pr
 def test_foresight_in_words() -> None:
     folder = Path(__file__).parents[1]
     experiment = load_config(folder / "configs/brats.yaml")
-    lines = plan.foresee(experiment, 4, 3, [(140, 170, 140)] * 10)
+    lines = plan.foresee(experiment, 4, 3, 10)
     assert "5 steps per epoch" in lines[0]
     assert any("300 epochs" in line for line in lines)
+    train = experiment.train.model_copy(update={"accumulate": 2})
+    assert "3 steps per epoch" in plan.foresee(experiment.model_copy(update={"train": train}), 4, 3, 10)[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (89, "89.0 s"), (91, "1.5 minutes"), (5400, "1.5 hours"), (200_000, "2.3 days")],
+)
+def test_durations_in_words(seconds: float, text: str) -> None:
+    assert plan._duration(seconds) == text
+
+
+def test_memory_is_what_a_job_may_use(tmp_path: Path) -> None:
+    for place, limit in (("a", "max"), ("a/job", "4000000000"), ("a/job/step", "9000000000")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "memory.max").write_text(limit)
+    (tmp_path / "membership").write_text("0::/a/job/step\n")
+    assert min(plan._memory_limits(tmp_path, tmp_path / "membership")) == 4e9
+    (tmp_path / "memory/slurm").mkdir(parents=True)
+    (tmp_path / "memory/slurm/memory.limit_in_bytes").write_text("3000000000")
+    (tmp_path / "membership").write_text("7:cpu,cpuacct:/x\n4:memory:/slurm\n")
+    assert plan._memory_limits(tmp_path, tmp_path / "membership") == [3e9]
+    assert plan._memory_limits(tmp_path, tmp_path / "nothing") == []

@@ -250,7 +250,7 @@ def test_without_the_extra_the_error_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert run_command(view, [str(folders / "run"), "--no-browser"]) == EXIT_USAGE
     message = capsys.readouterr().err
-    assert all(part in message for part in ("E_VIEWER", "where:", "why:", "pip install 'cmt_med[viewer]'"))
+    assert all(part in message for part in ("E_VIEWER", "where:", "why:", "pip install 'cmt_med[serve]'"))
 
 
 def test_a_folder_with_nothing_to_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from cmt_med.config import Inference
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.files import sha256, write_bytes, write_json
 from cmt_med.inference.postprocess import Target
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Literal[2] = 2
 
@@ -146,15 +149,27 @@ def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
         "members": [{"weights_sha256": card.weights_sha256} | card.provenance for card in cards],
     }
     channels = list(dict.fromkeys(name for card in cards for name in card.channels))
+    settings = first.inference
+    if any(_postprocessing(card) != _postprocessing(first) for card in cards):
+        # Chosen for one network's probabilities, it need not fit those of several; and their order must not matter.
+        log.warning("these models have different thresholds or post-processing: none of it is used for their average")
+        settings = settings.model_copy(update=_postprocessing(None))
     return first.model_copy(
         update={
             "name": " + ".join(names),
             "weights_sha256": together.hexdigest(),
             "channels": channels,
+            "inference": settings,
             "provenance": provenance,
             "validation": None,
         }
     )
+
+
+def _postprocessing(card: ModelCard | None) -> dict[str, Any]:
+    """A model's settings that turn probabilities into labels; the defaults for None."""
+    settings = card.inference if card is not None else Inference()
+    return settings.model_dump(include={"threshold", "thresholds", "minimum", "components", "confident"})
 
 
 def renumbered(card: ModelCard, labels: Mapping[str, int]) -> ModelCard:

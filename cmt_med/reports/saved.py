@@ -201,9 +201,10 @@ def score_table(report: SavedReport, cases: Sequence[str], metric: str) -> dict[
         ConfigError: if the report has no such score.
     """
     known = report.cases[cases[0]][report.targets[0]]
-    if metric not in known:
+    lacking = next((c for c in cases for t in report.targets if metric not in report.cases[c][t]), None)
+    if lacking is not None:
         raise ConfigError(
-            f"{_place(report)} has no {metric}", where="--metric",
+            f"{_place(report)} has no {metric} of case {lacking}", where="--metric",
             why=f"it has {', '.join(name for name in known if metric_of(name))}",
             fix="name one of these, or evaluate again" if metric_of(metric) else "name one of these",
         )  # fmt: skip

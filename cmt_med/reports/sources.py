@@ -77,7 +77,10 @@ def _has_report(folder: Path) -> bool:
 
 def _run_parts(folder: Path) -> list[Path]:
     """The folders that have held-out cases and predictions of them: the run itself, or its folds."""
-    parts = [folder, *sorted(folder.glob("fold_*"))]
+    # by the models that were gathered: with other folds before, folders of theirs may lie here still
+    gathered = {path.name for path in folder.glob("model/fold_*")}
+    folds = [path for path in sorted(folder.glob("fold_*")) if not gathered or path.name in gathered]
+    parts = [folder, *folds]
     return [part for part in parts if (part / "held_out.json").is_file() and (part / "validation").is_dir()]
 
 

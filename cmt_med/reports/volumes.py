@@ -24,6 +24,7 @@ from cmt_med.data.gate import Grid, load_case, load_labels
 from cmt_med.data.manifest import Case
 from cmt_med.errors import DataError
 from cmt_med.evaluation.overlap import mask_of
+from cmt_med.evaluation.surface import bounding_box
 from cmt_med.files import write_json
 
 FILE = "volumes.json"
@@ -206,11 +207,8 @@ def _turned(found: Mapping[str, NDArray[Any]], grid: Grid) -> tuple[dict[str, ND
 
 
 def _box(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> tuple[slice, ...]:
-    box = []
-    for axis, extra in zip(range(3), margin, strict=True):
-        filled = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(max(0, int(filled[0]) - extra), min(mask.shape[axis], int(filled[-1]) + 1 + extra)))
-    return tuple(box)
+    parts = zip(bounding_box(mask), margin, mask.shape, strict=True)
+    return tuple(slice(max(0, part.start - extra), min(size, part.stop + extra)) for part, extra, size in parts)
 
 
 # ---- where they lie
