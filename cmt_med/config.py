@@ -16,6 +16,8 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Section(BaseModel):
+    """A part of the file: unknown keys and values of another type are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
 
@@ -44,6 +46,8 @@ class Split(Section):
 
 
 class Data(Section):
+    """Which cases and channels there are, and how they are prepared."""
+
     manifest: str = Field(description="case list: MSD dataset.json or MONAI datalist JSON")
     channels: list[str] = Field(min_length=1, description="input channels by name, in the network's order")
     regions: list[Region] | Literal["brats"] | None = Field(
@@ -65,6 +69,8 @@ class Data(Section):
 
 
 class Network(Section):
+    """A name of ``cmt_med.networks.NETWORKS`` and what it is built with."""
+
     name: str = "cmt_unetr"
     spatial_dims: Literal[2, 3] = 3
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the network")
@@ -92,6 +98,8 @@ class Augmentation(Section):
 
 
 class Optimizer(Section):
+    """AdamW with a linear warm-up and a cosine to zero."""
+
     lr: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: Fraction = Field(0.05, description="share of the steps over which the learning rate rises")
@@ -99,6 +107,8 @@ class Optimizer(Section):
 
 
 class Train(Section):
+    """How long, on what, and which weights are kept; sizes in voxels at the network's spacing."""
+
     epochs: Positive | None = None
     max_minutes: PositiveFloat | None = Field(None, description="bound on the whole training, validation included")
     batch_size: Positive = Field(2, description="patches per step, over all processes")
@@ -127,6 +137,8 @@ class Train(Section):
 
 
 class Inference(Section):
+    """The sliding window, and how probabilities become labels; kept in the model."""
+
     window: list[Positive] | None = Field(None, description="sliding window in voxels; null for train.patch_size")
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     batch_size: Positive = 1

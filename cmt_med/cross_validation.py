@@ -31,13 +31,13 @@ from cmt_med.data.brats import lesions_of
 from cmt_med.data.manifest import Case, Manifest, load_manifest
 from cmt_med.data.phantom import BANNER
 from cmt_med.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, ConfigError, Interrupted
-from cmt_med.evaluate import print_summary
 from cmt_med.experiment import dump_config
 from cmt_med.files import require_writable_folder, write_json, write_text
 from cmt_med.inference.choose import Choice, Held, choose_settings
 from cmt_med.inference.model import load_model, save_model
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
+from cmt_med.reports.terminal import print_summary
 from cmt_med.run import Request, clear_run, report_details, run_experiment
 from cmt_med.runtime import stop_listening
 

@@ -35,7 +35,6 @@ from cmt_med.data.manifest import load_manifest, manifest_content
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.transforms import preprocessing_settings, slice_axes
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, OutputError
-from cmt_med.evaluate import print_summary
 from cmt_med.evaluation.baseline import ThresholdBaseline
 from cmt_med.experiment import changed_settings, dump_config
 from cmt_med.files import read_lines, require_writable_folder, sha256, write_json, write_text
@@ -46,6 +45,7 @@ from cmt_med.networks import build_network
 from cmt_med.plan import fit_device
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
+from cmt_med.reports.terminal import print_summary
 from cmt_med.runtime import (
     ProcessGroup,
     dense_convolution_rate,
