@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from cmt_med.networks.cmt import CLASSIFIERS
 from cmt_med.networks.weights import load_pretrained
 from cmt_med.training.losses import segmentation_loss
 from cmt_med.training.state import Parts
-from cmt_med.training.validation import validator
+from cmt_med.training.validation import Validate, validator
 
 PHANTOM_MANIFEST = "brats_phantom.json"
 DEMO_MINUTES = 9.0
@@ -302,9 +302,7 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
     )
 
 
-def case_validator(
-    experiment: Experiment, data: Prepared, entries: list[Entry]
-) -> Callable[[torch.nn.Module], dict[str, float]]:
+def case_validator(experiment: Experiment, data: Prepared, entries: list[Entry]) -> Validate:
     """Scores a network on cached cases; see :func:`cmt_med.training.validation.validator`."""
     return validator(
         entries,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -34,6 +36,8 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
     for noisy in ("monai", "matplotlib", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it logs every exception that passes; we print it once
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _as_ctrl_c)
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
         code: Any = app(args=arguments, standalone_mode=False)
@@ -60,6 +64,10 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return errors.EXIT_BUG
+
+
+def _as_ctrl_c(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _interrupted() -> int:

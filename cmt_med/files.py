@@ -1,24 +1,30 @@
 """The one writer: every file that the package leaves behind is written here.
 
 A file appears under its final name only when it is complete: it is written under a temporary name in the same folder,
-synced, and renamed. A kill, a full disk or an error at any byte leaves the previous file as it was.
+synced, read back, and renamed. A kill, a full disk or an error at any byte leaves the previous file as it was.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
+import io
 import json
 import math
 import os
+import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from cmt_med.errors import OutputError
 
 TEMPORARY_PREFIX = ".partial-"
+LOCK_NAME = ".lock"
+_CHUNK = 1 << 20
 
 
 def write_file(path: Path, fill: Callable[[IO[bytes]], object], *, suffix: str = "") -> None:
@@ -37,21 +43,18 @@ def write_file(path: Path, fill: Callable[[IO[bytes]], object], *, suffix: str =
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=suffix, dir=path.parent)
         temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            fill(stream)
+        with os.fdopen(handle, "w+b") as stream:
+            summed = _Summed(stream)
+            fill(summed)  # type: ignore[arg-type]
             stream.flush()
             os.fsync(stream.fileno())
+            _require_as_written(stream, summed.digest.digest())
         temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise OutputError(
-            "a file cannot be written",
-            where=str(path),
-            why=error.strerror or str(error),
-            fix="check free space and permissions of the folder, or choose another output",
-        ) from error
+        raise _unwritable("a file cannot be written", path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -72,14 +75,41 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append one JSON object to a log of lines; a reader ignores a last line that was cut."""
+def append_bytes(path: Path, content: bytes, *, separator: bytes = b"") -> None:
+    """Append to a file; where that is not possible as a whole, the file is as it was.
+
+    Args:
+        path: the file, which may be new.
+        content: to append.
+        separator: what the file must end with before; put there if a kill has cut it.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+        with path.open("a+b", buffering=0) as stream:
+            size = stream.seek(0, io.SEEK_END)
+            if size and separator and (stream.seek(size - 1), stream.read(1))[1] != separator:
+                content = separator + content
+            try:
+                if stream.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(stream.fileno())
+                stream.seek(size)
+                if stream.read(len(content)) != content:
+                    raise OSError(errno.EIO, "what was read back is not what was written")
+            except OSError:
+                stream.truncate(size)
+                raise
     except OSError as error:
-        raise OutputError("a log cannot be written", where=str(path), why=error.strerror or str(error)) from error
+        raise _unwritable("a file cannot be written", path, error) from error
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append one JSON object to a log of lines, whose reader ignores a line that was cut; see :func:`append_bytes`."""
+    line = json.dumps(_finite(value), ensure_ascii=False).encode() + b"\n"
+    append_bytes(path, line, separator=b"\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -105,9 +135,63 @@ def require_writable_folder(folder: Path) -> None:
     probe = folder / f"{TEMPORARY_PREFIX}probe"
     write_bytes(probe, b"")
     probe.unlink(missing_ok=True)
-    for path in missing:
-        with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
-            path.rmdir()
+    _remove_empty(missing)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within the context, ``folder`` belongs to this process; made if missing, and gone again if nothing came into it.
+
+    The lock is the kernel's, on a file that says who holds it: however that process ends, the next one takes over.
+
+    Raises:
+        OutputError: E_LOCKED if another process has it, naming host and process; E_OUTPUT if it cannot be written.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    path = folder / LOCK_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = _locked_file(path)
+        stream.write(f"host {socket.gethostname()}, process {os.getpid()}\n".encode())
+    except OSError as error:
+        raise _unwritable("the folder cannot be locked", path, error) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: nobody else's
+        stream.close()
+        _remove_empty(missing)
+
+
+def _locked_file(path: Path) -> IO[bytes]:
+    """The lock file, opened, locked and empty."""
+    while True:
+        stream = path.open("a+b", buffering=0)
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            holder = stream.read(200).decode(errors="replace").strip()
+            stream.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise OutputError(
+                "the folder is in use by another process", where=str(path.parent), why=f"held by {holder or 'it'}",
+                fix="wait for it or stop it, or give another --output", code="E_LOCKED",
+            ) from error  # fmt: skip
+        # Its last holder may have removed it between our opening and locking it: that lock would be one of nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
+                stream.truncate(0)
+                return stream
+        stream.close()
+
+
+def remove_leftovers(*folders: Path) -> None:
+    """Remove temporary files that killed processes have left; only for folders that are :func:`locked`."""
+    for folder in folders:
+        for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+            path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
@@ -143,3 +227,40 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for path in folders:
+        with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+            path.rmdir()
+
+
+class _Summed(io.RawIOBase):
+    """Passes on what is written, and knows its SHA-256."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.digest = stream, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self.stream.write(content)
+
+
+def _require_as_written(stream: IO[bytes], digest: bytes) -> None:
+    """Read the file back from the disk, as far as the system lets go of what it remembers."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    stream.seek(0)
+    found = hashlib.sha256()
+    while piece := stream.read(_CHUNK):
+        found.update(piece)
+    if found.digest() != digest:
+        raise OSError(errno.EIO, "what was read back is not what was written")
+
+
+def _unwritable(what: str, path: Path, error: OSError) -> OutputError:
+    fix = "check free space and permissions of the folder, or choose another output"
+    return OutputError(what, where=str(path), why=error.strerror or str(error), fix=fix)

@@ -37,17 +37,26 @@ from cmt_med.data.transforms import preprocessing_settings, slice_axes
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, OutputError
 from cmt_med.evaluation.baseline import ThresholdBaseline
 from cmt_med.experiment import changed_settings, dump_config
-from cmt_med.files import read_lines, require_writable_folder, sha256, write_json, write_text
+from cmt_med.files import (
+    LOCK_NAME,
+    locked,
+    read_lines,
+    remove_leftovers,
+    require_writable_folder,
+    sha256,
+    write_json,
+    write_text,
+)
 from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
 from cmt_med.inference.predict import Ensemble, Predictor
 from cmt_med.networks import build_network
 from cmt_med.plan import fit_device
+from cmt_med.ranks import ProcessGroup
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.reports.terminal import print_summary
 from cmt_med.runtime import (
-    ProcessGroup,
     dense_convolution_rate,
     environment,
     listen_for_signals,
@@ -89,17 +98,24 @@ class Request:
 
 
 def run_experiment(request: Request) -> int:
-    """Train, or go on training, then segment and score the held-out cases; returns the exit code."""
+    """Train, or go on training, then segment and score the held-out cases; returns the exit code.
+
+    Raises:
+        OutputError: E_LOCKED if another process works in the run folder; and what the parts raise.
+    """
     experiment, device = request.experiment, request.device
     folder = Path(experiment.output)
-    with ProcessGroup(device):
+    with ProcessGroup(device) as group, contextlib.ExitStack() as stack:
         main = idist.get_rank() == 0
         if not main:
             logging.getLogger().setLevel(logging.ERROR)
         if main:
             require_writable_folder(folder)
+            if not request.dry_run:
+                stack.enter_context(locked(folder))
+                remove_leftovers(folder, *(folder / name for name in RUN_FILES))
             ensure_phantom(Path(experiment.data.manifest))
-        idist.barrier()
+        group.meet()
         manifest = load_manifest(Path(experiment.data.manifest))
         experiment = bound_demo(experiment, manifest, list(request.overrides))
         banner = BANNER if manifest.demo else ""
@@ -107,7 +123,7 @@ def run_experiment(request: Request) -> int:
             log.warning("%s: these are synthetic volumes; no score below says anything about patients", banner)
         if main:
             data = prepare_data(experiment, manifest, request.limit)
-        idist.barrier()
+        group.meet()
         if not main:
             data = prepare_data(experiment, manifest, request.limit)
         experiment, changes = fit_device(experiment, data, device, request.overrides)
@@ -122,7 +138,8 @@ def run_experiment(request: Request) -> int:
             write_text(folder / "config.yaml", dump_config(experiment))
             write_json(folder / "environment.json", environment(device, experiment.seed))
             write_json(folder / "held_out.json", manifest_content(manifest, data.validation))
-        idist.barrier()
+        group.meet()
+        stack.callback(stop_listening)
         outcome = _train(experiment, data, parts, folder, request.started, banner)
         if not main:
             return EXIT_DONE  # the first process alone segments, scores and reports
@@ -272,8 +289,8 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts) -> int:
     begun = time.monotonic()
     score = "none is held out"
     if data.validation_entries:
-        one = case_validator(experiment, data, data.validation_entries[:1])
-        score = f"Dice {one(parts.network.eval())['dice']:.4f} (untrained)"
+        found = case_validator(experiment, data, data.validation_entries[:1])(parts.network.eval(), lambda: False)
+        score = f"Dice {found['dice']:.4f} (untrained)" if found else score
     parameters = sum(p.numel() for p in parts.network.parameters())
     print(f"network     {experiment.network.name}, {parameters / 1e6:.2f} M parameters, on {device}")
     print(f"data        {len(data.training)} cases to train, {len(data.validation)} to validate")
@@ -293,7 +310,7 @@ def clear_run(folder: Path) -> None:
     Raises:
         OutputError: if the folder has other files, and no checkpoints: it is no run.
     """
-    strangers = [path.name for path in folder.iterdir() if path.name not in RUN_FILES]
+    strangers = [path.name for path in folder.iterdir() if path.name not in (*RUN_FILES, LOCK_NAME)]
     if strangers and not (folder / "checkpoints").is_dir():
         raise OutputError(
             "this folder is not a run",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import resource
 import signal
 import subprocess
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +21,22 @@ from cmt_med.blocks.conv import channels_last_weights
 log = logging.getLogger(__name__)
 
 
-class ProcessGroup:
-    """The process group of torchrun, where there is one."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.backend = "nccl" if device.type == "cuda" else "gloo"
-        self.spread = int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-    def __enter__(self) -> None:
-        if self.spread:
-            # The others wait while the first process checks and caches all cases, however long that takes.
-            idist.initialize(self.backend, timeout=timedelta(days=7))
-
-    def __exit__(self, *_: object) -> None:
-        if self.spread:
-            idist.finalize()
+LEAVE_SECONDS = 25
+"""A stop that was asked for and has not come about by then is forced: nothing newer than the last checkpoint is saved."""
 
 
 def listen_for_signals() -> Callable[[], bool]:
-    """Note SIGINT and SIGTERM; returns whether one has arrived. The second one interrupts at once."""
+    """Note SIGINT and SIGTERM; returns whether one has arrived. The second one, or 25 s, interrupts at once."""
     asked = {"stop": False}
 
     def note(number: int, _: object) -> None:
         if asked["stop"]:
             raise KeyboardInterrupt
         asked["stop"] = True
+        signal.alarm(LEAVE_SECONDS)
         log.warning("%s: saving after this step, then leaving; once more leaves at once", signal.Signals(number).name)
 
+    signal.signal(signal.SIGALRM, _interrupt)
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
     return lambda: asked["stop"]
@@ -57,12 +44,13 @@ def listen_for_signals() -> Callable[[], bool]:
 
 def stop_listening() -> None:
     """From now on a signal interrupts at once."""
+    signal.alarm(0)
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
 
-    def leave(*_: object) -> None:
-        raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, leave)
-    signal.signal(signal.SIGTERM, leave)
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def environment(device: torch.device, seed: int) -> dict[str, Any]:

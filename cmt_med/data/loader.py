@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cmt_med.data.cache import Entry
 
+WORKER_SECONDS = 120.0
+"""A worker that takes longer for a batch hangs."""
+
 
 class PatchSet(Dataset[dict[str, Tensor]]):
     """Random patches of cached cases, addressed by (epoch, index)."""
@@ -72,17 +75,25 @@ def keyed_seed(*key: int) -> int:
 
 
 def patch_loader(
-    patches: PatchSet, *, batch_size: int, start: int, workers: int, rank: int = 0, world: int = 1
+    patches: PatchSet,
+    *,
+    batch_size: int,
+    start: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    seconds: float = WORKER_SECONDS,
 ) -> DataLoader[dict[str, Tensor]]:
     """Batches ``{"image": (B, C, *S), "label": (B, 1, *S), "case": (B,)}`` without end, from step ``start`` on.
 
-    ``batch_size`` counts all ranks together.
+    ``batch_size`` counts all ranks together. A worker that takes longer than ``seconds``, or is gone, is a RuntimeError.
     """
     stream = KeyedBatches(len(patches), batch_size=batch_size, seed=patches.seed, start=start, rank=rank, world=world)
     return DataLoader(
         patches,
         batch_sampler=stream,
         num_workers=workers,
+        timeout=seconds if workers else 0,
         worker_init_fn=_one_thread if workers else None,
         pin_memory=torch.cuda.is_available(),
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import pickle
 import re
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return path
 
 
-def load_newest(folder: Path) -> dict[str, Any] | None:
+def load_newest(folder: Path, keys: Collection[str] = ()) -> dict[str, Any] | None:
     """The newest state that is intact, or None if there is no checkpoint.
+
+    Args:
+        folder: the run's ``checkpoints`` folder.
+        keys: what a state must have.
 
     Raises:
         DataError: if there are checkpoints and all are damaged.
@@ -51,14 +57,14 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     found = _checkpoints(folder)
     for path in reversed(found):
         state = _load(path)
-        if state is not None:
+        if state is not None and state.keys() >= set(keys):
             return state
         log.warning("checkpoint %s is damaged; falling back to the one before", path.name)
     if found:
         raise DataError(
             "all checkpoints are damaged",
             where=str(folder),
-            why="their checksums do not match their content",
+            why="their checksums do not match their content, or they hold something else",
             fix="start over with --fresh",
             code="E_CHECKPOINT",
         )
@@ -77,6 +83,12 @@ def _load(path: Path) -> dict[str, Any] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError):
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        pickle.UnpicklingError,
+    ):  # the last: it holds more than tensors
         return None
     return state if isinstance(state, dict) else None

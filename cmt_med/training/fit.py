@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from cmt_med.config import Optimizer, Train
 from cmt_med.errors import DataError, Interrupted
 from cmt_med.files import append_line
+from cmt_med.training.board import Board
 from cmt_med.training.budget import Budget
+from cmt_med.training.faults import explained
 from cmt_med.training.progress import Progress
 from cmt_med.training.schedule import learning_rate
 from cmt_med.training.state import Parts, Run
@@ -67,9 +70,10 @@ def fit(
         banner: printed with the progress, for phantom data.
 
     Raises:
-        Interrupted: after ``stop_requested``.
-        DataError: E_NAN after three steps in a row without a finite loss; E_CHECKPOINT if the folder's checkpoints
-            belong to another experiment or are damaged.
+        Interrupted: after ``stop_requested``; E_WORKER, E_RANK if a data worker or another process of the job is gone.
+        DataError: E_NAN at the fourth step without a finite loss; E_CHECKPOINT if the folder's checkpoints are damaged.
+        ConfigError: if they belong to another experiment; E_MEMORY.
+        OutputError: if a checkpoint or a log cannot be written.
     """
     run = Run(parts, train, optimizer_settings, folder)
     plan = run.resume()
@@ -83,7 +87,7 @@ def fit(
         plan=plan,
         notes=parts.notes,
     )
-    if not budget.is_over(run.position.step) and not run.position.stopped_by:
+    with explained(train):
         _Loop(run, budget, seed=seed, stop_requested=stop_requested, banner=banner).run()
     return Outcome(
         weights=run.chosen_weights(),
@@ -118,35 +122,41 @@ class _Loop:
         self.banner = banner
         self.engine = Engine(step)
         self.engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
-        self.engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
         self.progress = Progress(enabled=run.main, banner=banner)
         self.last_checkpoint = time.monotonic()
-        self.losses: list[float] = []
-        self.bad_steps = 0
-        self.board: Any = None
+        self.board: Board | None = None
 
     def run(self) -> None:
-        """Train until the budget is spent."""
+        """Train until the budget is spent; first, do what an interrupted run has left undone."""
+        position = self.state.position
+        done = self.budget.is_over(position.step) or bool(position.stopped_by)
+        unclosed = position.step > 0 and self._ends_epoch(position.step) and position.closed != position.step
+        if done and not unclosed:
+            return
         if self.state.main:
-            from torch.utils.tensorboard.writer import SummaryWriter
+            self.board = Board(self.state.folder / "tensorboard", step=position.step, notice=self.banner)
+        if unclosed:
+            self._close_epoch()
+        if not done and not self._lost_patience():
+            self._run_engine()
+        if self.board is not None:
+            self.board.flush()
 
-            self.board = SummaryWriter(str(self.state.folder / "tensorboard"), purge_step=self.state.position.step)
-            if self.banner:
-                self.board.add_text("notice", self.banner)
-        stream = self.parts.batches(self.state.position.step * self.train.accumulate)
+    def _run_engine(self) -> None:
+        position = self.state.position
+        stream = self.parts.batches(position.step * self.train.accumulate)
         self.engine.load_state_dict(
             {
-                "iteration": self.state.position.step,
+                "iteration": position.step,
                 "epoch_length": self.parts.steps_per_epoch,
                 "max_epochs": MANY_EPOCHS,  # the budget ends the run
             }
         )
-        try:
-            with self.progress:
-                self.engine.run(batch_groups(stream, self.train.accumulate))
-        finally:
-            if self.board is not None:
-                self.board.close()
+        with self.progress:
+            self.engine.run(batch_groups(stream, self.train.accumulate))
+
+    def _ends_epoch(self, step: int) -> bool:
+        return step % self.parts.steps_per_epoch == 0 or self.budget.is_over(step)
 
     def _rate(self, step: int) -> float:
         settings = self.state.settings
@@ -160,49 +170,54 @@ class _Loop:
         plan = self.budget.plan
         self.progress.step(position.step, plan.total_steps if plan else None, values["loss"] if finite else None)
         if finite:
-            self.losses.append(values["loss"])
+            position.loss_sum += values["loss"]
+            position.loss_count += 1
         if self.board is not None:
             for key in ("loss", "lr", "grad_norm"):
-                self.board.add_scalar(f"train/{key}", values[key], position.step)
+                self.board.scalar(f"train/{key}", values[key], position.step)
         if self._stop_together():
-            if position.step % self.parts.steps_per_epoch == 0 and not self.budget.is_over(position.step):
-                self._close_epoch(last=False)  # a resumed run starts with the next epoch
-            self._checkpoint()
-            raise Interrupted(
-                "training was asked to stop",
-                where=f"after step {position.step}",
-                why="a signal arrived",
-                fix="the same command resumes it",
-            )
-        if self.budget.is_over(position.step):
-            self._close_epoch(last=True)
-            engine.terminate()
+            self._leave()
+        if self._ends_epoch(position.step):
+            self._close_epoch()
+            if self.budget.is_over(position.step) or self._lost_patience():
+                engine.terminate()
         elif time.monotonic() - self.last_checkpoint > CHECKPOINT_SECONDS:
             self._checkpoint()
 
-    def _after_epoch(self, engine: Engine) -> None:
-        if self.budget.is_over(self.state.position.step):
-            return  # closed by the last step
-        self._close_epoch(last=False)
-        patience = self.train.patience
-        if patience is not None and self.state.position.without_gain >= patience:
-            self.state.position.stopped_by = f"no gain in {patience} validations"
-            log.info("stopping early: %s", self.state.position.stopped_by)
-            self._checkpoint()
-            engine.terminate()
+    def _leave(self) -> None:
+        """Save and stop; what ends an epoch and was not done is done by the run that goes on."""
+        self._checkpoint()
+        if self.board is not None:
+            self.board.flush()
+        raise Interrupted(
+            "training was asked to stop",
+            where=f"after step {self.state.position.step}",
+            why="a signal arrived",
+            fix="the same command resumes it",
+        )
 
-    def _close_epoch(self, *, last: bool) -> None:
+    def _lost_patience(self) -> bool:
+        position, patience = self.state.position, self.train.patience
+        if patience is None or position.without_gain < patience:
+            return False
+        if not position.stopped_by:
+            position.stopped_by = f"no gain in {patience} validations"
+            log.info("stopping early: %s", position.stopped_by)
+            self._checkpoint()
+        return True
+
+    def _close_epoch(self) -> None:
         position = self.state.position
+        last = self.budget.is_over(position.step)
         epoch = math.ceil(position.step / self.parts.steps_per_epoch)
         row: dict[str, Any] = {
             "step": position.step,
             "epoch": epoch,
-            "loss": sum(self.losses) / max(1, len(self.losses)),
+            "loss": position.loss_sum / max(1, position.loss_count),
             "lr": self._rate(position.step - 1),
             "seconds": round(self.budget.seconds(), 1),
             "step_seconds": self.budget.step_seconds(),
         }
-        self.losses = []
         # The last average is scored on all held-out cases right after training, so only a choice needs it here.
         wanted = self.train.select == "best" if last else epoch % self.train.validate_every == 0
         if self.parts.validate is not None and wanted:
@@ -211,10 +226,11 @@ class _Loop:
             row |= scores
             if self.board is not None:
                 for key, value in scores.items():
-                    self.board.add_scalar(f"validation/{key}", value, position.step)
+                    self.board.scalar(f"validation/{key}", value, position.step)
         if self.state.main:
             append_line(self.state.folder / "log.jsonl", {"notice": self.banner} | row if self.banner else row)
         self.progress.epoch(row)
+        position.loss_sum, position.loss_count, position.closed = 0.0, 0, position.step
         if last or "dice" in row:
             self._checkpoint()
         self.budget.skip_pause()
@@ -224,7 +240,10 @@ class _Loop:
         begun = time.monotonic()
         with self.state.evaluated():
             self.parts.network.eval()
-            scores = self.parts.validate(self.parts.network)
+            scores = self.parts.validate(self.parts.network, self.stop_requested)
+        if scores is None:
+            self._leave()
+        assert scores is not None  # else we have left
         self.budget.validation_seconds = time.monotonic() - begun
         return scores
 
@@ -243,19 +262,21 @@ class _Loop:
         return bool(idist.all_reduce(int(wanted))) if idist.get_world_size() > 1 else wanted
 
     def _check_finite(self, values: dict[str, float], engine: Engine) -> bool:
-        if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
-            self.bad_steps = 0
+        if values["finite"]:
             return True
-        self.bad_steps += 1
-        names = sorted({self.parts.case_names[int(i)] for batch in engine.state.batch for i in batch["case"]})
-        step = self.state.position.step
-        log.warning("step %d: the loss is not finite; skipped; cases: %s", step, ", ".join(names))
-        if self.bad_steps >= MAX_BAD_STEPS:
+        position = self.state.position
+        cases = torch.cat([batch["case"] for batch in engine.state.batch])
+        if idist.get_world_size() > 1:
+            cases = torch.as_tensor(idist.all_gather(cases))
+        names = ", ".join(sorted({self.parts.case_names[int(i)] for i in cases}))
+        if position.skipped >= MAX_BAD_STEPS:
             raise DataError(
-                f"the loss was not finite in {MAX_BAD_STEPS} steps in a row",
-                where=f"step {step}, last batch: {', '.join(names)}",
+                f"the loss was not finite once more, after {MAX_BAD_STEPS} batches that were skipped",
+                where=f"step {position.step}, batch of {names}",
                 why="the learning rate is too high, or these cases have extreme values",
                 fix="lower optimizer.lr, or look at the cases; the last finite state is in checkpoints/",
                 code="E_NAN",
             )
+        position.skipped += 1
+        log.warning("step %d: the loss is not finite; skipped; cases: %s", position.step, names)
         return False

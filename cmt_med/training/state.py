@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 
 from cmt_med.config import Optimizer, Train
 from cmt_med.errors import ConfigError, DataError
-from cmt_med.files import read_lines, write_bytes, write_text
+from cmt_med.files import read_lines, sha256, write_bytes, write_text
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
 from cmt_med.training.losses import Loss
 from cmt_med.training.schedule import StepPlan
 from cmt_med.training.steps import AveragedWeights, decay_groups
+from cmt_med.training.validation import Validate
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class Parts:
         network: on its device, not yet wrapped for several processes.
         loss: from output and labels to a number.
         batches: (first batch) -> endless stream of this rank's batches from there on.
-        validate: network -> scores with the key ``"dice"``; None without validation.
+        validate: (network, whether to stop) -> scores with the key ``"dice"``, None if stopped; None without validation.
         steps_per_epoch: optimizer steps in an epoch.
         case_names: of the training cases, for naming the culprits of a loss that is not finite.
         fingerprint: hash of config and split; a checkpoint of another one is refused.
@@ -45,7 +47,7 @@ class Parts:
     network: nn.Module
     loss: Loss
     batches: Callable[[int], Iterator[dict[str, Tensor]]]
-    validate: Callable[[nn.Module], dict[str, float]] | None
+    validate: Validate | None
     steps_per_epoch: int
     case_names: list[str]
     fingerprint: str
@@ -61,10 +63,22 @@ class Position:
     best: dict[str, Any] = field(default_factory=dict)
     without_gain: int = 0
     stopped_by: str = ""
+    closed: int = 0
+    """The last step after which an epoch was closed: validated and logged."""
+    skipped: int = 0
+    """Steps without a finite loss."""
+    loss_sum: float = 0.0
+    """Of the steps since then, for the log."""
+    loss_count: int = 0
+
+
+_KEYS = ("fingerprint", "bounds", "position", "plan", "network", "optimizer", "average", "average_updates")
 
 
 def require_same_run(folder: Path, parts: Parts, train: Train, changed: Sequence[str] = ()) -> None:
     """Refuse a folder whose checkpoints belong to another experiment or were planned with another bound.
+
+    A finished run may be given more epochs.
 
     Args:
         folder: the run's.
@@ -75,7 +89,7 @@ def require_same_run(folder: Path, parts: Parts, train: Train, changed: Sequence
         ConfigError: for another experiment, or another number of epochs or minutes.
         DataError: E_CHECKPOINT if all checkpoints are damaged.
     """
-    saved = load_newest(folder / "checkpoints")
+    saved = load_newest(folder / "checkpoints", _KEYS)
     if saved is None:
         return
     if saved["fingerprint"] != parts.fingerprint:
@@ -85,14 +99,22 @@ def require_same_run(folder: Path, parts: Parts, train: Train, changed: Sequence
             why=f"these settings differ: {', '.join(changed)}" if changed else "its cases, or their files, were others",
             fix="use another --output, or --fresh to start over",
         )
-    epochs, minutes = saved.get("bounds", (None, None))
-    if [epochs, minutes] != [train.epochs, train.max_minutes]:
+    epochs, minutes = saved["bounds"]
+    if [epochs, minutes] != [train.epochs, train.max_minutes] and not _goes_on(saved, train):
         raise ConfigError(
             "the run was planned with another bound",
             where=str(folder),
             why=f"its learning rate was scheduled for train.epochs={epochs}, train.max_minutes={minutes}",
-            fix="the same bound resumes it; another needs another --output, or --fresh to start over",
+            fix="the same bound resumes it; once finished, more train.epochs go on; else another --output, or --fresh",
         )
+
+
+def _goes_on(saved: dict[str, Any], train: Train) -> bool:
+    """Whether a finished run, bound by epochs alone, is given more of them."""
+    (epochs, minutes), plan, position = saved["bounds"], saved["plan"], saved["position"]
+    finished = plan is not None and position["step"] >= plan["total_steps"] and not position["stopped_by"]
+    by_epochs = epochs is not None and train.epochs is not None and minutes is None and train.max_minutes is None
+    return finished and by_epochs and train.epochs > epochs
 
 
 class Run:
@@ -111,6 +133,10 @@ class Run:
     def best_path(self) -> Path:
         return self.folder / "checkpoints" / "best.safetensors"
 
+    @property
+    def best_sum(self) -> Path:
+        return self.best_path.with_suffix(".sha256")
+
     def averaged_weights(self) -> dict[str, Tensor]:
         """The average, or the network's own where there is none."""
         return self.average.weights if self.train.ema else self.parts.network.state_dict()
@@ -119,10 +145,12 @@ class Run:
         """Last or best, as the experiment says."""
         if self.train.select == "best" and self.best_path.exists():
             try:
+                if self.best_sum.read_text(encoding="utf-8").strip() != sha256(self.best_path):
+                    raise ValueError("another checksum")
                 return load_file(self.best_path)
-            except SafetensorError as error:
+            except (OSError, ValueError, SafetensorError) as error:
                 raise DataError(
-                    "the best weights cannot be read",
+                    "the best weights are damaged",
                     where=str(self.best_path),
                     why=str(error),
                     fix="--fresh starts over; train.select: last needs the checkpoints alone",
@@ -143,11 +171,25 @@ class Run:
         self.position.without_gain = 0
         if self.main:
             weights = {name: t.detach().cpu().contiguous() for name, t in self.averaged_weights().items()}
-            write_bytes(self.best_path, save(weights))
+            content = save(weights)
+            # Killed between the two, or before the checkpoint that follows, the run goes back and writes both again.
+            write_text(self.best_sum, hashlib.sha256(content).hexdigest() + "\n")
+            write_bytes(self.best_path, content)
 
     def save(self, seconds: float, plan: StepPlan | None) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint.
+
+        Raises:
+            DataError: E_NAN for weights that are not finite: the checkpoints before are.
+        """
         self.position.seconds = seconds
+        broken = [name for name, tensor in self.parts.network.state_dict().items() if not tensor.isfinite().all()]
+        if broken:
+            raise DataError(
+                "the weights are not finite", where=f"{broken[0]} and {len(broken) - 1} more, step {self.position.step}",
+                why="the learning rate is too high, or cases have extreme values", code="E_NAN",
+                fix="lower optimizer.lr; the last finite state is in checkpoints/",
+            )  # fmt: skip
         if self.main:
             state = {
                 "fingerprint": self.parts.fingerprint,
@@ -162,9 +204,9 @@ class Run:
             save_checkpoint(self.folder / "checkpoints", self.position.step, state)
 
     def resume(self) -> StepPlan | None:
-        """Go back to the newest checkpoint, if there is one; returns its plan."""
+        """Go back to the newest checkpoint, if there is one; returns its plan, or None for a new one."""
         require_same_run(self.folder, self.parts, self.train)
-        saved = load_newest(self.folder / "checkpoints")
+        saved = load_newest(self.folder / "checkpoints", _KEYS)
         if saved is None:
             if self.main:
                 (self.folder / "log.jsonl").unlink(missing_ok=True)  # of a run that left no checkpoint
@@ -178,6 +220,9 @@ class Run:
         if self.main:
             log.info("resuming after step %d", self.position.step)
             path = self.folder / "log.jsonl"
-            kept = [row for row in read_lines(path) if row.get("step", 0) <= self.position.step]
+            kept = [row for row in read_lines(path) if row.get("step", 0) <= self.position.closed]
             write_text(path, "".join(json.dumps(row) + "\n" for row in kept))  # the rest will be made again
+        if _goes_on(saved, self.train):
+            log.info("finished before with %d epochs; going on to %d", saved["bounds"][0], self.train.epochs or 0)
+            return None
         return StepPlan(**saved["plan"]) if saved["plan"] is not None else None

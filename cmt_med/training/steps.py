@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -84,7 +85,8 @@ def training_step(
         amp: bf16 autocast on a GPU.
 
     Returns:
-        ``step(engine, batches) -> {"loss", "lr", "grad_norm"}``.
+        ``step(engine, batches) -> {"loss", "lr", "grad_norm", "finite"}``; without a finite loss and gradient on every
+        rank (``finite`` 0), all ranks leave the weights as they are.
     """
     device = next(network.parameters()).device
     plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
@@ -109,10 +111,13 @@ def training_step(
                 value.backward()
             total += float(value.detach())
         norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip))
-        if torch.isfinite(torch.tensor([total, norm])).all():
+        finite = float(math.isfinite(total) and math.isfinite(norm))
+        if idist.get_world_size() > 1:
+            finite = float(idist.all_reduce(finite, "MIN"))
+        if finite:
             optimizer.step()
             average.update(plain)
-        return {"loss": total, "lr": rate, "grad_norm": norm}
+        return {"loss": total, "lr": rate, "grad_norm": norm, "finite": finite}
 
     return step
 

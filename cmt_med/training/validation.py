@@ -16,6 +16,12 @@ from cmt_med.evaluation.overlap import case_overlaps
 from cmt_med.inference.postprocess import Target, to_labels
 from cmt_med.inference.predict import Windows, predict_probabilities
 
+Validate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
+
+
+class _StopError(Exception):
+    """Raised between two windows, where a run was asked to stop."""
+
 
 def validator(
     entries: Sequence[Entry],
@@ -24,18 +30,23 @@ def validator(
     outputs: Sequence[Target],
     regions: bool,
     settings: Inference,
-) -> Callable[[nn.Module], dict[str, float]]:
+) -> Validate:
     """A function that scores a network: mean Dice per target (``"dice/NAME"``) and over targets (``"dice"``).
 
-    Cases are spread over the ranks. Empty references count by the challenge rule.
+    Cases are spread over the ranks. Empty references count by the challenge rule. It takes the network and a function
+    that is asked before each batch of windows whether to stop; if any rank was, it returns None on all.
     """
     targets = {target.name: target.values for target in outputs}
     bare = settings.model_copy(update={"minimum": {}, "components": {}})  # the network is scored, not what mends it
     mine = list(entries)[idist.get_rank() :: idist.get_world_size()]
 
-    def validate(network: nn.Module) -> dict[str, float]:
+    def validate(network: nn.Module, stop_requested: Callable[[], bool]) -> dict[str, float] | None:
         device = next(network.parameters()).device
-        sums = torch.zeros(len(targets) + 1, dtype=torch.float64)
+        sums = torch.zeros(len(targets) + 2, dtype=torch.float64)  # Dice of each target; cases; ranks that stopped
+
+        def stop(*_: object) -> None:
+            if stop_requested():
+                raise _StopError
 
         def score(_: Engine, entry: Entry) -> list[float]:
             image = torch.from_numpy(np.array(entry.image())).to(device)
@@ -48,13 +59,21 @@ def validator(
 
         @engine.on(Events.ITERATION_COMPLETED)
         def collect(running: Engine) -> None:
-            sums[:-1] += torch.tensor(running.state.output, dtype=torch.float64)
-            sums[-1] += 1
+            sums[:-2] += torch.tensor(running.state.output, dtype=torch.float64)
+            sums[-2] += 1
 
-        if mine:
-            engine.run(mine)
+        hook = network.register_forward_pre_hook(stop)
+        try:
+            if mine:
+                engine.run(mine)
+        except _StopError:
+            sums[-1] = 1
+        finally:
+            hook.remove()
         total = idist.all_reduce(sums) if idist.get_world_size() > 1 else sums
-        means = (total[:-1] / total[-1]).tolist()
+        if total[-1] > 0:
+            return None
+        means = (total[:-2] / total[-2]).tolist()
         named = {f"dice/{name}": value for name, value in zip(targets, means, strict=True)}
         return {"dice": float(np.mean(means))} | named
 

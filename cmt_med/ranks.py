@@ -1,0 +1,103 @@
+"""The processes of one job under torchrun: they start together, wait for each other, and notice when one is gone."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from datetime import timedelta
+from types import TracebackType
+
+import ignite.distributed as idist
+import torch
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from cmt_med.training.faults import lost_rank
+
+BEAT_SECONDS = 2.0
+SILENT_SECONDS = 30.0
+"""A process that has not been heard of for so long is dead, or stopped."""
+COLLECTIVE_SECONDS = 1800.0
+"""A process whose main thread hangs while its other threads live is given up after this time."""
+
+
+class ProcessGroup:
+    """The process group of torchrun, where there is one.
+
+    Every process counts up a number in the job's store, from a thread. The others' waiting for it in the middle of an
+    operation cannot be interrupted, so a process that misses another one ends itself there, with a message; the same
+    command resumes the run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.backend = "nccl" if device.type == "cuda" else "gloo"
+        self.spread = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self._store: Store | None = None
+        self._ended = threading.Event()
+        self._meetings = 0
+
+    def __enter__(self) -> ProcessGroup:
+        if self.spread:
+            idist.initialize(self.backend, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
+            self._store = _own_store()
+            threading.Thread(target=self._watch, args=(_own_store(),), daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._ended.set()
+        if self._store is not None:
+            self._store.set(f"end/{idist.get_rank()}", "done" if kind is None else "failed")
+            if kind is None:
+                idist.finalize()
+
+    def meet(self) -> None:
+        """Wait until all processes are here, however long that takes; one that is gone is noticed."""
+        if self._store is None:
+            return
+        self._meetings += 1
+        key = f"meeting/{self._meetings}"
+        self._store.add(key, 1)
+        while self._store.add(key, 0) < idist.get_world_size():
+            failed = [rank for rank in range(idist.get_world_size()) if _end_of(self._store, rank) == "failed"]
+            if failed:
+                raise lost_rank(f"rank {failed[0]} has failed; its own message says why")
+            time.sleep(0.05)
+
+    def _watch(self, store: Store) -> None:
+        """Count, and compare what the others have counted, until the job ends; for a thread of its own."""
+        me = idist.get_rank()
+        others = [rank for rank in range(idist.get_world_size()) if rank != me]
+        heard = {rank: (0, time.monotonic()) for rank in others}
+        while not self._ended.wait(BEAT_SECONDS):
+            try:
+                store.add(f"beat/{me}", 1)
+                for rank in others:
+                    count = store.add(f"beat/{rank}", 0)
+                    if count != heard[rank][0] or _end_of(store, rank) == "done":
+                        heard[rank] = (count, time.monotonic())
+            except RuntimeError as error:  # the process that keeps the store is gone
+                if not self._ended.wait(BEAT_SECONDS):
+                    _end_here(f"the job's store does not answer: {error}")
+            silent = {rank: time.monotonic() - since for rank, (_, since) in heard.items()}
+            for rank, seconds in silent.items():
+                if seconds > SILENT_SECONDS and not self._ended.is_set():
+                    _end_here(f"rank {rank} has not been heard of for {seconds:.0f} s")
+
+
+def _own_store() -> Store:
+    """A connection to the job's store; the keys of a job that torchrun starts again are new."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=SILENT_SECONDS))
+    return PrefixStore(f"cmt_med/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _end_of(store: Store, rank: int) -> str:
+    key = f"end/{rank}"
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def _end_here(why: str) -> None:
+    error = lost_rank(why)
+    print(error.message(), file=sys.stderr, flush=True)
+    os._exit(error.exit_code)  # the main thread waits for the lost process, deep in a library

@@ -1,0 +1,80 @@
+"""What libraries say when a process, or the memory, is gone, in words that name it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import re
+from collections.abc import Iterator
+
+import ignite.distributed as idist
+import torch
+
+from cmt_med.config import Train
+from cmt_med.errors import CmtError, ConfigError, Interrupted
+
+_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", re.DOTALL)
+_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, of torch's CPU or of its GPU part means that memory did not suffice."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY)
+
+
+@contextlib.contextmanager
+def explained(train: Train) -> Iterator[None]:
+    """Turn faults of workers, ranks and memory within the context into errors that name them.
+
+    Raises:
+        Interrupted: E_WORKER for a dead or hung data worker, E_RANK for a lost process of the job.
+        ConfigError: E_MEMORY.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        found = _explanation(error, train)
+        if found is None:
+            raise
+        for child in multiprocessing.active_children():
+            child.kill()  # a hung one would not leave when asked
+        raise found from error
+
+
+def _explanation(error: Exception, train: Train) -> CmtError | None:
+    text = str(error)
+    again = "the same command resumes from the last checkpoint"
+    if worker := _WORKER.search(text):
+        return Interrupted(
+            "a data worker is gone", where=f"process {worker[1]}", why=f"it {worker[2].splitlines()[0]}", code="E_WORKER",
+            fix=f"{again}; if the system killed it for want of memory, with fewer data.workers",
+        )  # fmt: skip
+    if text.startswith("DataLoader timed out"):
+        workers = ", ".join(str(child.pid) for child in multiprocessing.active_children())
+        return Interrupted(
+            "a data worker hangs", where=f"one of the processes {workers}", why=text, code="E_WORKER",
+            fix=f"look at the disk that holds the cache; {again}",
+        )  # fmt: skip
+    if is_out_of_memory(error):
+        size = "×".join(str(n) for n in train.patch_size)
+        return ConfigError(
+            "training does not fit into memory", where=f"train.batch_size={train.batch_size}, patches of {size}",
+            why=text.splitlines()[0][-200:] or "the system gives no more", code="E_MEMORY",
+            fix="set a smaller train.batch_size or train.patch_size with --fresh; network.options.checkpointing saves some",
+        )  # fmt: skip
+    if idist.get_world_size() > 1 and isinstance(error, torch.distributed.DistError):
+        return lost_rank(text)
+    gone = ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "Connection refused")
+    if idist.get_world_size() > 1 and any(part in text for part in gone):
+        return lost_rank(text)
+    return None
+
+
+def lost_rank(why: str) -> Interrupted:
+    """The error for a job of which a process is gone."""
+    return Interrupted(
+        "another process of this job is gone", where=f"seen by rank {idist.get_rank()}", why=why.splitlines()[0][-300:],
+        fix="the same command resumes from the last checkpoint", code="E_RANK",
+    )  # fmt: skip
