@@ -88,6 +88,7 @@ def append_bytes(path: Path, content: bytes, *, separator: bytes = b"") -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
         with path.open("a+b", buffering=0) as stream:
             size = stream.seek(0, io.SEEK_END)
             if size and separator and (stream.seek(size - 1), stream.read(1))[1] != separator:
@@ -101,6 +102,8 @@ def append_bytes(path: Path, content: bytes, *, separator: bytes = b"") -> None:
                     raise OSError(errno.EIO, "what was read back is not what was written")
             except OSError:
                 stream.truncate(size)
+                if not existed:
+                    path.unlink()
                 raise
     except OSError as error:
         raise _unwritable("a file cannot be written", path, error) from error
@@ -152,7 +155,6 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = _locked_file(path)
-        stream.write(f"host {socket.gethostname()}, process {os.getpid()}\n".encode())
     except OSError as error:
         raise _unwritable("the folder cannot be locked", path, error) from error
     try:
@@ -183,6 +185,8 @@ def _locked_file(path: Path) -> IO[bytes]:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
                 stream.truncate(0)
+                with contextlib.suppress(OSError):  # on a full disk the lock holds, but does not say whose it is
+                    stream.write(f"host {socket.gethostname()}, process {os.getpid()}\n".encode())
                 return stream
         stream.close()
 
