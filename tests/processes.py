@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -104,12 +105,27 @@ def _run(
 
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    keeper = None
+    if file_size is not None:  # what this process says must not be cut by the limit on what it writes
+        keeper = subprocess.Popen(["tee", "-a", log], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        assert keeper.stdin is not None
+        output = os.dup(keeper.stdin.fileno())
+        keeper.stdin.close()
     for stream in (1, 2):
         os.dup2(output, stream)
+    os.close(output)
     torch.set_num_threads(1)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     if memory is not None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
-    sys.exit(function(*arguments))
+    code = function(*arguments)
+    if keeper is None:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for stream in (1, 2):
+        os.close(stream)
+    keeper.wait()
+    os._exit(code or 0)

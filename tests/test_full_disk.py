@@ -217,12 +217,11 @@ def test_commands_on_a_full_disk(finished: Path, tmp_path: Path, verb: str, soak
         arguments = _commands(finished, output, epochs=3)[verb]
         with command(verb, *arguments, log=tmp_path / f"{limit}.log", file_size=int(limit)) as running:
             code, said = running.wait(), running.said()
-        log_is_full = "E_" not in said and limit < 3000  # the terminal's own file was full before any other
         if code == 0:  # nothing that this command writes is so large
             assert verb != "train"
             continue
         assert code == EXIT_OUTPUT, said
-        assert log_is_full or str(output) in said or os.environ["CMT_CACHE"] in said, said
+        assert str(output) in said or os.environ["CMT_CACHE"] in said, said
         assert "Traceback" not in said
         assert before.keys() - _sums(output).keys() <= {"out/case0.nii.gz", "out/case0.json", "out/case0_prob.nii.gz"}
         assert not list(output.rglob(f"{TEMPORARY_PREFIX}*"))
