@@ -35,13 +35,17 @@ class ProcessGroup:
         self.spread = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self._store: Store | None = None
         self._ended = threading.Event()
+        self._heard: dict[int, float] = {}
         self._meetings = 0
 
     def __enter__(self) -> ProcessGroup:
         if self.spread:
             idist.initialize(self.backend, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
             self._store = _own_store()
-            threading.Thread(target=self._watch, args=(_own_store(),), daemon=True).start()
+            others = set(range(idist.get_world_size())) - {idist.get_rank()}
+            self._heard = dict.fromkeys(others, time.monotonic())
+            for work in (self._listen, self._judge):  # two: the store's process may be the one that is gone
+                threading.Thread(target=work, daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -64,24 +68,27 @@ class ProcessGroup:
                 raise lost_rank(f"rank {failed[0]} has failed; its own message says why")
             time.sleep(0.05)
 
-    def _watch(self, store: Store) -> None:
-        """Count, and compare what the others have counted, until the job ends; for a thread of its own."""
-        me = idist.get_rank()
-        others = [rank for rank in range(idist.get_world_size()) if rank != me]
-        heard = {rank: (0, time.monotonic()) for rank in others}
-        while not self._ended.wait(BEAT_SECONDS):
-            try:
+    def _listen(self) -> None:
+        """Count, and see whether the others do, until the job ends; for a thread of its own."""
+        try:
+            store, me = _own_store(), idist.get_rank()
+            counts = dict.fromkeys(self._heard, -1)
+            while not self._ended.wait(BEAT_SECONDS):
                 store.add(f"beat/{me}", 1)
-                for rank in others:
-                    count = store.add(f"beat/{rank}", 0)
-                    if count != heard[rank][0] or _end_of(store, rank) == "done":
-                        heard[rank] = (count, time.monotonic())
-            except RuntimeError as error:  # the process that keeps the store is gone
-                if not self._ended.wait(BEAT_SECONDS):
-                    _end_here(f"the job's store does not answer: {error}")
-            silent = {rank: time.monotonic() - since for rank, (_, since) in heard.items()}
-            for rank, seconds in silent.items():
-                if seconds > SILENT_SECONDS and not self._ended.is_set():
+                for rank, before in counts.items():
+                    counts[rank] = store.add(f"beat/{rank}", 0)
+                    if counts[rank] != before or _end_of(store, rank) == "done":
+                        self._heard[rank] = time.monotonic()
+        except RuntimeError as error:
+            if not self._ended.wait(BEAT_SECONDS):
+                _end_here(f"the job's store does not answer: {error}")
+
+    def _judge(self) -> None:
+        """End this process when another one is silent; for a thread of its own."""
+        while not self._ended.wait(BEAT_SECONDS):
+            for rank, since in list(self._heard.items()):
+                seconds = time.monotonic() - since
+                if seconds > SILENT_SECONDS:
                     _end_here(f"rank {rank} has not been heard of for {seconds:.0f} s")
 
 
