@@ -17,7 +17,8 @@ from cmt_med.data.discover import case_of_channels, find_cases
 from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.data.phantom import BANNER
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError
-from cmt_med.files import require_writable_folder
+from cmt_med.files import locked, remove_leftovers, require_writable_folder
+from cmt_med.inference.caps import Caps
 from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, joint_card, load_model, member_folders, renumbered
 from cmt_med.inference.predict import Ensemble, Predictor
@@ -42,6 +43,10 @@ def infer(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write CASE_prob.nii.gz.")] = False,
     convention: Annotated[
         str | None, typer.Option(help="Write the labels in the numbers of, e.g., brats2023; default: the input's.")
+    ] = None,
+    max_minutes: Annotated[float, typer.Option(min=0.01, help="Time that one case may take.")] = 120.0,
+    max_memory: Annotated[
+        float | None, typer.Option(min=0.01, help="GB that one case may take, on a CPU; default: what is left.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
@@ -75,7 +80,10 @@ def infer(
         "%d networks; labels written: %s", len(members), ", ".join(f"{n} {v}" for n, v in ensemble.card.labels.items())
     )
     kept: Probabilities = "float32" if probabilities else "none"
-    failures = infer_cases(ensemble, cases, output, probabilities=kept, banner=banner)
+    caps = Caps(max_minutes, max_memory)
+    with locked(output):
+        remove_leftovers(output)
+        failures = infer_cases(ensemble, cases, output, probabilities=kept, banner=banner, caps=caps)
     print(f"{len(cases) - len(failures)} of {len(cases)} cases segmented in {output}")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 

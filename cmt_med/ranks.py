@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -51,7 +52,8 @@ class ProcessGroup:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._ended.set()
         if self._store is not None:
-            self._store.set(f"end/{idist.get_rank()}", "done" if kind is None else "failed")
+            with contextlib.suppress(RuntimeError):  # the process that keeps it may be gone
+                self._store.set(f"end/{idist.get_rank()}", "done" if kind is None else "failed")
             if kind is None:
                 idist.finalize()
 
@@ -60,13 +62,16 @@ class ProcessGroup:
         if self._store is None:
             return
         self._meetings += 1
-        key = f"meeting/{self._meetings}"
-        self._store.add(key, 1)
-        while self._store.add(key, 0) < idist.get_world_size():
-            failed = [rank for rank in range(idist.get_world_size()) if _end_of(self._store, rank) == "failed"]
-            if failed:
-                raise lost_rank(f"rank {failed[0]} has failed; its own message says why")
-            time.sleep(0.05)
+        key, ranks = f"meeting/{self._meetings}", range(idist.get_world_size())
+        try:
+            self._store.add(key, 1)
+            while self._store.add(key, 0) < len(ranks):
+                failed = [rank for rank in ranks if _end_of(self._store, rank) == "failed"]
+                if failed:
+                    raise lost_rank(f"rank {failed[0]} has failed; its own message says why")
+                time.sleep(0.05)
+        except RuntimeError as error:
+            raise lost_rank(f"the job's store does not answer: {error}") from error
 
     def _listen(self) -> None:
         """Count, and see whether the others do, until the job ends; for a thread of its own."""

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cmt_med.data.gate import Grid, load_case
@@ -20,6 +19,7 @@ from cmt_med.data.sums import content_key
 from cmt_med.data.transforms import background_value
 from cmt_med.errors import CmtError, OutputError
 from cmt_med.files import sha256, write_bytes, write_json
+from cmt_med.inference.caps import USUAL_CAPS, Caps, bounded, is_out_of_memory
 from cmt_med.inference.predict import Ensemble
 
 Probabilities = Literal["none", "float32", "uint8"]
@@ -34,6 +34,7 @@ def infer_cases(
     *,
     probabilities: Probabilities = "none",
     banner: str = "",
+    caps: Caps = USUAL_CAPS,
 ) -> list[dict[str, str]]:
     """Predict every case into ``folder``; finished cases of the same inputs, model and settings are kept.
 
@@ -43,6 +44,7 @@ def infer_cases(
         folder: for the results.
         probabilities: whether ``CASE_prob.nii.gz`` is written, and how: uint8 keeps steps of 1/255.
         banner: written into every record, for phantom data.
+        caps: what a case may take.
 
     Returns:
         The failures, which ``failures.json`` has, too.
@@ -54,7 +56,8 @@ def infer_cases(
     _write_run(folder, predictor, cases, failures, banner, complete=False)
     for number, case in enumerate(cases, 1):
         try:
-            done = _infer_case(predictor, case, folder, probabilities=probabilities, banner=banner)
+            with bounded(caps, case.name):
+                done = _infer_case(predictor, case, folder, probabilities=probabilities, banner=banner)
             log.info("%d/%d %s: %s", number, len(cases), case.name, "done" if done else "kept from an earlier run")
         except OutputError:
             raise
@@ -62,7 +65,7 @@ def infer_cases(
             failures.append({"case": case.name} | error.as_dict())
             log.error("%d/%d %s failed\n%s", number, len(cases), case.name, error.message())
         except Exception as error:  # whatever a volume does to the libraries below, the others are still wanted
-            memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            memory = is_out_of_memory(error)
             fault = CmtError(
                 "the case does not fit into memory" if memory else "a fault of cmt_med",
                 where=case.name,
@@ -71,7 +74,7 @@ def infer_cases(
                 code="E_MEMORY" if memory else "E_BUG",
             )
             failures.append({"case": case.name} | fault.as_dict())
-            log.exception("%d/%d %s failed", number, len(cases), case.name)
+            log.error("%d/%d %s failed\n%s", number, len(cases), case.name, fault.message(), exc_info=not memory)
     write_json(folder / "failures.json", failures)
     _write_run(folder, predictor, cases, failures, banner, complete=True)
     return failures

@@ -12,16 +12,9 @@ import torch
 
 from cmt_med.config import Train
 from cmt_med.errors import CmtError, ConfigError, Interrupted
+from cmt_med.inference.caps import is_out_of_memory
 
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", re.DOTALL)
-_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, of torch's CPU or of its GPU part means that memory did not suffice."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY)
 
 
 @contextlib.contextmanager

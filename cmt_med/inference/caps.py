@@ -1,0 +1,91 @@
+"""What a single case may take of time and memory, so that it fails alone: the others of its folder are still wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cmt_med.errors import DataError
+
+_MEMORY_WORDS = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
+
+
+@dataclass(frozen=True)
+class Caps:
+    """Bounds of a case.
+
+    Attributes:
+        minutes: from its reading to its last file; None for none.
+        memory_gb: that it may allocate beside what is in use; None for what the system has left. A GPU's memory bounds
+            itself, and its driver reserves addresses without end, so that there is no cap while one is used.
+    """
+
+    minutes: float | None = 120.0
+    memory_gb: float | None = None
+
+
+USUAL_CAPS = Caps()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, of torch's CPU or of its GPU part means that memory did not suffice."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY_WORDS)
+
+
+@contextlib.contextmanager
+def bounded(caps: Caps, case: str) -> Iterator[None]:
+    """Within the context, the process may take no more than ``caps``.
+
+    Time is bounded in the main thread alone, between two operations of a library; memory on systems with ``/proc``.
+
+    Raises:
+        DataError: E_TIMEOUT. What does not fit into memory is an error that :func:`is_out_of_memory` knows.
+    """
+
+    def too_late(*_: object) -> None:
+        raise DataError(
+            "the case takes too long", where=case, why=f"more than {caps.minutes:g} minutes",
+            fix="give more --max-minutes, less --overlap, or a GPU", code="E_TIMEOUT",
+        )  # fmt: skip
+
+    with contextlib.ExitStack() as stack:
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        most = None if torch.cuda.is_initialized() else _most_addresses(caps)
+        if most is not None and (limits[0] == resource.RLIM_INFINITY or most < limits[0]):
+            resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
+            stack.callback(resource.setrlimit, resource.RLIMIT_AS, limits)
+        if caps.minutes is not None and threading.current_thread() is threading.main_thread():
+            stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, too_late))
+            signal.setitimer(signal.ITIMER_REAL, caps.minutes * 60.0)
+            stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+        yield
+
+
+def _most_addresses(caps: Caps) -> int | None:
+    """Bytes of addresses that the process may come to have; None where the system does not say what is left."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        left = _bytes_left() if caps.memory_gb is None else int(caps.memory_gb * 1e9)
+        return used + left
+    return None
+
+
+def _bytes_left() -> int:
+    """Memory that the system, and the container around this process, have left."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    left = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a bound ("max")
+        bound, now = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
+        rows = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        left = min(left, max(0, bound - now + int(rows.get("inactive_file", 0))))
+    return left
