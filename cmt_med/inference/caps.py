@@ -38,7 +38,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python, of torch's CPU or of its GPU part means that memory did not suffice."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY_WORDS)
+    if isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY_WORDS):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # MONAI wraps what its transforms raise
 
 
 @contextlib.contextmanager

@@ -1,0 +1,169 @@
+"""What goes wrong while training: it ends soon, and the message names what it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmt_med.config import Train
+from cmt_med.data.loader import patch_loader
+from cmt_med.errors import Interrupted
+from cmt_med.files import LOCK_NAME
+from cmt_med.inference.model import load_model
+from cmt_med.training.checkpoint import load_newest
+from cmt_med.training.faults import explained
+from tests.helpers import tiny_config, tiny_dataset
+from tests.processes import Running, command
+
+SETS = ["--set", "train.patch_size=[8, 8, 8]", "--set", "data.split={by: last, count: 1}", "--threads", "1"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_config(tmp_path, tiny_dataset(tmp_path / "d", 4, (12, 11, 13)))
+    return tmp_path
+
+
+def _train(folder: Path, name: str, *sets: str, **settings: int) -> Running:
+    changes = [part for item in sets for part in ("--set", item)]
+    arguments = ["--config", folder / "tiny.yaml", "--output", folder / name, *SETS, *changes]
+    return command("train", *arguments, log=folder / f"{name}-{len(list(folder.glob('*.log')))}.log", **settings)
+
+
+def _has_checkpoint(run: Path) -> bool:
+    return any(run.glob("checkpoints/*.pt"))
+
+
+def test_a_second_train_on_a_live_run(folder: Path) -> None:
+    run = folder / "run"
+    with _train(folder, "run", "train.epochs=1000") as first:
+        first.wait_for(lambda: _has_checkpoint(run))
+        with _train(folder, "run", "train.epochs=1000") as second:
+            assert second.wait() == 73
+            assert "[E_LOCKED]" in second.said()
+            assert f"host {socket.gethostname()}, process {first.pid}" in second.said()
+        assert first.is_running()
+        first.kill()
+    assert (run / LOCK_NAME).exists()  # stale
+    steps = load_newest(run / "checkpoints")
+    assert steps is not None
+    with _train(folder, "run", "train.epochs=1000") as third:
+        third.wait_for(lambda: "resuming" in third.said())
+        third.send(signal.SIGTERM)
+        assert third.wait(30) == 75
+    assert not (run / LOCK_NAME).exists()
+
+
+def test_more_epochs_continue_a_finished_run(folder: Path) -> None:
+    run = folder / "run"
+    for epochs in (2, 4):
+        with _train(folder, "run", f"train.epochs={epochs}") as running:
+            running.wait_for((run / "report/report.html").exists)
+            assert running.wait() == 0, running.said()
+        assert load_model(run)[0].provenance["epochs"] == epochs
+    assert "going on to 4" in running.said()
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    weights = (run / "model/model.safetensors").read_bytes()
+    with _train(folder, "run", "train.epochs=3") as running:
+        assert running.wait() == 64
+    assert (run / "model/model.safetensors").read_bytes() == weights
+
+
+def test_a_rate_that_blows_up(folder: Path) -> None:
+    with _train(folder, "run", "train.epochs=9", "optimizer={lr: 1e30, clip: 1e30, warmup: 0}") as running:
+        assert running.wait() == 65, running.said()
+        said = running.said()
+    assert "[E_NAN]" in said
+    assert said.count("is not finite; skipped; cases: case") == 3
+    assert "batch of case" in said
+    assert not (folder / "run/model").exists()
+    if _has_checkpoint(folder / "run"):
+        state = load_newest(folder / "run/checkpoints")
+        assert state is not None
+        assert all(tensor.isfinite().all() for tensor in state["network"].values())
+
+
+def test_a_dead_data_worker(folder: Path) -> None:
+    run = folder / "run"
+    with _train(folder, "run", "train.epochs=1000", "data.workers=1") as running:
+        running.wait_for(lambda: _has_checkpoint(run))
+        worker = _data_worker(running.pid)
+        os.kill(worker, signal.SIGKILL)
+        assert running.wait(60) == 75, running.said()
+        assert "[E_WORKER]" in running.said()
+        assert str(worker) in running.said()
+        assert "Traceback" not in running.said()
+
+
+def _data_worker(parent: int) -> int:
+    """The child that was forked, not the decoder, which was started anew."""
+    children = [int(p) for p in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    command_line = Path(f"/proc/{parent}/cmdline").read_bytes()
+    return next(c for c in children if Path(f"/proc/{c}/cmdline").read_bytes() == command_line)
+
+
+class _Stuck(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Its worker stops itself at the third item, as one that waits for a disk for ever."""
+
+    seed = 0
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        if key[1] == 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return {"image": torch.zeros(1)}
+
+
+def wait_for_a_stuck_worker() -> int:
+    """Runs in a process of its own."""
+    stream = iter(patch_loader(_Stuck(), batch_size=1, start=0, workers=1, seconds=2.0))  # type: ignore[arg-type]
+    with pytest.raises(Interrupted) as raised, explained(Train(epochs=1, patch_size=[8])):
+        list(stream)
+    print(raised.value.message())
+    return raised.value.exit_code
+
+
+def test_a_hung_data_worker(tmp_path: Path) -> None:
+    with Running(wait_for_a_stuck_worker, log=tmp_path / "log") as running:
+        assert running.wait(60) == 75, running.said()
+        assert "[E_WORKER] a data worker hangs" in running.said()
+
+
+def test_out_of_memory(folder: Path) -> None:
+    sets = [
+        "train.batch_size=4096",
+        "train.fit_device=false",
+        "train.patches_per_case=4096",
+        "train.patch_size=[32, 32, 32]",
+    ]
+    with _train(folder, "run", *sets, memory=1_500_000_000) as running:
+        assert running.wait() == 64, running.said()
+        assert "[E_MEMORY]" in running.said()
+        assert "train.batch_size=4096" in running.said()
+        assert "Traceback" not in running.said()
+
+
+def test_a_damaged_newest_checkpoint(folder: Path) -> None:
+    for name in ("whole", "cut"):
+        with _train(folder, name, "train.epochs=6") as running:
+            running.wait_for(lambda name=name: (folder / name / "model/model.json").exists())  # type: ignore[misc]
+    newest = max((folder / "cut").glob("checkpoints/*.pt"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 3] ^= 16
+    newest.write_bytes(content)
+    (folder / "cut/model/model.safetensors").unlink()
+    (folder / "cut/model/model.json").unlink()
+    with _train(folder, "cut", "train.epochs=6") as running:
+        running.wait_for(lambda: (folder / "cut/model/model.json").exists())
+        assert f"{newest.name} is damaged; falling back to the one before" in running.said()
+    whole, cut = ((folder / name / "model/model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
