@@ -76,8 +76,12 @@ def _interrupted() -> int:
 
 
 def use_threads(count: int | None) -> None:
-    """Limit the threads of tensor operations; call before long work."""
+    """Limit the threads of tensor operations, and ready the process for them; call before long work."""
     import torch
+
+    from cmt_med.runtime import reuse_memory
+
+    reuse_memory()
 
     if count is not None:
         os.environ["OMP_NUM_THREADS"] = str(count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import platform
 import resource
@@ -75,6 +77,22 @@ def environment(device: torch.device, seed: int) -> dict[str, Any]:
         "processes": idist.get_world_size(),
         "seed": seed,
     }
+
+
+def reuse_memory() -> None:
+    """Let the C library keep freed memory for the next tensors, where it is glibc.
+
+    By default it gives every tensor above 32 MB back to the system when it is freed, and the next one costs a page fault for
+    each of its 4 kB: a quarter of a forward pass at 96³. Tensors above 256 MB (whole volumes) still go back at once.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        if hasattr(library, "gnu_get_libc_version"):
+            for name, value in _MALLOC.items():
+                library.mallopt(name, value)
+
+
+_MALLOC = {-3: 1 << 28, -1: (1 << 31) - 1, -8: 1}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
 
 
 def peak_memory_gb(device: torch.device) -> float:
