@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from cmt_med.blocks.conv import Pointwise, cells_of, conv, crop_to, norm_layer, pad_to_multiple
 from cmt_med.blocks.embedding import depth_to_space, space_to_depth
 from cmt_med.blocks.fusion import CrossScaleFusion
+from cmt_med.blocks.readout import read_out
 
 
 class ResidualConvBlock(nn.Module):
@@ -70,10 +71,12 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor, coarser: Sequence[Tensor] = ()) -> Tensor:
         size = skip.shape[2:]
-        up = crop_to(depth_to_space(self.up(x)), size)
+        cells = self.up(x)
         if self.fusion is None:
-            return self.conv(torch.cat([up, skip], dim=1))
-        levels = [skip, up]
+            if all(n % 2 == 0 for n in size):
+                return self.conv(depth_to_space(cells, beside=skip))
+            return self.conv(torch.cat([crop_to(depth_to_space(cells), size), skip], dim=1))
+        levels = [skip, crop_to(depth_to_space(cells), size)]
         for i, (project, grid) in enumerate(zip(self.coarser, coarser, strict=True)):
             levels.append(crop_to(F.interpolate(project(grid), scale_factor=2.0 ** (i + 2)), size))
         return self.conv(self.fusion(levels))
@@ -96,11 +99,10 @@ class FullResolutionHead(nn.Module):
         # voxel the logits of a small structure stay near zero for hundreds of steps (docs/results.md).
         self.norm = norm_layer("layer", spatial_dims, channels)
         self.act = nn.LeakyReLU(0.01)
-        self.out = conv(spatial_dims, channels, num_classes, 3)
+        self.out = read_out(spatial_dims, channels, num_classes)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        cells = space_to_depth(pad_to_multiple(image, 2))
-        grid = depth_to_space(self.expand(torch.cat([x, cells], dim=1)))
+        grid = depth_to_space(self.expand(space_to_depth(pad_to_multiple(image, 2), beside=x)))
         return self.out(self.act(self.norm(crop_to(grid, image.shape[2:]))))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from cmt_med.blocks.conv import (
@@ -19,23 +20,34 @@ from cmt_med.blocks.conv import (
 from cmt_med.errors import NetworkError
 
 
-def space_to_depth(x: Tensor) -> Tensor:
-    """Move each 2×2(×2) cell into the channels: (B, C, *S) -> (B, 2^dims·C, *S/2); sizes must be even."""
+def space_to_depth(x: Tensor, *, beside: Tensor | None = None) -> Tensor:
+    """Move each 2×2(×2) cell into the channels: (B, C, *S) -> (B, 2^dims·C, *S/2); sizes must be even.
+
+    ``beside`` (B, C', *S/2) is concatenated in front, in the same copy: (B, C' + 2^dims·C, *S/2).
+    """
     dims = x.ndim - 2
     x = x.movedim(1, -1)  # (B, *S, C)
     shape = [x.shape[0], *itertools.chain.from_iterable((n // 2, 2) for n in x.shape[1:-1]), x.shape[-1]]
     x = x.reshape(shape)  # (B, S1/2, 2, S2/2, 2, ..., C)
     x = x.permute(0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1)
-    return x.flatten(1 + dims).movedim(-1, 1)
+    if beside is None:
+        return x.flatten(1 + dims).movedim(-1, 1)
+    parts = x.flatten(1 + dims, 2 * dims).unbind(1 + dims)
+    return torch.cat([beside.movedim(1, -1), *parts], dim=-1).movedim(-1, 1)
 
 
-def depth_to_space(x: Tensor) -> Tensor:
-    """The inverse of :func:`space_to_depth`: (B, 2^dims·C, *S) -> (B, C, *2S)."""
+def depth_to_space(x: Tensor, *, beside: Tensor | None = None) -> Tensor:
+    """The inverse of :func:`space_to_depth`: (B, 2^dims·C, *S) -> (B, C, *2S).
+
+    ``beside`` (B, C', *2S) is concatenated behind, in the same copy: (B, C + C', *2S).
+    """
     dims = x.ndim - 2
     x = x.movedim(1, -1)  # (B, *S, 2^dims·C)
     size = x.shape[1:-1]
     x = x.unflatten(-1, (*(2,) * dims, -1))  # (B, S1, S2, ..., 2, 2, ..., C)
     x = x.permute(0, *itertools.chain.from_iterable((1 + i, 1 + dims + i) for i in range(dims)), 2 * dims + 1)
+    if beside is not None:
+        x = torch.cat([x, beside.movedim(1, -1).reshape(*x.shape[:-1], -1)], dim=-1)
     return x.reshape(x.shape[0], *(2 * n for n in size), -1).movedim(-1, 1)
 
 

@@ -132,17 +132,21 @@ def _infer_case(predictor: Ensemble, case: Case, folder: Path, *, probabilities:
     for stale in (record, output, chances):  # of other inputs, another model or other settings
         stale.unlink(missing_ok=True)
     loaded = load_case(case, card.channels)
-    found = predictor.probabilities(loaded)
-    labels, removed = predictor.labels(found, loaded.grid)
     source = inputs[card.channels[0]]
-    write_volume(output, labels, loaded.grid, source)
-    if probabilities != "none":
+    if probabilities == "none":
+        labels, removed = predictor.segment(loaded)
+        write_volume(output, labels, loaded.grid, source)
+    else:
+        found = predictor.probabilities(loaded)
+        labels, removed = predictor.labels(found, loaded.grid)
+        write_volume(output, labels, loaded.grid, source)
         write_volume(chances, found.movedim(0, -1).numpy(), loaded.grid, source, stored=np.dtype(probabilities))
     voxel_ml = float(np.prod(loaded.grid.spacing)) / 1000.0
     flags = list(loaded.flags)
     if not labels.any():
         flags.append("the mask is empty")
-    volumes = {name: float(np.isin(labels, values).sum()) * voxel_ml for name, values in card.targets.items()}
+    counts = _counts(labels)
+    volumes = {name: float(counts[values].sum()) * voxel_ml for name, values in card.targets.items()}
     write_json(
         record,
         key
@@ -184,6 +188,11 @@ def write_volume(
             image.set_sform(grid.affine, int(image.header["sform_code"]))
     content = image.to_bytes()
     write_bytes(path, gzip.compress(content, 4, mtime=0) if path.name.endswith(".gz") else content)
+
+
+def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each value occurs, (256,)."""
+    return sum((np.bincount(part.ravel(), minlength=256) for part in labels), np.zeros(256, dtype=np.int64))
 
 
 def _is_done(output: Path, record: Path, key: Mapping[str, Any], probabilities: Path | None) -> bool:

@@ -6,7 +6,7 @@ is not sure of. Both are settings of the model here (section ``inference``), rec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,10 +97,49 @@ def to_labels(
         if target.name in settings.components:
             masks[i] = _large_or_sure(masks[i], chances[i], target.name, settings, voxel_mm3, removed)
     label = _paint(masks, targets)
+    _apply_minimum(label, settings, targets, voxel_mm3, removed)
+    return label, removed
+
+
+def decision(settings: Inference, *, targets: Sequence[Target], regions: bool) -> Callable[[Tensor], Tensor] | None:
+    """What :func:`to_labels` decides at each voxel by itself: probabilities (K, n) to numbers (n,), uint8.
+
+    Of classes the number of the most probable one; of regions a bit for each that is above its threshold. None where eight
+    bits are not enough.
+    """
+    if not regions:
+        return (lambda p: p.argmax(0).to(torch.uint8)) if len(targets) < 256 else None
+    if len(targets) > 8:
+        return None
+    thresholds = [settings.thresholds.get(target.name, settings.threshold) for target in targets]
+
+    def bits(probabilities: Tensor) -> Tensor:
+        found = torch.zeros(probabilities.shape[1:], dtype=torch.uint8, device=probabilities.device)
+        for i, (p, threshold) in enumerate(zip(probabilities, thresholds, strict=True)):
+            found |= (p > threshold).to(torch.uint8) << i
+        return found
+
+    return bits
+
+
+def from_decisions(
+    codes: NDArray[np.uint8], settings: Inference, *, targets: Sequence[Target], regions: bool, voxel_mm3: float
+) -> tuple[NDArray[np.uint8], Removed]:
+    """The label map of what :func:`decision` decided, as :func:`to_labels` writes it; ``components`` must not be set."""
+    table = np.zeros(256, dtype=np.uint8)
+    for i, target in enumerate(targets):
+        table[[code for code in range(256) if (code >> i & 1 if regions else code == i + 1)]] = target.write
+    label, removed = table[codes], Removed()
+    _apply_minimum(label, settings, targets, voxel_mm3, removed)
+    return label, removed
+
+
+def _apply_minimum(
+    label: NDArray[np.uint8], settings: Inference, targets: Sequence[Target], voxel_mm3: float, removed: Removed
+) -> None:
     for target in targets:
         if target.name in settings.minimum:
             _write_small_as_surrounding(label, target, targets, settings.minimum[target.name], voxel_mm3, removed)
-    return label, removed
 
 
 def _paint(masks: Sequence[NDArray[np.bool_]], targets: Sequence[Target]) -> NDArray[np.uint8]:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from cmt_med.blocks.conv import channels_last
 from cmt_med.data.gate import Grid, Loaded
 from cmt_med.data.transforms import as_dictionary, invert_probabilities, preprocessing
+from cmt_med.inference.canvas import Canvas
 from cmt_med.inference.model import ModelCard, joint_card
-from cmt_med.inference.postprocess import Removed, to_labels
+from cmt_med.inference.native import labels_on_grid
+from cmt_med.inference.postprocess import Removed, decision, from_decisions, to_labels
 from cmt_med.inference.sliding import sliding_logits
 
 
@@ -63,49 +65,71 @@ def predict_probabilities(
     Returns:
         (K, D1, D2, D3), float32; outside, regions have the probability 0 and the background class 1.
     """
+    return predict(network, image, windows, regions=regions, inside=inside).values[0]
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module, image: Tensor, windows: Windows, *, regions: bool, inside: Tensor | None = None
+) -> Canvas:
+    """As :func:`predict_probabilities`, (1, K, D1, D2, D3) on a canvas, of which only slabs need to be in memory."""
     axes = windows.mirrored_axes
     mirrored = [chosen for n in range(len(axes) + 1) for chosen in itertools.combinations(axes, n)]
     planes: Sequence[int | None] = windows.slice_axes or (None,)
-    total: Tensor | None = None
+    count = len(mirrored) * len(planes)
+    total: Canvas | None = None
     for chosen, plane in itertools.product(mirrored, planes):
         turned = image.flip([1 + axis for axis in chosen]) if chosen else image
         within = inside.flip(chosen) if chosen and inside is not None else inside
-        logits = _slide(network, turned, windows, plane, within)
-        probabilities = logits.sigmoid() if regions else logits.softmax(0)
-        probabilities = probabilities.flip([1 + axis for axis in chosen]) if chosen else probabilities
-        total = probabilities if total is None else total.add_(probabilities)
+        canvas = _slide(network, turned, windows, plane, within)
+        logits = canvas.values[0] if plane is None else canvas.values.movedim(0, 1 + plane)  # (K, D1, D2, D3)
+        if total is None:
+            alone = count == 1 and plane is None
+            total = canvas if alone else Canvas(1, len(logits), logits.shape[1:], logits.device)
+        for _, rows in total.slabs():
+            part = _mirrored_rows(logits, rows, chosen)
+            found = part.sigmoid() if regions else part.softmax(0)
+            target = total.values[0][:, rows]
+            target.copy_(found) if total is canvas else target.add_(found)
+            canvas.release()
     assert total is not None  # neither is ever empty
-    count = len(mirrored) * len(planes)
-    if count > 1:
-        total.div_(count)
-    if inside is not None:
-        outside = ~inside
-        total[:, outside] = 0.0
-        if not regions:
-            total[0, outside] = 1.0
+    if count > 1 or inside is not None:
+        for _, rows in total.slabs():
+            part = total.values[0][:, rows].div_(count)
+            if inside is not None:
+                outside = ~inside[rows].to(part.device)
+                part[:, outside] = 0.0
+                if not regions:
+                    part[0, outside] = 1.0
     return total
 
 
-def _slide(network: nn.Module, image: Tensor, windows: Windows, plane: int | None, inside: Tensor | None) -> Tensor:
-    """Logits (K, D1, D2, D3), of the volume or of its slices across an axis."""
+def _mirrored_rows(volume: Tensor, rows: slice, axes: Sequence[int]) -> Tensor:
+    """``volume.flip(axes)[:, rows]`` of (K, D1, D2, D3), without the rest."""
+    if 0 in axes:
+        count = volume.shape[1]
+        rows = slice(count - min(rows.stop, count), count - rows.start)
+    return volume[:, rows].flip([1 + axis for axis in axes])
+
+
+def _slide(network: nn.Module, image: Tensor, windows: Windows, plane: int | None, inside: Tensor | None) -> Canvas:
+    """Logits (1, K, D1, D2, D3) of the volume, or (n, K, H, W) of its slices across an axis."""
 
     def run(batch: Tensor) -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16, enabled=batch.is_cuda):
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=batch.is_cuda):
             result: Tensor = network(channels_last(batch))
         return result
 
-    def slide(images: Tensor, within: Tensor | None) -> Tensor:
+    def slide(images: Tensor, within: Tensor | None) -> Canvas:
         return sliding_logits(
             run, images, windows.over(images.shape[2:]), overlap=windows.overlap, batch_size=windows.batch_size,
             inside=within,
         )  # fmt: skip
 
-    with torch.inference_mode():
-        if plane is None:
-            return slide(image[None], None if inside is None else inside[None])[0]
-        within = None if inside is None else inside.movedim(plane, 0)
-        slices = image.movedim(1 + plane, 0)  # (n, C, H, W)
-        return slide(slices, within).movedim(0, 1 + plane)
+    if plane is None:
+        return slide(image[None], None if inside is None else inside[None])
+    within = None if inside is None else inside.movedim(plane, 0)
+    return slide(image.movedim(1 + plane, 0), within)
 
 
 class Predictor:
@@ -123,10 +147,10 @@ class Predictor:
     def probabilities(self, loaded: Loaded) -> Tensor:
         """Probabilities (K, D1, D2, D3) on the case's own grid."""
         data = self.transform(as_dictionary(loaded))
-        return invert_probabilities(self.on_its_grid(data), data, self.transform)
+        return invert_probabilities(self.on_its_grid(data).values[0].cpu(), data, self.transform)
 
-    def on_its_grid(self, data: Mapping[str, Any]) -> Tensor:
-        """Probabilities (K, *S') of a preprocessed case on the preprocessed grid, on the CPU."""
+    def on_its_grid(self, data: Mapping[str, Any]) -> Canvas:
+        """Probabilities (1, K, *S') of a preprocessed case on the preprocessed grid."""
         image = data["image"].as_tensor().to(self.device)
         # A network that was trained on foreground crops has not learned what lies outside: nothing is found there.
         inside = (
@@ -134,8 +158,7 @@ class Predictor:
             if self.card.preprocessing["crop_foreground"]
             else None
         )
-        regions = self.card.regions is not None
-        return predict_probabilities(self.network, image, self.windows, regions=regions, inside=inside).cpu()
+        return predict(self.network, image, self.windows, regions=self.card.regions is not None, inside=inside)
 
 
 class Ensemble:
@@ -162,8 +185,35 @@ class Ensemble:
         if self._alike:
             transform = self.predictors[0].transform
             data = transform(as_dictionary(loaded))
-            return invert_probabilities(_mean(p.on_its_grid(data) for p in self.predictors), data, transform)
+            return invert_probabilities(self._together(data).values[0].cpu(), data, transform)
         return _mean(p.probabilities(self._for_member(loaded, p.card)) for p in self.predictors)
+
+    def segment(self, loaded: Loaded) -> tuple[NDArray[np.uint8], Removed]:
+        """What :meth:`labels` makes of :meth:`probabilities`, which are nowhere in memory as a whole.
+
+        Two things need them there: members that see different grids, and the removal of connected parts.
+        """
+        settings, grid = self.card.inference, loaded.grid
+        decide = decision(settings, targets=self.card.outputs, regions=self.card.regions is not None)
+        if not self._alike or settings.components or decide is None:
+            return self.labels(self.probabilities(loaded), grid)
+        data = self.predictors[0].transform(as_dictionary(loaded))
+        codes = labels_on_grid(self._together(data), data, grid, decide)
+        return from_decisions(
+            codes, settings, targets=self.card.outputs, regions=self.card.regions is not None,
+            voxel_mm3=math.prod(grid.spacing),
+        )  # fmt: skip
+
+    def _together(self, data: Mapping[str, Any]) -> Canvas:
+        """Mean probabilities of members that see the same grid, on it."""
+        total = self.predictors[0].on_its_grid(data)
+        for member in self.predictors[1:]:
+            total.add_(member.on_its_grid(data))
+        count = len(self.predictors)
+        if count > 1:
+            for _, rows in total.slabs():
+                total.values[0][:, rows].div_(count)
+        return total
 
     def labels(self, probabilities: Tensor, grid: Grid) -> tuple[NDArray[np.uint8], Removed]:
         """The label map of :meth:`probabilities`, and what post-processing took away."""

@@ -10,6 +10,8 @@ from monai.data.utils import compute_importance_map
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmt_med.inference.canvas import Canvas
+
 LEAST_WEIGHT = 1e-3  # of the largest: a corner that one window alone covers still has a weight to divide by
 GAUSSIAN_SIGMA = 0.125  # of the window's edge
 
@@ -34,7 +36,7 @@ def sliding_logits(
     overlap: float,
     batch_size: int,
     inside: Tensor | None = None,
-) -> Tensor:
+) -> Canvas:
     """Logits of images of any size, averaged over windows with Gaussian weights.
 
     A voxel that windows with ``inside`` cover is computed from all windows that cover it: skipping the empty ones changes
@@ -49,7 +51,7 @@ def sliding_logits(
         inside: (N, *S) booleans; windows without any are not computed. None computes all.
 
     Returns:
-        (N, K, *S), float32; zero where no window was computed.
+        A canvas of (N, K, *S), float32; zero where no window was computed.
     """
     padding = [
         (max(0, w - n) // 2, max(0, w - n) - max(0, w - n) // 2) for n, w in zip(images.shape[2:], window, strict=True)
@@ -59,23 +61,28 @@ def sliding_logits(
         images = F.pad(images, flat)
         inside = F.pad(inside, flat) if inside is not None else None
     weight = _weight(tuple(window), images.device)
-    result: Tensor | None = None
-    total = images.new_zeros((images.shape[0], *images.shape[2:]))
+    result: Canvas | None = None
+    total: Tensor | None = None
     for places in _batches(images, window, overlap, batch_size, inside):
         patches = torch.stack([images[n][(slice(None), *box)] for n, box in places])
         logits = network(patches).float()
-        if result is None:
-            result = logits.new_zeros((images.shape[0], logits.shape[1], *images.shape[2:]))
-        for (n, box), patch in zip(places, logits, strict=True):
-            result[n][(slice(None), *box)].addcmul_(patch, weight)
+        if result is None or total is None:
+            result = Canvas(images.shape[0], logits.shape[1], images.shape[2:], images.device)
+            total = torch.zeros((images.shape[0], *images.shape[2:]), device=result.values.device)
+            weight = weight.to(total.device)
+        for (n, box), patch in zip(places, logits.to(total.device), strict=True):
+            result.values[n][(slice(None), *box)].addcmul_(patch, weight)
             total[n][box].add_(weight)
-    if result is None:  # nothing inside: one window tells how many channels there are
+        result.release()
+    if result is None or total is None:  # nothing inside: one window tells how many channels there are
         corner = images[0][(slice(None), *(slice(0, w) for w in window))]
         probe = network(corner[None])
-        return probe.new_zeros((images.shape[0], probe.shape[1], *_unpadded(images.shape[2:], padding)))
-    result.div_(total.clamp_(min=torch.finfo(total.dtype).tiny)[:, None])
-    crop = tuple(slice(before, n - after) for n, (before, after) in zip(images.shape[2:], padding, strict=True))
-    return result[(slice(None), slice(None), *crop)]
+        result = Canvas(images.shape[0], probe.shape[1], images.shape[2:], images.device)
+    else:
+        total.clamp_(min=torch.finfo(total.dtype).tiny)
+        for some, rows in result.slabs():
+            result.values[some, :, rows].div_(total[some, rows][:, None])
+    return result.crop([slice(before, n - after) for n, (before, after) in zip(images.shape[2:], padding, strict=True)])
 
 
 def _batches(
@@ -96,7 +103,3 @@ def _batches(
 def _weight(window: tuple[int, ...], device: torch.device) -> Tensor:
     weight = compute_importance_map(window, mode="gaussian", sigma_scale=GAUSSIAN_SIGMA, device=device)
     return weight.clamp_(min=max(float(weight[weight > 0].min()), LEAST_WEIGHT))
-
-
-def _unpadded(shape: Sequence[int], padding: Sequence[tuple[int, int]]) -> list[int]:
-    return [n - before - after for n, (before, after) in zip(shape, padding, strict=True)]

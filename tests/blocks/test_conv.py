@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from cmt_med.blocks.conv import (
     DepthwiseConv3d,
     InstanceNorm,
+    Pointwise,
     channels_last,
     crop_to,
     grid_to_tokens,
@@ -18,6 +19,7 @@ from cmt_med.blocks.conv import (
     tokens_to_grid,
 )
 from cmt_med.blocks.embedding import depth_to_space, space_to_depth
+from cmt_med.blocks.readout import read_out, shared_axes
 
 
 @settings(max_examples=25, deadline=None)
@@ -90,3 +92,37 @@ def test_padding_and_cropping_copy_only_where_needed() -> None:
     assert padded.shape == (1, 2, 4, 8, 8)
     assert torch.equal(crop_to(padded, x.shape[2:]), x)
     assert padded[:, :, :, 5:].abs().max() == 0
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 6), (5, 3), (4, 8, 6), (3, 5, 6), (4, 6, 5), (3, 5, 7)])
+@pytest.mark.parametrize("channels", [1, 3, 5, 9])
+def test_read_out_equals_a_plain_convolution(size: tuple[int, ...], channels: int) -> None:
+    torch.manual_seed(0)
+    layer = read_out(len(size), 6, channels)
+    x = channels_last(torch.randn(2, 6, *size)).requires_grad_()
+    if channels <= 4 and size[-1] % 2 == 0:
+        assert shared_axes(x, layer)  # else this would compare a thing with itself
+    plain = F.conv2d if len(size) == 2 else F.conv3d
+    expected = plain(x, layer.weight, layer.bias, padding=1)
+    g = torch.randn_like(expected)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    ours = torch.autograd.grad(layer(x), [x, layer.weight, layer.bias], g)
+    for a, b in zip(ours, torch.autograd.grad(expected, [x, layer.weight, layer.bias], g), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (2, 4, 6)])
+def test_cells_beside_other_channels_are_the_concatenation(size: tuple[int, ...]) -> None:
+    x = channels_last(torch.randn(2, 3, *size))
+    cells, other = space_to_depth(x), channels_last(torch.randn(2, 5, *(n // 2 for n in size)))
+    assert torch.equal(space_to_depth(x, beside=other), torch.cat([other, cells], dim=1))
+    assert torch.equal(depth_to_space(cells, beside=x * 2), torch.cat([x, x * 2], dim=1))
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_pointwise_is_the_same_with_and_without_gradients(gelu: bool) -> None:
+    layer = Pointwise(5, 7, gelu=gelu)
+    x = channels_last(torch.randn(2, 5, 3, 4, 6))
+    with torch.no_grad():
+        found = layer(x)
+    torch.testing.assert_close(found, layer(x), rtol=1e-4, atol=1e-5)

@@ -45,7 +45,7 @@ def test_the_same_as_monai(dims: int, data: st.DataObject, overlap: float, batch
     image = torch.randn(2, 2, *size)
     network = convolution(dims)
     with torch.inference_mode():
-        found = sliding_logits(network, image, window, overlap=overlap, batch_size=batch)
+        found = sliding_logits(network, image, window, overlap=overlap, batch_size=batch).values
         expected = sliding_window_inference(image, window, 1, network, overlap=overlap, mode="gaussian")
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -58,8 +58,8 @@ def test_empty_windows_are_skipped_and_nothing_inside_changes(window: tuple[int,
     inside[0, 20, 12, 16] = True
     full, part = Counted(convolution(3)), Counted(convolution(3))
     with torch.inference_mode():
-        whole = sliding_logits(full, image, window, overlap=0.5, batch_size=3)
-        found = sliding_logits(part, image, window, overlap=0.5, batch_size=3, inside=inside)
+        whole = sliding_logits(full, image, window, overlap=0.5, batch_size=3).values
+        found = sliding_logits(part, image, window, overlap=0.5, batch_size=3, inside=inside).values
     torch.testing.assert_close(found.movedim(1, -1)[inside], whole.movedim(1, -1)[inside], rtol=1e-5, atol=1e-6)
     if window == (6, 6, 6):
         assert part.windows < full.windows / 2
@@ -69,7 +69,9 @@ def test_empty_windows_are_skipped_and_nothing_inside_changes(window: tuple[int,
 def test_nothing_inside() -> None:
     image = torch.randn(1, 2, 9, 9, 9)
     with torch.inference_mode():
-        found = sliding_logits(convolution(3), image, (4, 12, 4), overlap=0.5, batch_size=2, inside=image[:, 0] > 99)
+        found = sliding_logits(
+            convolution(3), image, (4, 12, 4), overlap=0.5, batch_size=2, inside=image[:, 0] > 99
+        ).values
     assert found.shape == (1, 3, 9, 9, 9)
     assert not found.any()
 
