@@ -82,7 +82,7 @@ def load_case(
         )  # fmt: skip
     if case.mask is not None:
         mask = _mask(case.mask, case, grid)
-    image = np.stack(planes)
+    image = np.stack(planes) if len(planes) > 1 else planes[0][None]  # a view: a large volume is not copied
     return Loaded(image, label, mask, grid, image_flags(channels, image, case.images))
 
 

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from cmt_med.config import Augmentation, Data, Train
 from cmt_med.data.gate import Loaded
+from cmt_med.data.resample import SlabResample
 from cmt_med.errors import ConfigError
 
 POINTS_PER_LABEL = 4096
@@ -78,7 +79,7 @@ def as_dictionary(loaded: Loaded) -> dict[str, MetaTensor]:
     }
     if loaded.label is not None:
         arrays["label"] = loaded.label[None]
-    return {key: MetaTensor(torch.from_numpy(np.ascontiguousarray(a)), affine=affine) for key, a in arrays.items()}
+    return {key: MetaTensor(torch.from_numpy(a), affine=affine) for key, a in arrays.items()}
 
 
 class Normalised(MapTransform):
@@ -134,7 +135,9 @@ def preprocessing(data: Data | Mapping[str, Any], *, with_label: bool) -> Compos
     nearest = ["bilinear", "nearest", "nearest"][: len(keys)]
     steps: list[Any] = [Orientationd(keys, axcodes="RAS", labels=None)]
     if settings["spacing"] is not None:
-        steps.append(Spacingd(keys, pixdim=settings["spacing"], mode=nearest, padding_mode="border"))
+        spacing = Spacingd(keys, pixdim=settings["spacing"], mode=nearest, padding_mode="border")
+        spacing.spacing_transform.sp_resample = SlabResample()
+        steps.append(spacing)
     if settings["crop_foreground"]:
         steps.append(CropForegroundd(keys, source_key="foreground", margin=FOREGROUND_MARGIN, allow_smaller=True))
     steps.append(Normalised(["image"], over=settings["normalise"], clip=settings["clip"]))

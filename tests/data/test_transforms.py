@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cmt_med.config import Augmentation, Data, Train
+from cmt_med.data import resample
 from cmt_med.data.cache import Entry, prepare
 from cmt_med.data.gate import Grid, Loaded
 from cmt_med.data.loader import PatchSet, patch_loader
@@ -290,3 +291,26 @@ def test_augmentation_keeps_the_foreground_channel(tmp_path: Path) -> None:
         assert image.shape[0] == 3
         assert set(image[2].unique().tolist()) == {1.0}
         assert not torch.equal(image[0], image[2])
+
+
+@pytest.mark.parametrize("spacing", [(0.83, 0.91, 1.13), (2.03, 1.01, 0.71)])
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1)])
+def test_resampling_by_slabs_is_resampling(
+    monkeypatch: pytest.MonkeyPatch, spacing: tuple[float, ...], signs: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    affine = np.diag([*(s * n for s, n in zip(spacing, signs, strict=True)), 1.0])
+    grid = Grid((23, 18, 29), affine)
+    image = rng.normal(size=(2, *grid.shape)).astype(np.float32) + 5
+    label = (rng.random(grid.shape) > 0.8).astype(np.uint8)
+    settings = {"spacing": [1.5, 1.2, 1.0], "crop_foreground": False, "normalise": "image", "clip": None}
+    found = []
+    for large, slab in ((0, 600), (1 << 24, 600)):
+        monkeypatch.setattr(resample, "LARGE", large)
+        monkeypatch.setattr(resample, "SLAB", slab)
+        transform = preprocessing(settings, with_label=True)
+        data = transform(as_dictionary(Loaded(image, label, None, grid)))
+        back = invert_probabilities(data["image"].as_tensor(), data, transform)
+        found.append((data["image"].as_tensor(), data["label"].as_tensor(), data["image"].affine, back))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)

@@ -85,7 +85,7 @@ def test_the_same_labels(small: None, more: dict[str, Any], grid: int, spacing: 
 
 def test_what_needs_whole_probabilities_gets_them() -> None:
     loaded = case(*GRIDS[0])
-    made = ensemble(3, regions=True, spacing=None, crop=True, components={"l3": 50.0}, confident=0.9)
+    made = ensemble(3, regions=True, spacing=None, crop=True, components={"l3": 1e6})
     expected, removed = made.labels(made.probabilities(loaded), loaded.grid)
     found, taken = made.segment(loaded)
     assert np.array_equal(found, expected)
