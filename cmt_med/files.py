@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
 import socket
 import tempfile
@@ -268,3 +269,28 @@ def _require_as_written(stream: IO[bytes], digest: bytes) -> None:
 def _unwritable(what: str, path: Path, error: OSError) -> OutputError:
     fix = "check free space and permissions of the folder, or choose another output"
     return OutputError(what, where=str(path), why=error.strerror or str(error), fix=fix)
+
+
+def scratch(size: int) -> mmap.mmap:
+    """Zeros in a file without a name (in ``$TMPDIR``), which is gone with the last use of the mapping.
+
+    Its place on the disk is reserved: a disk that fills up later would end the process without a word.
+
+    Args:
+        size: in bytes.
+
+    Raises:
+        OutputError: if there is no room for it.
+    """
+    try:
+        with tempfile.TemporaryFile() as file:  # the mapping outlives it
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            return mmap.mmap(file.fileno(), 0)
+    except OSError as error:
+        raise OutputError(
+            f"there is no room for {size / 1e9:.1f} GB of intermediate results", where=tempfile.gettempdir(),
+            why=error.strerror or str(error), fix="free space there, or set TMPDIR to a folder on a larger disk",
+        ) from error  # fmt: skip

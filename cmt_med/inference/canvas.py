@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import mmap
-import tempfile
 from collections.abc import Iterator, Sequence
 
 import torch
+
+from cmt_med.files import scratch
 
 RESIDENT = 1 << 30
 """Bytes above which a canvas lies in an unnamed file of the temporary folder (``TMPDIR``) instead of memory or the GPU's."""
@@ -32,9 +33,7 @@ class Canvas:
         if 4 * math.prod(shape) <= RESIDENT:
             stored = torch.zeros(shape, device=device)
         else:
-            with tempfile.TemporaryFile() as file:  # the mapping outlives it
-                file.truncate(4 * math.prod(shape))
-                self._mapped = mmap.mmap(file.fileno(), 0)
+            self._mapped = scratch(4 * math.prod(shape))
             stored = torch.frombuffer(self._mapped, dtype=torch.float32).view(shape)
         self.values = stored.movedim(-1, 1)
 
