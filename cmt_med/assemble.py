@@ -20,7 +20,7 @@ from torch import Tensor
 from cmt_med.config import Experiment
 from cmt_med.data.brats import standard_regions
 from cmt_med.data.cache import Entry, default_cache_folder, prepare
-from cmt_med.data.loader import PatchSet, patch_loader
+from cmt_med.data.loader import PatchSet, patch_batches
 from cmt_med.data.manifest import Case, Manifest, region_values
 from cmt_med.data.names import TUMOUR_LABELS, canonical_channel
 from cmt_med.data.phantom import BANNER, make_phantom
@@ -265,12 +265,14 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
     classes = list(data.manifest.labels.values())
 
     def batches(start: int) -> Iterator[dict[str, Tensor]]:
-        return iter(
-            patch_loader(
-                patches, batch_size=settings.batch_size, start=start, workers=experiment.data.workers,
-                rank=rank, world=world,
-            )
-        )  # fmt: skip
+        return patch_batches(
+            patches,
+            batch_size=settings.batch_size,
+            start=start,
+            workers=experiment.data.workers,
+            rank=rank,
+            world=world,
+        )
 
     watched = monitored(experiment, data)
     validate = None

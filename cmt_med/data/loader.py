@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -15,6 +18,11 @@ from cmt_med.data.cache import Entry
 
 WORKER_SECONDS = 120.0
 """A worker that takes longer for a batch hangs."""
+GRACE_SECONDS = 5.0
+"""What torch, which knows more about its workers, is given to find that out first."""
+START = "fork" if sys.platform == "linux" else None
+"""How workers start: forked ones start at once, and leave by themselves when the training is killed, for torch watches the
+parent process; one from a fork server has the server as its parent, and would stay. None: as the system has it."""
 
 
 class PatchSet(Dataset[dict[str, Tensor]]):
@@ -74,7 +82,7 @@ def keyed_seed(*key: int) -> int:
     return int(np.random.SeedSequence(list(key)).generate_state(1)[0])
 
 
-def patch_loader(
+def patch_batches(
     patches: PatchSet,
     *,
     batch_size: int,
@@ -83,20 +91,51 @@ def patch_loader(
     rank: int = 0,
     world: int = 1,
     seconds: float = WORKER_SECONDS,
-) -> DataLoader[dict[str, Tensor]]:
+) -> Iterator[dict[str, Tensor]]:
     """Batches ``{"image": (B, C, *S), "label": (B, 1, *S), "case": (B,)}`` without end, from step ``start`` on.
 
     ``batch_size`` counts all ranks together. A worker that takes longer than ``seconds``, or is gone, is a RuntimeError.
     """
     stream = KeyedBatches(len(patches), batch_size=batch_size, seed=patches.seed, start=start, rank=rank, world=world)
-    return DataLoader(
+    loader = DataLoader(
         patches,
         batch_sampler=stream,
         num_workers=workers,
         timeout=seconds if workers else 0,
         worker_init_fn=_one_thread if workers else None,
+        multiprocessing_context=START if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
+    return _watched(loader, seconds) if workers else iter(loader)
+
+
+def _watched(loader: DataLoader[dict[str, Tensor]], seconds: float) -> Iterator[dict[str, Tensor]]:
+    """The loader's batches; workers that hang in the middle of handing one over, where torch waits for ever, are killed."""
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    workers = set(multiprocessing.active_children()) - others
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        for worker in workers:
+            worker.kill()
+
+    while True:
+        watch = threading.Timer(seconds + GRACE_SECONDS, end)
+        watch.daemon = True
+        watch.start()
+        try:
+            batch = next(batches)
+        except (RuntimeError, OSError, EOFError) as error:
+            if late.is_set():
+                raise RuntimeError(
+                    f"DataLoader timed out after {seconds:g} seconds in the middle of a batch"
+                ) from error
+            raise
+        finally:
+            watch.cancel()
+        yield batch
 
 
 def _one_thread(_: int) -> None:

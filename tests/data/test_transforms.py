@@ -13,7 +13,7 @@ from cmt_med.config import Augmentation, Data, Train
 from cmt_med.data import resample
 from cmt_med.data.cache import Entry, prepare
 from cmt_med.data.gate import Grid, Loaded
-from cmt_med.data.loader import PatchSet, patch_loader
+from cmt_med.data.loader import PatchSet, patch_batches
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.transforms import (
     as_dictionary,
@@ -122,7 +122,7 @@ def test_batches_do_not_depend_on_workers_or_on_the_start(entries: list[Entry]) 
     patches = PatchSet(entries, augmentation(DATA, TRAIN, Augmentation()), patches_per_case=2, seed=5)
 
     def take(start: int, count: int, workers: int) -> list[torch.Tensor]:
-        stream = iter(patch_loader(patches, batch_size=3, start=start, workers=workers))
+        stream = patch_batches(patches, batch_size=3, start=start, workers=workers)
         return [next(stream)["image"] for _ in range(count)]
 
     whole = take(0, 6, 0)
@@ -135,10 +135,8 @@ def test_batches_do_not_depend_on_workers_or_on_the_start(entries: list[Entry]) 
 
 def test_ranks_share_one_batch(entries: list[Entry]) -> None:
     patches = PatchSet(entries, augmentation(DATA, TRAIN, Augmentation()), patches_per_case=1, seed=5)
-    one = next(iter(patch_loader(patches, batch_size=4, start=1, workers=0)))["image"]
-    halves = [
-        next(iter(patch_loader(patches, batch_size=4, start=1, workers=0, rank=r, world=2)))["image"] for r in (0, 1)
-    ]
+    one = next(patch_batches(patches, batch_size=4, start=1, workers=0))["image"]
+    halves = [next(patch_batches(patches, batch_size=4, start=1, workers=0, rank=r, world=2))["image"] for r in (0, 1)]
     assert torch.equal(one[0::2], halves[0])
     assert torch.equal(one[1::2], halves[1])
 

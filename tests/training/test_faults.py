@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from cmt_med.config import Train
-from cmt_med.data.loader import patch_loader
+from cmt_med.data.loader import patch_batches
 from cmt_med.errors import Interrupted
 from cmt_med.files import LOCK_NAME
 from cmt_med.inference.model import load_model
@@ -102,6 +103,25 @@ def test_a_dead_data_worker(folder: Path) -> None:
         assert "Traceback" not in running.said()
 
 
+def test_data_workers_go_with_a_killed_training(folder: Path) -> None:
+    with _train(folder, "run", "train.epochs=1000", "data.workers=2") as running:
+        running.wait_for(lambda: _has_checkpoint(folder / "run"))
+        worker = _data_worker(running.pid)
+        running.kill()
+    end = time.monotonic() + 60
+    while _is_alive(worker):
+        assert time.monotonic() < end, f"data worker {worker} outlives the training"
+        time.sleep(0.1)
+
+
+def _is_alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def _data_worker(parent: int) -> int:
     """The child that was forked, not the decoder, which was started anew."""
     children = [int(p) for p in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
@@ -110,30 +130,34 @@ def _data_worker(parent: int) -> int:
 
 
 class _Stuck(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Its worker stops itself at the third item, as one that waits for a disk for ever."""
+    """Its worker waits for ever at the fourth item, or is stopped there, maybe while it hands over the third."""
 
     seed = 0
+
+    def __init__(self, how: str) -> None:
+        self.how = how
 
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         if key[1] == 3:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP) if self.how == "stopped" else time.sleep(1e6)
         return {"image": torch.zeros(1)}
 
 
-def wait_for_a_stuck_worker() -> int:
+def wait_for_a_stuck_worker(how: str) -> int:
     """Runs in a process of its own."""
-    stream = iter(patch_loader(_Stuck(), batch_size=1, start=0, workers=1, seconds=2.0))  # type: ignore[arg-type]
+    stream = patch_batches(_Stuck(how), batch_size=1, start=0, workers=1, seconds=2.0)  # type: ignore[arg-type]
     with pytest.raises(Interrupted) as raised, explained(Train(epochs=1, patch_size=[8])):
         list(stream)
     print(raised.value.message())
     return raised.value.exit_code
 
 
-def test_a_hung_data_worker(tmp_path: Path) -> None:
-    with Running(wait_for_a_stuck_worker, log=tmp_path / "log") as running:
+@pytest.mark.parametrize("how", ["asleep", "stopped"])
+def test_a_hung_data_worker(tmp_path: Path, how: str) -> None:
+    with Running(wait_for_a_stuck_worker, how, log=tmp_path / "log") as running:
         assert running.wait(60) == 75, running.said()
         assert "[E_WORKER] a data worker hangs" in running.said()
 
