@@ -126,7 +126,12 @@ def _watched(loader: DataLoader[dict[str, Tensor]], seconds: float) -> Iterator[
         watch.daemon = True
         watch.start()
         try:
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            finally:
+                if late.is_set():  # until they are gone, torch may tell of their end from a signal handler, anywhere
+                    for worker in workers:
+                        worker.join()
         except (RuntimeError, OSError, EOFError) as error:
             if late.is_set():
                 raise RuntimeError(
