@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
@@ -113,7 +116,8 @@ def _watched(loader: DataLoader[dict[str, Tensor]], seconds: float) -> Iterator[
     """The loader's batches; workers that hang in the middle of handing one over, where torch waits for ever, are killed."""
     others = set(multiprocessing.active_children())
     batches = iter(loader)
-    workers = set(multiprocessing.active_children()) - others
+    workers = [child for child in multiprocessing.active_children() if child not in others]
+    _listen()
     late = threading.Event()
 
     def end() -> None:
@@ -126,21 +130,44 @@ def _watched(loader: DataLoader[dict[str, Tensor]], seconds: float) -> Iterator[
         watch.daemon = True
         watch.start()
         try:
-            try:
-                batch = next(batches)
-            finally:
-                if late.is_set():  # until they are gone, torch may tell of their end from a signal handler, anywhere
-                    for worker in workers:
-                        worker.join()
+            _awaited.extend(workers)
+            _tell()  # of those that went while nobody waited
+            batch = next(batches)
         except (RuntimeError, OSError, EOFError) as error:
             if late.is_set():
                 raise RuntimeError(
                     f"DataLoader timed out after {seconds:g} seconds in the middle of a batch"
                 ) from error
+            # What a worker leaves behind may be missed before the system tells of its end.
+            multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0)
+            _awaited.extend(workers)
+            _tell()
             raise
         finally:
+            _awaited.clear()
             watch.cancel()
         yield batch
+
+
+_awaited: list[BaseProcess] = []
+"""Workers of the batch that is waited for."""
+
+
+def _listen() -> None:
+    """Take the place of torch's handler, which raises wherever the program happens to be when a worker ends.
+
+    That may be where a file or a lock is being closed; ours raises only while a batch is waited for.
+    """
+    if threading.current_thread() is threading.main_thread() and sys.platform != "win32":
+        signal.signal(signal.SIGCHLD, _tell)  # elsewhere torch finds it out when the time is over
+
+
+def _tell(*_: object) -> None:
+    gone = [worker for worker in _awaited if worker.exitcode is not None]
+    if gone:
+        _awaited.clear()  # it is said once
+        numbers = ", ".join(str(worker.pid) for worker in gone)
+        raise RuntimeError(f"DataLoader worker (pid {numbers}) has ended with exit code {gone[0].exitcode}")
 
 
 def _one_thread(_: int) -> None:
