@@ -135,8 +135,9 @@ def _watched(loader: DataLoader[dict[str, Tensor]], seconds: float) -> Iterator[
             batch = next(batches)
         except (RuntimeError, OSError, EOFError) as error:
             if late.is_set():
+                numbers = ", ".join(str(worker.pid) for worker in workers)
                 raise RuntimeError(
-                    f"DataLoader timed out after {seconds:g} seconds in the middle of a batch"
+                    f"DataLoader timed out after {seconds:g} seconds in the middle of a batch; killed: {numbers}"
                 ) from error
             # What a worker leaves behind may be missed before the system tells of its end.
             multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0)

@@ -47,7 +47,7 @@ def _explanation(error: Exception, train: Train) -> CmtError | None:
     if text.startswith("DataLoader timed out"):
         workers = ", ".join(str(child.pid) for child in multiprocessing.active_children())
         return Interrupted(
-            "a data worker hangs", where=f"one of the processes {workers}", why=text, code="E_WORKER",
+            "a data worker hangs", where=f"one of the processes {workers or 'killed'}", why=text, code="E_WORKER",
             fix=f"look at the disk that holds the cache; {again}",
         )  # fmt: skip
     if is_out_of_memory(error):
