@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cmt_med.config import Region
+from cmt_med.data.names import LABEL_WORDS
 from cmt_med.errors import ConfigError, DataError
 
 _UNTIL_2021 = {"background": 0, "NCR": 1, "ED": 2, "ET": 4}
@@ -297,13 +298,16 @@ def _question(why: str, signs: Signs, likely: Collection[str] = ()) -> DataError
         f"{c[0].name} ({c[0].about.partition(': ')[2]}{', as ' + ', '.join(o.name for o in c[1:]) if c[1:] else ''})"
         for c in choices.values()
     )
+    fix = "no known --convention has these values; correct the files, or write a case list that names the labels"
+    if listed:
+        fix = f"which convention do the labels follow? Answer with --convention WORD: {listed}"
+    if not signs.values:
+        fix = f"if there are label maps, name them CASE_{LABEL_WORDS[0]}, or _{', _'.join(LABEL_WORDS[1:])}; {fix}"
     return DataError(
         "what the labels mean is not certain",
-        where=f"label values {_listed(signs.values) or 'none'}",
+        where=f"label values {_listed(signs.values)}" if signs.values else "no label map was found by its name",
         why=why,
-        fix=f"which convention do the labels follow? Answer with --convention WORD: {listed}"
-        if listed
-        else "no known --convention has these values; correct the files, or write a case list that names the labels",
+        fix=fix,
         code="E_CONVENTION",
     )
 
