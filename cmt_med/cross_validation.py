@@ -91,9 +91,7 @@ def cross_validate(request: Request, *, only: int | None, devices: Sequence[str]
             fix="add --fold I, or leave torchrun out and name the devices: --device cuda:0,cuda:1",
         )  # fmt: skip
     require_writable_folder(folder)
-    ensure_phantom(Path(experiment.data.manifest))
-    manifest = load_manifest(Path(experiment.data.manifest))
-    _require_as_many(manifest, experiment.folds)
+    manifest = check_folds(experiment)
     requests = {i: fold_request(request, i) for i in range(experiment.folds) if only in (None, i)}
     if request.fresh:
         for fold in requests.values():
@@ -120,14 +118,31 @@ def cross_validate(request: Request, *, only: int | None, devices: Sequence[str]
     return _gather(request, manifest)
 
 
-def _require_as_many(manifest: Manifest, folds: int) -> None:
-    named = {case.fold for case in manifest.cases if case.label is not None}
-    if None not in named and named and named != set(range(folds)):
+def check_folds(experiment: Experiment) -> Manifest:
+    """The case list, once each fold has cases to train on and cases to hold out: found now, not after days of training.
+
+    Raises:
+        ConfigError: if the patients, or the folds of the case list, are fewer or more than the folds asked for.
+    """
+    assert experiment.folds is not None  # by the callers
+    ensure_phantom(Path(experiment.data.manifest))
+    manifest = load_manifest(Path(experiment.data.manifest))
+    labelled = [case for case in manifest.cases if case.label is not None]
+    named = {case.fold for case in labelled}
+    if None not in named and named and named != set(range(experiment.folds)):
         raise ConfigError(
             f"the case list has the folds {', '.join(map(str, sorted(n for n in named if n is not None)))}",
-            where=f"folds={folds}", why="a case in none of the folds would never be held out",
+            where=f"folds={experiment.folds}", why="a case in none of the folds would never be held out",
             fix=f"--set folds={len(named)} with folds counted from 0, or take 'fold' out of the case list",
         )  # fmt: skip
+    patients = len({case.group for case in labelled})
+    if patients < experiment.folds:
+        raise ConfigError(
+            "there are more folds than patients", where=f"folds={experiment.folds}",
+            why=f"the {len(labelled)} cases with labels are of {patients} patients; a fold without one holds nothing out",
+            fix=f"--set folds={patients}, or less" if patients > 1 else "take folds out of the config",
+        )  # fmt: skip
+    return manifest
 
 
 # ---- which folds are finished

@@ -32,7 +32,12 @@ def infer(
         list[Path], typer.Option(help="A run folder, or the model/ folder in it; several are averaged, as are folds.")
     ],
     output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
-    input: Annotated[Path | None, typer.Option(help="A case, a folder of cases, or a case list (.json).")] = None,
+    input: Annotated[
+        Path | None,
+        typer.Option(
+            help="A case, a folder of cases, or a case list (.json); a CASE_mask beside MR channels is the foreground."
+        ),
+    ] = None,
     channel: Annotated[list[str] | None, typer.Option(help="NAME=FILE, once per channel, instead of --input.")] = None,
     overlap: Annotated[
         float | None, typer.Option(min=0.0, max=0.95, help="Overlap of windows; default: the model's.")

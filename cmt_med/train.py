@@ -12,7 +12,7 @@ import typer
 
 from cmt_med.assemble import check_network
 from cmt_med.cli import Debug, pick_device, run_command, use_threads
-from cmt_med.cross_validation import cross_validate, fold_request
+from cmt_med.cross_validation import check_folds, cross_validate, fold_request
 from cmt_med.errors import ConfigError
 from cmt_med.experiment import load_config
 from cmt_med.run import Request, run_experiment
@@ -61,6 +61,7 @@ def train(
     if experiment.folds is None:
         return run_experiment(request)
     if dry_run:
+        check_folds(experiment)
         return run_experiment(fold_request(request, fold or 0))
     return cross_validate(request, only=fold, devices=devices, arguments=sys.argv[1:])
 

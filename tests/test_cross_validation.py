@@ -182,6 +182,14 @@ def test_folds_of_the_case_list_must_be_as_many(tmp_path: Path, capsys: pytest.C
     assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest)), "--fold", "0"]) == 64
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--fold", "0")])
+def test_more_folds_than_patients(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]) -> None:
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path))
+    assert run_command(train, ["--config", str(config), *SETS, "--set", "folds=7", *more]) == 64
+    assert "the 6 cases with labels are of 6 patients" in capsys.readouterr().err
+    assert not (tmp_path / "run/fold_0").exists()
+
+
 def test_labels_are_written_in_the_input_s_numbers(finished: Path, tmp_path: Path) -> None:
     """The data set to segment calls its ball 7."""
     content = json.loads((finished / "dataset.json").read_text())
