@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -27,6 +27,13 @@ class Region(Section):
     name: str
     labels: list[str] = Field(min_length=1, description="names of the labels it consists of")
     write: str = Field(description="name of the label painted where it is predicted; later regions paint over earlier")
+
+    @field_validator("name")
+    @classmethod
+    def _not_the_mean(cls, name: str) -> str:
+        if name == "mean":
+            raise ValueError("reports call the average over regions mean; give another name")
+        return name
 
 
 class Split(Section):

@@ -17,6 +17,7 @@ from cmt_med.cli import Debug, run_command
 from cmt_med.data.brats import lesions_of
 from cmt_med.data.discover import label_maps_in
 from cmt_med.data.manifest import Case, Manifest, load_manifest
+from cmt_med.data.names import MEAN
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.evaluation.lesions import lesion_rule_named
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_tolerances
@@ -202,6 +203,11 @@ def _targets(labels: list[str] | None, run: Mapping[str, Any]) -> dict[str, list
             raise ConfigError(
                 "--labels needs NAME=VALUE[,VALUE]", where=repr(item), fix="for example --labels core=1,4"
             )
+        if name == MEAN:
+            raise ConfigError(
+                f"nothing that is scored can be called {MEAN}", where=repr(item), why="reports call the average so",
+                fix="give it another name",
+            )  # fmt: skip
         if name in targets:
             raise ConfigError(
                 f"--labels names {name} twice", where=repr(item), fix=f"give all of its values at once: {name}=1,4"

@@ -454,3 +454,24 @@ def test_options_that_the_data_decides_are_refused(trained: Path, capsys: pytest
     arguments = ["--config", str(trained / "tiny.yaml"), "--dry-run", "--set", "network.options.in_channels=3"]
     assert run_command(train, arguments) == 64
     assert "network.options must not set in_channels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", ["label", "region", "option"])
+def test_nothing_is_called_like_the_average(tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str) -> None:
+    manifest = tiny_dataset(tmp_path)
+    if way == "label":
+        content = json.loads(manifest.read_text())
+        content["labels"] = {"0": "background", "1": "mean"}
+        manifest.write_text(json.dumps(content))
+    config = tiny_config(tmp_path, manifest)
+    arguments = ["--config", str(config), "--dry-run"]
+    if way == "region":
+        arguments += ["--set", "data.regions=[{name: mean, labels: [ball], write: ball}]"]
+    if way == "option":
+        (tmp_path / "out").mkdir()
+        given = ["--predictions", str(tmp_path), "--references", str(manifest), "--output", str(tmp_path / "out")]
+        code = run_command(evaluate, [*given, "--labels", "mean=1"])
+    else:
+        code = run_command(train, arguments)
+    assert code == (65 if way == "label" else 64)
+    assert "mean" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cmt_med.config import Region
-from cmt_med.data.names import TUMOUR_LABELS, canonical_channel, canonical_label
+from cmt_med.data.names import MEAN, TUMOUR_LABELS, canonical_channel, canonical_label
 from cmt_med.data.readers.formats import volume_stem
 from cmt_med.errors import ConfigError, DataError
 
@@ -195,6 +195,8 @@ def _label_values(content: dict[str, Any], path: Path) -> dict[str, int]:
                 path, f"label {name!r} has the value {value!r}", "use integers from 0 to 255; renumber the files"
             )
         canonical = canonical_label(str(name))
+        if canonical == MEAN:
+            raise _fault(path, f"no label can be called {MEAN!r}, as the average in reports is", "rename it")
         if canonical in values or int(value) in values.values():
             raise _fault(path, f"label {name!r} = {value} repeats a name or a value", "name each value once")
         values[canonical] = int(value)

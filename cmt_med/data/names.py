@@ -30,6 +30,8 @@ _LABELS = {
 }
 _CHANNEL_OF = {alias: name for name, aliases in _CHANNELS.items() for alias in aliases}
 _LABEL_OF = {alias: name for name, aliases in _LABELS.items() for alias in aliases}
+MEAN = "mean"
+"""What reports call the average over labels or regions; none of these can have that name."""
 TUMOUR_LABELS = tuple(name for name in _LABELS if name != "background")
 
 
