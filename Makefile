@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/tools
 
-.PHONY: brats test soak lint viewer clean
+.PHONY: brats test soak lint viewer sbom audit clean
 
 brats: $(STAMP)  ## phantom (or your data: MANIFEST=...) -> train -> infer -> evaluate -> report
 	$(BIN)/python pipelines/brats.py $(if $(MANIFEST),--manifest $(MANIFEST)) $(if $(OUTPUT),--output $(OUTPUT))
@@ -26,6 +27,18 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+sbom: $(STAMP) $(TOOLS)/.installed  ## what is installed, with versions and licences: sbom.json (CycloneDX)
+	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --output-file sbom.json
+	@echo "software bill of materials: sbom.json"
+
+audit: $(STAMP) $(TOOLS)/.installed  ## known vulnerabilities of the pinned versions, from PyPI's advisories
+	$(TOOLS)/bin/pip-audit --requirement constraints.txt --no-deps
+
+$(TOOLS)/.installed: $(STAMP)  # an environment of their own, so that they are not in the bill
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom pip-audit
+	touch $@
+
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later not found; use make PYTHON=/path/to/python" >&2; exit 64; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,4 +46,4 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) viewer/node_modules cmt_med/reports/assets build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) sbom.json viewer/node_modules cmt_med/reports/assets build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
