@@ -139,8 +139,12 @@ def _watched(loader: DataLoader[dict[str, Tensor]], seconds: float) -> Iterator[
                 raise RuntimeError(
                     f"DataLoader timed out after {seconds:g} seconds in the middle of a batch; killed: {numbers}"
                 ) from error
-            # What a worker leaves behind may be missed before the system tells of its end.
-            multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0)
+            # What a worker leaves behind may be missed before the system tells of its end: it closes its files first, the
+            # sentinel among them, and can be asked for its exit code only later. join() waits for that.
+            closed = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0)
+            for worker in workers:
+                if worker.sentinel in closed:
+                    worker.join(GRACE_SECONDS)
             _awaited.extend(workers)
             _tell()
             raise
