@@ -65,6 +65,7 @@ from cmt_med.runtime import (
 )
 from cmt_med.training.fit import Outcome, fit
 from cmt_med.training.state import Parts, require_same_run
+from cmt_med.training.steps import on_device
 
 RUN_FILES = (
     "checkpoints", "config.yaml", "environment.json", "held_out.json", "log.jsonl", "model", "plan.json", "report",
@@ -283,7 +284,8 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts) -> int:
     batch = next(parts.batches(0))
     device = next(parts.network.parameters()).device
     begun = time.monotonic()
-    value = parts.loss(parts.network.train()(batch["image"].to(device)), batch["label"].to(device))
+    images, labels = on_device(batch, device, parts.augment)
+    value = parts.loss(parts.network.train()(images), labels)
     value.backward()
     step_seconds = time.monotonic() - begun
     begun = time.monotonic()
@@ -294,7 +296,7 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts) -> int:
     parameters = sum(p.numel() for p in parts.network.parameters())
     print(f"network     {experiment.network.name}, {parameters / 1e6:.2f} M parameters, on {device}")
     print(f"data        {len(data.training)} cases to train, {len(data.validation)} to validate")
-    print(f"batch       {tuple(batch['image'].shape)}, {parts.steps_per_epoch} steps per epoch")
+    print(f"batch       {tuple(images.shape)}, {parts.steps_per_epoch} steps per epoch")
     print(f"bound       epochs {experiment.train.epochs}, minutes {experiment.train.max_minutes}")
     print(f"first step  loss {float(value.detach()):.4f}, {step_seconds:.1f} s (the first is slower than the rest)")
     print(f"validation  one case in {time.monotonic() - begun:.1f} s, {score}")

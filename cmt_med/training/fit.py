@@ -21,7 +21,7 @@ from cmt_med.files import append_line
 from cmt_med.training.board import Board
 from cmt_med.training.budget import Budget
 from cmt_med.training.faults import explained
-from cmt_med.training.progress import Progress
+from cmt_med.training.progress import OutsideShare, Progress
 from cmt_med.training.schedule import learning_rate
 from cmt_med.training.state import Parts, Run
 from cmt_med.training.steps import batch_groups, training_step
@@ -118,9 +118,12 @@ class _Loop:
             seed=seed,
             clip=run.settings.clip,
             amp=self.train.amp,
+            augment=self.parts.augment,
         )
         self.banner = banner
         self.engine = Engine(step)
+        self.share = OutsideShare()
+        self.engine.add_event_handler(Events.GET_BATCH_STARTED, self.share.begin)
         self.engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         self.progress = Progress(enabled=run.main, banner=banner)
         self.last_checkpoint = time.monotonic()
@@ -165,10 +168,12 @@ class _Loop:
     def _after_step(self, engine: Engine) -> None:
         position, values = self.state.position, engine.state.output
         position.step = engine.state.iteration
+        self.share.end(values["seconds"])
         finite = self._check_finite(values, engine)
         self.budget.after_step(position.step, self._measure_validation)
         plan = self.budget.plan
-        self.progress.step(position.step, plan.total_steps if plan else None, values["loss"] if finite else None)
+        total = plan.total_steps if plan else None
+        self.progress.step(position.step, total, values["loss"] if finite else None, self.share.value)
         if finite:
             position.loss_sum += values["loss"]
             position.loss_count += 1
@@ -217,6 +222,7 @@ class _Loop:
             "lr": self._rate(position.step - 1),
             "seconds": round(self.budget.seconds(), 1),
             "step_seconds": self.budget.step_seconds(),
+            "outside_share": round(self.share.value, 3),
         }
         # The last average is scored on all held-out cases right after training, so only a choice needs it here.
         wanted = self.train.select == "best" if last else epoch % self.train.validate_every == 0
@@ -231,6 +237,7 @@ class _Loop:
             append_line(self.state.folder / "log.jsonl", {"notice": self.banner} | row if self.banner else row)
         self.progress.epoch(row)
         position.loss_sum, position.loss_count, position.closed = 0.0, 0, position.step
+        self.share.clear()
         if last or "dice" in row:
             self._checkpoint()
         self.budget.skip_pause()

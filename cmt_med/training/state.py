@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cmt_med.config import Optimizer, Train
+from cmt_med.data.augment import Augment
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.files import read_lines, sha256, write_bytes, write_text
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
@@ -37,6 +38,7 @@ class Parts:
         network: on its device, not yet wrapped for several processes.
         loss: from output and labels to a number.
         batches: (first batch) -> endless stream of this rank's batches from there on.
+        augment: changes batches on the device, as drawn; None where they come changed.
         validate: (network, whether to stop) -> scores with the key ``"dice"``, None if stopped; None without validation.
         steps_per_epoch: optimizer steps in an epoch.
         case_names: of the training cases, for naming the culprits of a loss that is not finite.
@@ -46,7 +48,8 @@ class Parts:
 
     network: nn.Module
     loss: Loss
-    batches: Callable[[int], Iterator[dict[str, Tensor]]]
+    batches: Callable[[int], Iterator[dict[str, Any]]]
+    augment: Augment | None
     validate: Validate | None
     steps_per_epoch: int
     case_names: list[str]

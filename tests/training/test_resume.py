@@ -48,7 +48,8 @@ def _weights(run: Path) -> bytes:
 def _log(run: Path) -> list[dict[str, Any]]:
     """Without the times."""
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
+    times = {"seconds", "step_seconds", "outside_share"}
+    return [{key: value for key, value in row.items() if key not in times} for row in rows]
 
 
 def _writes_checkpoint(run: Path) -> set[Path]:

@@ -1,0 +1,59 @@
+"""Steps: changes on the device are those of the worker; the time outside the network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmt_med.config import Augmentation, Data, Train
+from cmt_med.data.augment import augment
+from cmt_med.data.cache import prepare
+from cmt_med.data.loader import PatchSet, patch_batches
+from cmt_med.data.manifest import load_manifest
+from cmt_med.data.transforms import patches
+from cmt_med.training.progress import OutsideShare
+from cmt_med.training.steps import on_device
+from tests.helpers import tiny_dataset
+
+
+def test_changes_on_the_device_are_those_of_the_worker(tmp_path: Path) -> None:
+    """What a GPU does to a whole batch, here on the CPU, beside what a data worker does patch by patch."""
+    manifest = load_manifest(tiny_dataset(tmp_path / "d", 3))
+    settings = {"spacing": None, "crop_foreground": False, "normalise": "image", "clip": None}
+    entries = [
+        prepare(c, channels=("a", "b"), labels=manifest.labels, settings=settings, folder=tmp_path / "cache")
+        for c in manifest.cases
+    ]
+    data, train = Data(manifest="m", channels=["a", "b"]), Train(epochs=1, patch_size=[12, 10, 8])
+    change = augment(data, train, Augmentation(affine=0.7, gamma=0.5, noise=0.5, blur=0.5, low_resolution=0.5))
+    cut = patches(data, train, change.margin)
+    there, here = (
+        patch_batches(
+            PatchSet(entries, cut, change, patches_per_case=2, seed=3, apply=apply), batch_size=3, start=0, workers=1
+        )
+        for apply in (True, False)
+    )
+    for _ in range(4):
+        done, raw = next(there), next(here)
+        assert raw["image"].shape[2:] == (14, 12, 10), "with the margin"
+        images, labels = on_device(raw, torch.device("cpu"), change)
+        torch.testing.assert_close(images, done["image"], rtol=1e-5, atol=1e-5)
+        assert images.is_contiguous(memory_format=torch.channels_last_3d)
+        assert torch.equal(labels, done["label"])
+        assert torch.equal(raw["case"], done["case"])
+
+
+def test_share_outside_the_network() -> None:
+    share = OutsideShare()
+    assert share.value == 0
+    share.begin()
+    time.sleep(0.05)
+    share.end(0.01)
+    assert 0.5 < share.value < 0.85
+    share.end(1.0)  # without a beginning it counts for nothing
+    assert 0.5 < share.value < 0.85
+    share.clear()
+    assert share.value == pytest.approx(0)
