@@ -60,6 +60,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     step = training_step(
         network, optimizer, parts.loss, rate_at=lambda _: 1e-4, average=AveragedWeights(network, experiment.train.ema),
         seed=0, clip=experiment.optimizer.clip, amp=experiment.train.amp, augment=parts.augment,
+        compiled=experiment.train.compile,
     )  # fmt: skip
     recipe = Waiting(parts.batches(0))
     streams = {"recipe": recipe, "one batch": itertools.repeat(next(recipe))}

@@ -119,6 +119,7 @@ class _Loop:
             clip=run.settings.clip,
             amp=self.train.amp,
             augment=self.parts.augment,
+            compiled=self.train.compile,
         )
         self.banner = banner
         self.engine = Engine(step)

@@ -74,6 +74,7 @@ def training_step(
     clip: float,
     amp: bool,
     augment: Augment | None = None,
+    compiled: bool = False,
 ) -> Step:
     """One optimizer step on a group of batches, whose gradients are averaged.
 
@@ -87,6 +88,7 @@ def training_step(
         clip: largest norm of the gradient.
         amp: bf16 autocast on a GPU.
         augment: changes images and labels on the device, where batches come unchanged.
+        compiled: run the network through torch.compile, for patches of one size; whatever else uses it does not.
 
     Returns:
         ``step(engine, batches) -> {"loss", "lr", "grad_norm", "finite", "seconds"}``, the last those of forward, loss and
@@ -94,6 +96,7 @@ def training_step(
     """
     device = next(network.parameters()).device
     plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    run = torch.compile(network, dynamic=False) if compiled else network
 
     def step(engine: Engine, batches: Sequence[dict[str, Any]]) -> dict[str, float]:
         number = engine.state.iteration - 1
@@ -110,7 +113,7 @@ def training_step(
             waits = position + 1 < len(batches) and network is not plain
             with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
-                    output = network(images)
+                    output = run(images)
                 value = loss(output, labels) / len(batches)
                 value.backward()
             total += float(value.detach())  # on a GPU, this waits for it

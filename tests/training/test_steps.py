@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +17,10 @@ from cmt_med.data.cache import prepare
 from cmt_med.data.loader import PatchSet, patch_batches
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.transforms import patches
+from cmt_med.networks import build_network
+from cmt_med.training.losses import segmentation_loss
 from cmt_med.training.progress import OutsideShare
-from cmt_med.training.steps import on_device
+from cmt_med.training.steps import AveragedWeights, on_device, training_step
 from tests.helpers import tiny_dataset
 
 
@@ -44,6 +49,31 @@ def test_changes_on_the_device_are_those_of_the_worker(tmp_path: Path) -> None:
         assert images.is_contiguous(memory_format=torch.channels_last_3d)
         assert torch.equal(labels, done["label"])
         assert torch.equal(raw["case"], done["case"])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+def test_a_compiled_step_is_a_step() -> None:
+    torch.manual_seed(0)
+    options = {"stem_channels": 8, "dims": (8, 16), "depths": (1, 1), "head_dim": 8, "full_channels": 4}
+    few = {"attention": ("lightweight", "window"), "kv_strides": (2, 1), "drop_path": 0.0}
+    first = build_network("cmt_unetr", spatial_dims=3, in_channels=1, num_classes=2, **options, **few)
+    batch = {"image": torch.randn(2, 1, 12, 12, 12), "label": torch.randint(0, 2, (2, 1, 12, 12, 12)).byte()}
+    found = []
+    for compiled in (False, True):
+        network = copy.deepcopy(first)
+        step = training_step(
+            network, torch.optim.SGD(network.parameters(), lr=0.1), segmentation_loss([0, 1], None),
+            rate_at=lambda _: 0.1, average=AveragedWeights(network, 0.0), seed=0, clip=10.0, amp=False, compiled=compiled,
+        )  # fmt: skip
+        engine = SimpleNamespace(state=SimpleNamespace(iteration=1))
+        losses = [step(engine, [batch])["loss"] for _ in range(2)]  # type: ignore[arg-type]
+        found.append((losses, network.state_dict()))
+    (eager, weights), (fast, its_weights) = found
+    assert fast == pytest.approx(eager, rel=1e-4)
+    assert eager[0] != pytest.approx(eager[1], rel=1e-3), "the first step has changed the weights"
+    assert weights.keys() == its_weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(its_weights[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_share_outside_the_network() -> None:
