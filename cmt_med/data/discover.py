@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cmt_med.data.manifest import CASE_NAME, Case, load_manifest
-from cmt_med.data.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel, case_and_word, place_of
+from cmt_med.data.names import (
+    LABEL_WORDS,
+    MASK_WORDS,
+    SEQUENCES,
+    canonical_channel,
+    case_and_word,
+    place_of,
+    require_distinct,
+)
 from cmt_med.data.readers.formats import is_series, looks_like_volume, volume_stem
 from cmt_med.data.readers.streams import readable_name
 from cmt_med.errors import ConfigError, DataError
@@ -28,7 +36,7 @@ def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
 
     Raises:
         DataError: E_IO if nothing is there, E_CHANNEL if files cannot be matched by name, E_MANIFEST for a bad list or
-            two cases of one name.
+            names of cases whose results would overwrite each other.
     """
     if path.is_dir() and (path / "dataset.json").is_file():
         path = path / "dataset.json"
@@ -54,13 +62,7 @@ def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
             fix="name files by channel (CASE_t1ce.nii.gz), use --channel NAME=FILE, or give a case list",
             code="E_CHANNEL" if path.exists() else "E_IO",
         )
-    names = [case.name for case in cases]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(
-            "two cases have the same name", where=", ".join(twice[:5]),
-            why="one result would overwrite the other", fix="rename one, or list them with ids", code="E_MANIFEST",
-        )  # fmt: skip
+    require_distinct([case.name for case in cases], str(path))
     return cases
 
 
