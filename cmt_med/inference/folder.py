@@ -17,7 +17,7 @@ from cmt_med.data.manifest import Case
 from cmt_med.data.names import require_distinct
 from cmt_med.data.sums import content_key
 from cmt_med.data.transforms import background_value
-from cmt_med.errors import CmtError, OutputError
+from cmt_med.errors import CmtError, DataError, OutputError
 from cmt_med.files import sha256, write_bytes, write_json
 from cmt_med.inference.caps import USUAL_CAPS, Caps, bounded, is_out_of_memory
 from cmt_med.inference.predict import Ensemble
@@ -36,6 +36,7 @@ def infer_cases(
     probabilities: Probabilities = "none",
     banner: str = "",
     caps: Caps = USUAL_CAPS,
+    problems: Sequence[DataError] = (),
 ) -> list[dict[str, str]]:
     """Predict every case into ``folder``; finished cases of the same inputs, model and settings are kept.
 
@@ -46,6 +47,7 @@ def infer_cases(
         probabilities: whether ``CASE_prob.nii.gz`` is written, and how: uint8 keeps steps of 1/255.
         banner: written into every record, for phantom data.
         caps: what a case may take.
+        problems: what stood beside the cases and could be none; failures, too.
 
     Returns:
         The failures, which ``failures.json`` has, too.
@@ -57,6 +59,9 @@ def infer_cases(
     require_distinct([case.name for case in cases], str(folder))
     require_own(folder, cases)
     failures: list[dict[str, str]] = []
+    for problem in problems:
+        failures.append({"case": problem.where} | problem.as_dict())
+        log.error("no case\n%s", problem.message())
     _write_run(folder, predictor, cases, failures, banner, complete=False)
     for number, case in enumerate(cases, 1):
         try:

@@ -100,7 +100,7 @@ def _listing_of_inference(folder: Path, run: Mapping[str, Any], images: Path | N
     predicted = predictions_in(folder)
     known: dict[str, Case] = {}
     if images is not None:
-        known = {case.name: case for case in find_cases(images, _channels(folder, predicted))}
+        known = {case.name: case for case in find_cases(images, _channels(folder, predicted)).cases}
     targets = _targets(run, folder)
     cases = []
     for name, path in predicted.items():

@@ -17,10 +17,14 @@ from cmt_med.inference.caps import Caps, bounded
 
 
 def _assert_stopped(after: float, work: Callable[[], object]) -> None:
+    def case() -> None:
+        with bounded(Caps(minutes=after / 60), "the-case"):
+            work()
+            time.sleep(20)
+
     begun = time.monotonic()
-    with pytest.raises(DataError) as caught, bounded(Caps(minutes=after / 60), "the-case"):
-        work()
-        time.sleep(20)
+    with pytest.raises(DataError) as caught:
+        case()
     assert (caught.value.code, caught.value.where) == ("E_TIMEOUT", "the-case")
     assert time.monotonic() - begun < 10
 

@@ -241,6 +241,40 @@ def test_names_whose_results_would_overwrite_others(tmp_path: Path, names: list[
     assert caught.value.code == "E_MANIFEST"
 
 
+def _out_of_reach(folder: Path) -> None:
+    """Folders below it whose path is longer than the system takes; made step by step, it cannot be listed by its path."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(5):
+        os.mkdir("d" * 250, dir_fd=here)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def test_what_can_be_no_case_does_not_stop_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["x" * 200] * 15)
+    for name in ("good1", "good2", "patient 3", os.fsdecode(b"caf\xe9"), os.fsdecode(b"\xff/p4"), "twice"):
+        _case(folder, name)
+    nifti(folder / "twice_a.nii")
+    (folder / "loop").symlink_to("loop")
+    (folder / "loop_a.nii.gz").symlink_to("loop_b.nii.gz")
+    (folder / "loop_b.nii.gz").symlink_to("loop_a.nii.gz")
+    _out_of_reach(folder)
+    arguments = ["--model", save_random_model(tmp_path / "model"), "--input", folder, "--output", tmp_path / "out"]
+    with command("infer", *arguments, log=tmp_path / "log") as running:
+        assert running.wait() == 2, running.said()
+        assert "Traceback" not in running.said()
+        assert "2 of 8 cases segmented" in running.said()
+    assert set(predictions_in(tmp_path / "out")) == {"good1", "good2"}
+    failures = json.loads((tmp_path / "out/failures.json").read_text())
+    found = {(Path(f["case"]).name.split("_")[0][:9], f["code"]) for f in failures}
+    assert found == {
+        ("patient 3", "E_MANIFEST"), ("caf\\xe9", "E_MANIFEST"), ("twice", "E_CHANNEL"), ("d" * 9, "E_IO"), ("loop", "E_IO"),
+        ("p4", "E_IO"),
+    }  # fmt: skip
+
+
 def test_a_mask_whose_voxels_alone_have_changed_is_noticed(tmp_path: Path) -> None:
     """They lie beside its header, which stays the same."""
     mask = tmp_path / "in/p_mask.hdr"
