@@ -47,7 +47,7 @@ def slices_in(folder: Path) -> list[Path]:
         if path.name.startswith(".") or path.name.upper().startswith(("DICOMDIR", "LICENSE", "LICENCE", "README")):
             continue
         # What cannot even be looked at counts as a file, whose reading then says why.
-        if not path.name.lower().endswith(_BESIDE) and not os.path.isdir(path):
+        if not path.name.lower().endswith(_BESIDE) and not os.path.isdir(path):  # noqa: PTH112
             found.append(path)
         if len(found) > MAX_SLICES:
             raise DataError(f"the folder has more than {MAX_SLICES} files", where=readable_name(folder),
