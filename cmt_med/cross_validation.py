@@ -35,6 +35,7 @@ from cmt_med.experiment import dump_config
 from cmt_med.files import require_writable_folder, write_json, write_text
 from cmt_med.inference.choose import Choice, Held, choose_settings
 from cmt_med.inference.model import load_model, save_model
+from cmt_med.inference.results import predictions_in
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.reports.terminal import print_summary
@@ -246,8 +247,8 @@ def _gather(request: Request, manifest: Manifest) -> int:
         for case in load_manifest(fold_folder(experiment, i) / "held_out.json").cases:
             cases[case.name], fold_of[case.name] = case, i
     references = {name: case.label for name, case in cases.items() if case.label is not None}
-    predicted = {n: fold_folder(experiment, fold_of[n]) / "validation" / f"{n}.nii.gz" for n in references}
-    predictions = {name: path for name, path in predicted.items() if path.exists()}
+    predicted = [predictions_in(fold_folder(experiment, i) / "validation") for i in range(experiment.folds)]
+    predictions = {n: predicted[fold_of[n]][n] for n in references if n in predicted[fold_of[n]]}
     first, _ = load_model(fold_folder(experiment, 0))
     lesions = lesions_of(manifest.convention)
     scored, failures = score_folder(predictions, references, first.targets, rule="challenge", lesions=lesions)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmt_med.cli import Debug, pick_device, run_command, use_threads
 from cmt_med.data.brats import labels_by_name, named_convention
-from cmt_med.data.discover import case_of_channels, find_cases
+from cmt_med.data.discover import Found, case_of_channels, find_cases
 from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.data.phantom import BANNER
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError
@@ -72,8 +72,8 @@ def infer(
     channels = joint_card([card for card, _ in members]).channels
     if (input is None) == (not channel):
         raise ConfigError("give either --input or --channel NAME=FILE items", where="command line")
-    cases = find_cases(input, channels) if input is not None else [_from_options(channel or [], channels)]
-    labels = _labels_of(input, cases, convention)
+    found = find_cases(input, channels) if input is not None else Found([_from_options(channel or [], channels)])
+    labels = _labels_of(input, found.cases, convention)
     if labels is not None:
         members = [(_renumbered(card, labels, asked=convention is not None), weights) for card, weights in members]
     require_writable_folder(output)
@@ -88,8 +88,11 @@ def infer(
     caps = Caps(max_minutes, max_memory)
     with locked(output):
         remove_leftovers(output)
-        failures = infer_cases(ensemble, cases, output, probabilities=kept, banner=banner, caps=caps)
-    print(f"{len(cases) - len(failures)} of {len(cases)} cases segmented in {output}")
+        failures = infer_cases(
+            ensemble, found.cases, output, probabilities=kept, banner=banner, caps=caps, problems=found.problems
+        )
+    count = len(found.cases) + len(found.problems)
+    print(f"{count - len(failures)} of {count} cases segmented in {output}")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
 

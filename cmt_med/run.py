@@ -50,6 +50,7 @@ from cmt_med.files import (
 from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
 from cmt_med.inference.predict import Ensemble, Predictor
+from cmt_med.inference.results import predictions_in
 from cmt_med.networks import build_network
 from cmt_med.plan import fit_device
 from cmt_med.ranks import ProcessGroup
@@ -229,7 +230,7 @@ def _report(
     ensemble = Ensemble([Predictor(network, card, device)])
     failures = infer_cases(ensemble, data.validation, predicted, probabilities=kept, banner=banner)
     references = {case.name: case.label for case in data.validation if case.label is not None}
-    predictions = {name: predicted / f"{name}.nii.gz" for name in references if (predicted / f"{name}.nii.gz").exists()}
+    predictions = {name: path for name, path in predictions_in(predicted).items() if name in references}
     targets = card.targets
     lesions = lesions_of(data.manifest.convention)
     scored, unscored = score_folder(predictions, references, targets, rule="challenge", lesions=lesions)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cmt_med.data.discover import find_cases, label_maps_in
+from cmt_med.data.discover import find_cases
 from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.errors import DataError
 from cmt_med.evaluation.summary import case_mean
+from cmt_med.inference.results import predictions_in
 from cmt_med.reports.saved import SavedReport, load_report
 from cmt_med.reports.volumes import FILE, CaseFiles, Listing, read_listing
 
@@ -89,17 +90,17 @@ def _listing_of_runs(parts: Sequence[Path]) -> Listing:
     targets: dict[str, list[int]] = {}
     for part in parts:
         targets = targets or _targets(_read_run(part / "validation"), part)
-        predicted = label_maps_in(part / "validation")
+        predicted = predictions_in(part / "validation")
         for case in load_manifest(part / "held_out.json").cases:
             cases.append(CaseFiles(case.name, predicted.get(case.name), case.label, case.images))
     return Listing(tuple(cases), targets, targets)
 
 
 def _listing_of_inference(folder: Path, run: Mapping[str, Any], images: Path | None) -> Listing:
-    predicted = label_maps_in(folder)
+    predicted = predictions_in(folder)
     known: dict[str, Case] = {}
     if images is not None:
-        known = {case.name: case for case in find_cases(images, _channels(folder, predicted))}
+        known = {case.name: case for case in find_cases(images, _channels(folder, predicted)).cases}
     targets = _targets(run, folder)
     cases = []
     for name, path in predicted.items():
