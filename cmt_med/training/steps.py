@@ -85,8 +85,8 @@ def training_step(
         amp: bf16 autocast on a GPU.
 
     Returns:
-        ``step(engine, batches) -> {"loss", "lr", "grad_norm", "finite"}``; without a finite loss and gradient on every
-        rank (``finite`` 0), all ranks leave the weights as they are.
+        ``step(engine, batches) -> {"loss", "lr", "grad_norm", "finite"}``; without a finite loss, gradient and
+        statistics on every rank (``finite`` 0), all ranks leave weights and statistics as they are.
     """
     device = next(network.parameters()).device
     plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
@@ -98,6 +98,8 @@ def training_step(
         for group in optimizer.param_groups:
             group["lr"] = rate
         network.train()
+        buffers = list(plain.buffers())
+        before = [buffer.clone() for buffer in buffers]  # a forward pass moves the statistics of a batch norm
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for position, batch in enumerate(batches):
@@ -110,16 +112,27 @@ def training_step(
                 value = loss(output, labels) / len(batches)
                 value.backward()
             total += float(value.detach())
-        norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip))
-        finite = float(math.isfinite(total) and math.isfinite(norm))
+        norm, *extremes = torch.stack(
+            [nn.utils.clip_grad_norm_(network.parameters(), clip), *_largest(buffers)]
+        ).tolist()  # fmt: skip
+        finite = float(all(map(math.isfinite, (total, norm, *extremes))))
         if idist.get_world_size() > 1:
             finite = float(idist.all_reduce(finite, "MIN"))
         if finite:
             optimizer.step()
             average.update(plain)
+        else:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
         return {"loss": total, "lr": rate, "grad_norm": norm, "finite": finite}
 
     return step
+
+
+def _largest(buffers: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The largest magnitude in each that is not of integers; NaN where there is one."""
+    statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
+    return torch._foreach_norm(statistics, math.inf) if statistics else []
 
 
 def batch_groups(loader: Iterator[dict[str, Tensor]], count: int) -> Iterator[list[dict[str, Tensor]]]:
