@@ -121,11 +121,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):  # text would end lines at more characters, which names may have
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # cut by a kill in the middle of the line
+            row = json.loads(line.decode())
+        except ValueError:
+            continue  # cut by a kill in the middle of the line, or of a character
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 

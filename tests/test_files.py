@@ -41,6 +41,21 @@ def test_a_cut_line_is_ignored(tmp_path: Path) -> None:
     assert read_lines(log) == [{"a": 1}]
 
 
+def test_a_log_cut_anywhere(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    rows = [{"dice/\u0153d\u00e8me": 1}, {"dice/a\u2028b\u0085c": 2}]
+    for row in rows:
+        append_line(log, row)
+    assert read_lines(log) == rows
+    content = log.read_bytes()
+    second = content.index(b"\n") + 1
+    for end in range(len(content) - 1):  # a line that lacks only its end is whole
+        log.write_bytes(content[:end])
+        assert read_lines(log) == rows[: end >= second - 1]
+    log.write_bytes(b"12\n[]\n" + content)
+    assert read_lines(log) == rows
+
+
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):

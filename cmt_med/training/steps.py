@@ -92,7 +92,8 @@ def training_step(
 
     Returns:
         ``step(engine, batches) -> {"loss", "lr", "grad_norm", "finite", "seconds"}``, the last those of forward, loss and
-        backward; without a finite loss and gradient on every rank (``finite`` 0), all ranks leave the weights as they are.
+        backward; without a finite loss, gradient and statistics on every rank (``finite`` 0), all ranks leave weights and
+        statistics as they are.
     """
     device = next(network.parameters()).device
     plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
@@ -105,6 +106,8 @@ def training_step(
         for group in optimizer.param_groups:
             group["lr"] = rate
         network.train()
+        buffers = list(plain.buffers())
+        before = [buffer.clone() for buffer in buffers]  # a forward pass moves the statistics of a batch norm
         optimizer.zero_grad(set_to_none=True)
         total = seconds = 0.0
         for position, batch in enumerate(batches):
@@ -118,16 +121,27 @@ def training_step(
                 value.backward()
             total += float(value.detach())  # on a GPU, this waits for it
             seconds += time.perf_counter() - begun
-        norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip))
-        finite = float(math.isfinite(total) and math.isfinite(norm))
+        norm, *extremes = torch.stack(
+            [nn.utils.clip_grad_norm_(network.parameters(), clip), *_largest(buffers)]
+        ).tolist()  # fmt: skip
+        finite = float(all(map(math.isfinite, (total, norm, *extremes))))
         if idist.get_world_size() > 1:
             finite = float(idist.all_reduce(finite, "MIN"))
         if finite:
             optimizer.step()
             average.update(plain)
+        else:
+            for buffer, kept in zip(buffers, before, strict=True):
+                buffer.copy_(kept)
         return {"loss": total, "lr": rate, "grad_norm": norm, "finite": finite, "seconds": seconds}
 
     return step
+
+
+def _largest(buffers: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The largest magnitude in each that is not of integers; NaN where there is one."""
+    statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
+    return torch._foreach_norm(statistics, math.inf) if statistics else []
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device, augment: Augment | None) -> tuple[Tensor, Tensor]:
