@@ -28,7 +28,7 @@ from cmt_med.assemble import bound_demo, ensure_phantom
 from cmt_med.cli import pick_device
 from cmt_med.config import Experiment, Split
 from cmt_med.data.brats import lesions_of
-from cmt_med.data.manifest import Case, Manifest, load_manifest
+from cmt_med.data.manifest import Case, Manifest, load_manifest, sums_of
 from cmt_med.data.phantom import BANNER
 from cmt_med.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, ConfigError, Interrupted
 from cmt_med.experiment import dump_config
@@ -251,15 +251,21 @@ def _gather(request: Request, manifest: Manifest) -> int:
     predictions = {n: predicted[fold_of[n]][n] for n in references if n in predicted[fold_of[n]]}
     first, _ = load_model(fold_folder(experiment, 0))
     lesions = lesions_of(manifest.convention)
-    scored, failures = score_folder(predictions, references, first.targets, rule="challenge", lesions=lesions)
+    scored, failures = score_folder(
+        predictions, references, first.targets, rule="challenge", lesions=lesions, sums=sums_of(cases.values())
+    )
     extra: dict[str, Any] = {
         "notice": banner,
         "selection": "Out-of-fold: each case is scored by the network that has not seen it.",
         "folds": fold_of,
     }
     chosen = first.inference
-    if experiment.inference.choose and first.regions is not None:
-        held = [Held(n, fold_of[n], p.with_name(f"{n}_prob.nii.gz"), references[n]) for n, p in predictions.items()]
+    if experiment.inference.choose and first.regions is not None and scored:
+        held = [
+            Held(n, fold_of[n], p.with_name(f"{n}_prob.nii.gz"), references[n], cases[n].sha256)
+            for n, p in predictions.items()
+            if n in scored
+        ]
         begun = time.monotonic()
         choice = choose_settings(held, first.outputs, first.inference)
         chosen = choice.settings

@@ -16,7 +16,7 @@ import typer
 from cmt_med.cli import Debug, run_command
 from cmt_med.data.brats import lesions_of
 from cmt_med.data.discover import label_maps_in
-from cmt_med.data.manifest import Case, Manifest, load_manifest
+from cmt_med.data.manifest import Case, Manifest, load_manifest, sums_of
 from cmt_med.data.names import MEAN
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.evaluation.lesions import lesion_rule_named
@@ -93,6 +93,7 @@ def evaluate(
         rule=rule,
         tolerances=tolerances,
         lesions=lesions,
+        sums=sums_of(expected.cases.values()),
     )
     for name in _nowhere(scored, targets):
         log.warning("%s is in no reference and no prediction (label %s)", name, ", ".join(map(str, targets[name])))

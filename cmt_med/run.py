@@ -31,7 +31,7 @@ from cmt_med.assemble import (
 )
 from cmt_med.config import Experiment
 from cmt_med.data.brats import lesions_of
-from cmt_med.data.manifest import load_manifest, manifest_content
+from cmt_med.data.manifest import load_manifest, manifest_content, sums_of
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.transforms import preprocessing_settings, slice_axes
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, OutputError
@@ -233,7 +233,9 @@ def _report(
     predictions = {name: path for name, path in predictions_in(predicted).items() if name in references}
     targets = card.targets
     lesions = lesions_of(data.manifest.convention)
-    scored, unscored = score_folder(predictions, references, targets, rule="challenge", lesions=lesions)
+    scored, unscored = score_folder(
+        predictions, references, targets, rule="challenge", lesions=lesions, sums=sums_of(data.validation)
+    )
     failed = {failure["case"] for failure in failures}
     failures += [failure for failure in unscored if failure["case"] not in failed]
     selection = {

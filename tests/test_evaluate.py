@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 
 from cmt_med.cli import run_command
+from cmt_med.data.sums import volume_sum
+from cmt_med.errors import DataError
 from cmt_med.evaluate import evaluate
+from cmt_med.reports.sources import find_source
+from cmt_med.reports.volumes import load_shown
 from tests.helpers import save
 
 SPACING = np.diag([2.0, 1.0, 1.0, 1.0])
@@ -218,3 +222,29 @@ def test_a_folder_as_downloaded_is_no_folder_of_references(tmp_path: Path, capsy
     save(tmp_path / "download/c1/c1_seg.nii.gz", cube(4))
     assert run(tmp_path, {"c1": (cube(4), cube(4))}, "--references", str(tmp_path / "download")) == 65
     assert "case list" in capsys.readouterr().err
+
+
+def test_references_are_held_against_the_sums_of_their_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scores and pictures of a reference that was replaced since would be those of another one."""
+    save(tmp_path / "p/x.nii.gz", cube(4), SPACING)
+    save(tmp_path / "p/y.nii.gz", cube(4), SPACING)
+    listed = []
+    for name in "xy":
+        save(tmp_path / f"{name}_image.nii.gz", cube(4).astype(np.float32), SPACING)
+        save(tmp_path / f"{name}_label.nii.gz", cube(4), SPACING)
+        sums = {file: volume_sum(tmp_path / file) for file in (f"{name}_image.nii.gz", f"{name}_label.nii.gz")}
+        listed.append({"id": name, "image": f"{name}_image.nii.gz", "label": f"{name}_label.nii.gz", "sha256": sums})
+    labels = {"0": "background", "1": "ball"}
+    (tmp_path / "list.json").write_text(json.dumps({"modality": {"0": "a"}, "labels": labels, "training": listed}))
+    base = ["--predictions", str(tmp_path / "p"), "--references", str(tmp_path / "list.json"), "--labels", "ball=1"]
+    assert run_command(evaluate, [*base, "--output", str(tmp_path / "o")]) == 0
+    assert len(metrics(tmp_path)["cases"]) == 2
+    save(tmp_path / "y_label.nii.gz", cube(6), SPACING)
+    assert run_command(evaluate, [*base, "--output", str(tmp_path / "o2")]) == 2
+    failures = json.loads((tmp_path / "o2/failures.json").read_text())
+    assert [(failure["case"], failure["code"]) for failure in failures] == [("y", "E_HASH")]
+    shown = {case.name: case for case in find_source(tmp_path / "o").listing.cases}  # of the first report
+    load_shown(shown["x"], {"ball": [1]}, {"ball": [1]})
+    with pytest.raises(DataError, match="E_HASH"):
+        load_shown(shown["y"], {"ball": [1]}, {"ball": [1]})
+    capsys.readouterr()

@@ -84,7 +84,7 @@ def write_list(source: Path, target: Path, copies: Mapping[Path, Path], *, sums:
 
     def place(file: str) -> str:
         path = source.parent / file
-        return str(copies.get(path, path).resolve())
+        return str(copies.get(path, path).absolute())  # a link's own name is the case's, that of its target may not be
 
     for part in ("training", "test"):
         entries = content.get(part)

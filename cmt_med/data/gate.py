@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from cmt_med.data.values import brightness
 from cmt_med.data.values import labels as label_values
 from cmt_med.errors import DataError
 
-__all__ = ["Grid", "Loaded", "grid_of", "load_case", "load_labels", "require_same_grid"]
+__all__ = ["Grid", "Loaded", "grid_of", "load_case", "load_labels", "of_case", "require_same_grid"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,18 @@ def load_case(
     return Loaded(image, label, mask, grid, image_flags(channels, image, case.images))
 
 
-def load_labels(path: Path, case: str, allowed: Sequence[int] | None = None) -> tuple[NDArray[np.uint8], Grid]:
-    """Read one label volume (D1, D2, D3) and its grid; the errors are those of :func:`load_case`."""
-    volume = _read(path, Case(case, {}), ndim=3)
+def load_labels(
+    path: Path, case: str, allowed: Sequence[int] | None = None, *, sums: Mapping[Path, str] | None = None
+) -> tuple[NDArray[np.uint8], Grid]:
+    """Read one label volume (D1, D2, D3) and its grid; the errors are those of :func:`load_case`.
+
+    Args:
+        path: of the volume.
+        case: its name, for messages.
+        allowed: label values that may occur; None for any from 0 to 255.
+        sums: what the case list says of files (``Case.sha256``); a volume that is among them must have that sum.
+    """
+    volume = _read(path, Case(case, {}, sha256=dict(sums or {})), ndim=3)
     where = f"case {case}: {path}"
     return label_values(volume, allowed if allowed is not None else range(256), where), grid_of(volume)
 
@@ -104,8 +113,7 @@ def _read(path: Path, case: Case, *, ndim: int) -> Volume:
             check_sums(path, case.sha256[path])
         volume = decode(path)
     except DataError as error:
-        where = f"case {case.name}: {error.where or path}"
-        raise DataError(error.what, where=where, why=error.why, fix=error.fix, code=error.code) from error
+        raise of_case(error, case) from error
     shape = volume.stored.shape
     if len(shape) != ndim:
         several = ndim == 3
@@ -119,6 +127,12 @@ def _read(path: Path, case: Case, *, ndim: int) -> Volume:
             code="E_NDIM",
         )
     return volume
+
+
+def of_case(error: DataError, case: Case) -> DataError:
+    """The error of a file, saying also whose it is."""
+    where = f"case {case.name}: {error.where}"
+    return DataError(error.what, where=where, why=error.why, fix=error.fix, code=error.code)
 
 
 def _require_channels(case: Case, channels: Sequence[str]) -> None:

@@ -6,8 +6,10 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,21 +119,29 @@ def load_manifest(path: Path) -> Manifest:
     )
 
 
+def sums_of(cases: Iterable[Case]) -> dict[Path, str]:
+    """The sums that the files of several cases must have."""
+    return {path: digest for case in cases for path, digest in case.sha256.items()}
+
+
 def manifest_content(manifest: Manifest, cases: Sequence[Case]) -> dict[str, Any]:
-    """Some cases of a manifest as the content of a case list of their own, with absolute paths."""
+    """Some cases of a manifest as the content of a case list of their own, with absolute paths.
+
+    Links are kept: their names say what a file is, those of what they lead to (in git-annex) may not.
+    """
     entries = []
     for case in cases:
         positions = {position for _, position in case.images.values()}
-        files = {name: str(file.resolve()) for name, (file, _) in case.images.items()}
+        files = {name: str(file.absolute()) for name, (file, _) in case.images.items()}
         entry: dict[str, Any] = {"id": case.name, "group": case.group}
         entry["image"] = files if positions == {None} else next(iter(files.values()))
         for key, file in (("label", case.label), ("mask", case.mask)):
             if file is not None:
-                entry[key] = str(file.resolve())
+                entry[key] = str(file.absolute())
         if case.fold is not None:
             entry["fold"] = case.fold
         if case.sha256:
-            entry["sha256"] = {str(file.resolve()): digest for file, digest in case.sha256.items()}
+            entry["sha256"] = {str(file.absolute()): digest for file, digest in case.sha256.items()}
         entries.append(entry)
     return {
         "name": manifest.name,
@@ -150,7 +160,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise OSError("it is not a regular file")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise _fault(path, "the case list is too large", f"at most {MAX_MANIFEST_BYTES} bytes are read")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=partial(_once_each, path))
     except OSError as error:
         raise DataError(
             "the case list cannot be read",
@@ -159,12 +169,22 @@ def _read(path: Path) -> dict[str, Any]:
             fix="check data.manifest (--set data.manifest=FILE)",
             code="E_IO",
         ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _fault(
             path, f"the case list is not JSON: {error}", "see data_manifests/README.md for the format"
         ) from error
     if not isinstance(content, dict):
         raise _fault(path, "the case list is not a JSON object", "see data_manifests/README.md for the format")
+    return content
+
+
+def _once_each(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise _fault(
+            path, f"the key {twice!r} stands twice in one object", "keep one: the last would replace the others"
+        )
     return content
 
 
@@ -191,7 +211,7 @@ def _label_values(content: dict[str, Any], path: Path) -> dict[str, int]:
     values: dict[str, int] = {}
     for key, item in labels.items():
         name, value = (item, key) if str(key).lstrip("-").isdigit() else (key, item)
-        if not (str(value).isascii() and str(value).isdigit() and int(value) <= 255):
+        if not (re.fullmatch("[0-9]{1,9}", str(value)) and int(value) <= 255):
             raise _fault(
                 path, f"label {name!r} has the value {value!r}", "use integers from 0 to 255; renumber the files"
             )
@@ -245,17 +265,25 @@ def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case
     name = str(entry.get("id", volume_stem(first)))
     if not CASE_NAME.match(name):
         raise _fault(path, f"{where} has the case name {name!r}", "use letters, digits, . _ + - (at most 200)")
+    label, mask = (_file(entry[key], where, path) if entry.get(key) else None for key in ("label", "mask"))
+    sums = _sums(entry.get("sha256", {}), where, path)
+    strange = [file for file in sums if file not in (*(image for image, _ in files.values()), label, mask)]
+    if strange:
+        raise _fault(
+            path, f"{where} has a sum for {strange[0].name!r}, which is none of its files",
+            "write the file as in image, label or mask, or make the sums with inspect --hash",
+        )  # fmt: skip
     fold = entry.get("fold")
     if fold is not None and not (isinstance(fold, int) and fold >= 0):
         raise _fault(path, f"{where} has fold {fold!r}", "use whole numbers from 0 on")
     return Case(
         name=name,
         images=files,
-        label=_file(entry["label"], where, path) if entry.get("label") else None,
-        mask=_file(entry["mask"], where, path) if entry.get("mask") else None,
+        label=label,
+        mask=mask,
         group=str(entry.get("group", name)),
         fold=fold,
-        sha256=_sums(entry.get("sha256", {}), where, path),
+        sha256=sums,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from cmt_med.data.readers.formats import files_of
@@ -23,12 +24,18 @@ def volume_sum(path: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def content_key(path: Path) -> str:
-    """The sum of a volume as part of a key; of what cannot be read, which the gate will name, a word."""
+def content_key(path: Path, sums: Mapping[Path, str] | None = None) -> str:
+    """The sum of a volume as part of a key; of what cannot be read, which the gate will name, a word.
+
+    Raises:
+        DataError: E_HASH, if ``sums``, those of a case list, have another one for it.
+    """
     try:
-        return volume_sum(path)
+        found = volume_sum(path)
     except DataError:
         return "missing"
+    _require(path, found, (sums or {}).get(path, found))
+    return found
 
 
 def check_sums(path: Path, expected: str) -> None:
@@ -37,7 +44,10 @@ def check_sums(path: Path, expected: str) -> None:
     Raises:
         DataError: E_HASH, E_IO.
     """
-    found = volume_sum(path)
+    _require(path, volume_sum(path), expected)
+
+
+def _require(path: Path, found: str, expected: str) -> None:
     if found != expected:
         raise DataError(
             "the file is not the one that the case list was made for", where=readable_name(path),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ WORTH = 1e-3  # a smaller gain in mean Dice is not worth a setting
 
 @dataclass(frozen=True)
 class Held:
-    """A case with a prediction by a network that has not seen it."""
+    """A case with a prediction by a network that has not seen it; ``sums`` are those of its case list (``Case.sha256``)."""
 
     name: str
     fold: int
     probabilities: Path
     reference: Path
+    sums: Mapping[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _read(case: Held, outputs: Sequence[Target]) -> tuple[NDArray[np.float32], N
     several = len(channels) > 1
     files = Case(case.name, {name: (case.probabilities, i if several else None) for i, name in enumerate(channels)})
     loaded = load_case(files, channels)
-    reference, grid = load_labels(case.reference, case.name)
+    reference, grid = load_labels(case.reference, case.name, sums=case.sums)
     return loaded.image, reference, float(np.prod(grid.spacing))
 
 

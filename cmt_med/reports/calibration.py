@@ -49,36 +49,43 @@ def probabilities_beside(prediction: Path) -> Path | None:
 
 
 def measure_reliability(
-    saved: Mapping[str, tuple[Path, Path]], reference_targets: Mapping[str, Sequence[int]]
+    saved: Mapping[str, tuple[Path, Path]],
+    reference_targets: Mapping[str, Sequence[int]],
+    sums: Mapping[Path, str] | None = None,
 ) -> tuple[dict[str, Reliability], list[str]]:
     """Reliability of each target over cases.
 
     Args:
         saved: case -> (probabilities, a channel per target or background and a channel per target; reference).
         reference_targets: name -> label values in the reference, in the order of the channels.
+        sums: SHA-256 that references must have, where the case list says so.
 
     Returns:
         target -> reliability, empty without cases, and a sentence for each case that was left out.
     """
-    sums: dict[str, NDArray[np.float64]] = {name: np.zeros((3, BINS)) for name in reference_targets}
+    totals: dict[str, NDArray[np.float64]] = {name: np.zeros((3, BINS)) for name in reference_targets}
     left_out = []
     used = 0
     for case, (probabilities, reference) in saved.items():
         try:
-            found = _read(case, probabilities, reference, reference_targets)
+            found = _read(case, probabilities, reference, reference_targets, sums)
         except CmtError as error:
             left_out.append(f"{case}: {error.what}")
             continue
         used += 1
         for name, (chance, truth) in found.items():
-            sums[name] += _binned(chance, truth)
+            totals[name] += _binned(chance, truth)
     if not used:
         return {}, left_out
-    return {name: _reliability(total) for name, total in sums.items()}, left_out
+    return {name: _reliability(total) for name, total in totals.items()}, left_out
 
 
 def _read(
-    case: str, probabilities: Path, reference: Path, targets: Mapping[str, Sequence[int]]
+    case: str,
+    probabilities: Path,
+    reference: Path,
+    targets: Mapping[str, Sequence[int]],
+    sums: Mapping[Path, str] | None,
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]:
     where = f"case {case}: {probabilities}"
     volume = decode(probabilities)
@@ -90,7 +97,7 @@ def _read(
             f"{channels} channels of probabilities for {len(targets)} targets", where=where,
             fix="predict again with --probabilities", code="E_NDIM",
         )  # fmt: skip
-    labels, grid = load_labels(reference, case)
+    labels, grid = load_labels(reference, case, sums=sums)
     if not grid.equals(grid_of(volume)):
         raise DataError("probabilities and reference lie on different grids", where=where, code="E_GRID")
     return {

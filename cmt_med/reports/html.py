@@ -49,7 +49,7 @@ def write_report(
         folder: where ``report.html`` goes.
         metrics: content of ``metrics.json``.
         title: heading.
-        cases: images by case name, for the pictures behind the outlines; may lack cases.
+        cases: images and sums by case name, for the pictures behind the outlines; may lack cases.
         predictions, references: label volumes by case name.
         reference_targets: label values of the targets in the references, where they are numbered differently.
         log_rows: rows of ``log.jsonl``.
@@ -63,8 +63,9 @@ def write_report(
     ranked = rank_cases(metrics["cases"], targets)
     listing = Listing(
         tuple(
-            CaseFiles(name, predictions.get(name), references.get(name), cases[name].images if name in cases else {})
+            CaseFiles(name, predictions.get(name), references.get(name), case.images, case.sha256)
             for name in ranked
+            for case in (cases.get(name, Case(name, {})),)
         ),
         own,
         theirs,
@@ -154,8 +155,9 @@ def _calibration(listing: Listing) -> dict[str, Any] | None:
             saved[case.name] = (chances, case.reference)
     if not saved:
         return None
+    sums = {path: digest for case in listing.cases for path, digest in case.sha256.items()}
     used = dict(sorted(saved.items())[:MAX_CASES])  # by name: a choice of the best or worst would show another model
-    curves, left_out = measure_reliability(used, listing.reference_targets)
+    curves, left_out = measure_reliability(used, listing.reference_targets, sums)
     return {
         "picture": figures.reliability(curves),
         "errors": {name: curve.error for name, curve in curves.items()},

@@ -40,6 +40,7 @@ def score_folder(
     rule: EmptyRule,
     tolerances: Sequence[float] = DEFAULT_TOLERANCES,
     lesions: str | None = None,
+    sums: Mapping[Path, str] | None = None,
 ) -> tuple[dict[str, dict[str, Scores]], list[dict[str, str]]]:
     """Score every reference against the prediction of its name.
 
@@ -51,6 +52,7 @@ def score_folder(
         rule: what an empty reference means.
         tolerances: of the normalised surface Dice, in mm.
         lesions: a name in ``LESION_RULES``, for lesion-wise scores; None for none.
+        sums: SHA-256 that references must have, where the case list says so.
 
     Returns:
         case -> target -> scores, and the failures. A reference without a prediction is a failure, never left out
@@ -64,7 +66,7 @@ def score_folder(
         try:
             if case not in predictions:
                 raise DataError("there is no prediction", where=f"case {case}", fix="run infer on it", code="E_MISSING")
-            reference, grid = load_labels(reference_path, case, reference_values)
+            reference, grid = load_labels(reference_path, case, reference_values, sums=sums)
             predicted, found = load_labels(predictions[case], case, predicted_values)
             if not grid.equals(found):
                 raise DataError(

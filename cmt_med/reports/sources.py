@@ -92,7 +92,7 @@ def _listing_of_runs(parts: Sequence[Path]) -> Listing:
         targets = targets or _targets(_read_run(part / "validation"), part)
         predicted = predictions_in(part / "validation")
         for case in load_manifest(part / "held_out.json").cases:
-            cases.append(CaseFiles(case.name, predicted.get(case.name), case.label, case.images))
+            cases.append(CaseFiles(case.name, predicted.get(case.name), case.label, case.images, case.sha256))
     return Listing(tuple(cases), targets, targets)
 
 
@@ -104,8 +104,8 @@ def _listing_of_inference(folder: Path, run: Mapping[str, Any], images: Path | N
     targets = _targets(run, folder)
     cases = []
     for name, path in predicted.items():
-        case = known.get(name)
-        cases.append(CaseFiles(name, path, case.label if case else None, case.images if case else {}))
+        case = known.get(name, Case(name, {}))
+        cases.append(CaseFiles(name, path, case.label, case.images, case.sha256))
     return Listing(tuple(cases), targets, targets)
 
 

@@ -36,12 +36,16 @@ Targets = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of one case; ``images`` maps a channel to its file and, for a 4D file, the position in it."""
+    """The files of one case; ``images`` maps a channel to its file and, for a 4D file, the position in it.
+
+    ``sha256`` has the sums that files must have, where the case list says so.
+    """
 
     name: str
     prediction: Path | None = None
     reference: Path | None = None
     images: dict[str, tuple[Path, int | None]] = field(default_factory=dict)
+    sha256: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,14 +89,14 @@ def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, c
     wanted = channel or next(reversed(files.images), None)
     if wanted is not None:
         # the volumes of a 4D file are read together: the gate wants them all named
-        loaded = load_case(Case(files.name, files.images), [wanted])
+        loaded = load_case(Case(files.name, files.images, sha256=files.sha256), [wanted])
         grid, found["image"] = loaded.grid, loaded.image[0]
     for kind, path, values in (
         ("predicted", files.prediction, targets),
         ("reference", files.reference, reference_targets),
     ):
         if path is not None:
-            labels, own = load_labels(path, files.name)
+            labels, own = load_labels(path, files.name, sums=files.sha256)
             if grid is not None and not grid.equals(own):
                 raise DataError(
                     "the volumes lie on different grids", where=f"case {files.name}: {path}",
@@ -237,6 +241,7 @@ def write_listing(folder: Path, listing: Listing) -> None:
                     "prediction": _relative(case.prediction, folder),
                     "reference": _relative(case.reference, folder),
                     "images": {n: [_relative(path, folder), at] for n, (path, at) in case.images.items()},
+                    "sha256": {_relative(path, folder): digest for path, digest in case.sha256.items()},
                 }
                 for case in listing.cases
             ],
@@ -262,6 +267,7 @@ def read_listing(folder: Path) -> Listing:
                     str(n): (folder / str(file), None if at is None else int(at))
                     for n, (file, at) in entry["images"].items()
                 },
+                {folder / str(file): str(digest) for file, digest in entry.get("sha256", {}).items()},
             )
             for entry in content["cases"]
         )
@@ -278,7 +284,8 @@ def read_listing(folder: Path) -> Listing:
 
 
 def _relative(path: Path | None, folder: Path) -> str | None:
-    return None if path is None else os.path.relpath(path.resolve(), folder.resolve())
+    """The path from the folder; a link is kept: its own name says what it is, and other files lie beside it."""
+    return None if path is None else os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
 
 
 def _found(text: str | None, folder: Path) -> Path | None:

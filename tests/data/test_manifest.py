@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmt_med.config import Region, Split
-from cmt_med.data.manifest import Case, load_manifest, region_values
+from cmt_med.data.manifest import Case, load_manifest, manifest_content, region_values
 from cmt_med.data.names import canonical_channel
 from cmt_med.data.splits import split_cases
-from cmt_med.errors import CmtError, ConfigError
+from cmt_med.errors import CmtError, ConfigError, DataError
 
 REGIONS = [
     Region(name="WT", labels=["NCR", "NET", "ED", "ET"], write="ED"),
@@ -82,6 +82,8 @@ def test_files_by_channel_and_by_order(tmp_path: Path) -> None:
         ({"training": [{"image": "a.nii", "fold": "x"}]}, "fold"),
         ({"training": [{"image": "a.nii", "lable": "b.nii"}]}, "did you mean 'label'"),
         ({"training": [{"image": "a.nii", "id": "x"}, {"image": "a.nii", "id": "y"}]}, "the same files"),
+        ({"training": [{"image": "a.nii", "label": "l.nii", "sha256": {"L.nii": "0" * 64}}]}, "a sum for 'L.nii'"),
+        ({"training": [], "labels": {"0": "b", "1" * 5000: "x"}}, "has the value"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, content: dict[str, object], expected: str) -> None:
@@ -89,6 +91,35 @@ def test_faults_are_named(tmp_path: Path, content: dict[str, object], expected: 
         load_manifest(write(tmp_path, **content))
     assert expected in str(raised.value)
     assert raised.value.exit_code == 65
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"training": [{"image": "a.nii"}], "training": [{"image": "b.nii"}]}', "training"),
+        ('{"training": [{"image": "a.nii", "label": "l.nii", "label": "m.nii"}]}', "label"),
+        ('{"training": [{"image": {"t1": "a.nii", "t1": "b.nii"}}]}', "t1"),
+        ('{"training": [], "labels": {"0": "background", "1": "x", "1": "y"}}', "1"),
+    ],
+)
+def test_keys_that_stand_twice_are_refused(tmp_path: Path, text: str, key: str) -> None:
+    """JSON's readers keep the last of them: the first set of cases would vanish without a word."""
+    (tmp_path / "d.json").write_text(text)
+    with pytest.raises(DataError) as raised:
+        load_manifest(tmp_path / "d.json")
+    assert raised.value.code == "E_MANIFEST"
+    assert f"the key {key!r} stands twice" in raised.value.what
+    assert "keep one" in raised.value.fix
+
+
+def test_a_list_of_its_cases_names_them_as_they_were(tmp_path: Path) -> None:
+    """Also where files are links to objects that are named by their content, as git-annex has them."""
+    entry = {"image": "p1.nii.gz", "label": "p1_seg.nii.gz", "sha256": {"p1_seg.nii.gz": "0" * 64}}
+    for name in ("p1.nii.gz", "p1_seg.nii.gz"):
+        (tmp_path / name).symlink_to(f"objects/SHA256-s840--{name[2:4]}")
+    manifest = load_manifest(write(tmp_path, training=[entry]))
+    (tmp_path / "copy.json").write_text(json.dumps(manifest_content(manifest, manifest.cases)))
+    assert load_manifest(tmp_path / "copy.json").cases == manifest.cases
 
 
 def test_no_regular_file(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from cmt_med.config import Inference
+from cmt_med.data.sums import volume_sum
+from cmt_med.errors import DataError
 from cmt_med.inference.choose import Held, choose_settings, is_worth
 from cmt_med.inference.postprocess import Target, to_labels
 from tests.helpers import save
@@ -65,6 +69,18 @@ def test_the_estimate_is_of_settings_that_have_not_seen_the_case(tmp_path: Path)
     choice = choose_settings(sorted_out, BRATS, Inference(threshold=0.25, choose=["minimum"]))
     assert choice.settings.minimum == {"ET": 25.0}
     assert choice.after["ET"] == choice.before["ET"] == 0.5
+
+
+def test_references_are_held_against_the_sums_of_their_list(tmp_path: Path) -> None:
+    held = [
+        replace(case, sums={case.reference: volume_sum(case.reference)})
+        for case in held_cases(tmp_path, spurious_et=False)
+    ]
+    settings = Inference(choose=["thresholds"])
+    assert set(choose_settings(held, BRATS, settings).settings.thresholds) == {"WT"}
+    shutil.copy(held[0].reference, held[1].reference)
+    with pytest.raises(DataError, match="E_HASH"):
+        choose_settings(held, BRATS, settings)
 
 
 def test_a_gain_within_its_error_is_noise() -> None:

@@ -44,6 +44,9 @@ def test_classes_have_the_background_first(tmp_path: Path) -> None:
     nothing, left_out = measure_reliability(saved, {"a": [1], "b": [2], "c": [3], "d": [4]})
     assert nothing == {}
     assert left_out == ["x: 3 channels of probabilities for 4 targets"]
+    nothing, left_out = measure_reliability(saved, {"one": [1], "two": [2]}, {tmp_path / "x_ref.nii.gz": "0" * 64})
+    assert nothing == {}
+    assert left_out == ["x: the file is not the one that the case list was made for"]
 
 
 def test_where_probabilities_are_looked_for(tmp_path: Path) -> None:
