@@ -24,6 +24,7 @@ from cmt_med.reports.saved import (
     common_cases,
     load_report,
     pool,
+    require_defined_alike,
     require_same_references,
     require_same_rules,
     score_table,
@@ -58,6 +59,7 @@ def compare(
     require_same_references(pooled)
     cases = common_cases(pooled, intersect=common)
     tables = {report.name: score_table(report, cases, metric) for report in pooled}
+    require_defined_alike(pooled, cases, metric)
     targets = pooled[0].targets
     scores = {target: {name: table[target] for name, table in tables.items()} for target in targets}
     higher = legend.better == "higher"
@@ -162,20 +164,21 @@ def _print(content: dict[str, Any], tests: Sequence[PairedTest], ranked: Sequenc
         how = f", {len(report['folders'])} reports pooled as {report['pooled']}" if report["pooled"] else ""
         left = f", {report['left_out']} others left out (--common)" if report["left_out"] else ""
         print(f"  {report['name']}: {report['cases']} cases{how}{left}")
-    print(f"\n{'target':18s} {'report':24s} {'n':>4s} {'mean':>9s} {'rank':>5s} {'rank in case':>13s} {'first':>6s}")
+    print(f"\n{'target':18s} {'report':24s} {'n':>4s} {'undefined':>9s} {'mean':>9s} {'rank':>5s} "
+          f"{'rank in case':>13s} {'first':>6s}")  # fmt: skip
     for row in ranked:
         print(
-            f"{row.target[:18]:18s} {row.report[:24]:24s} {row.n:4d} {row.mean:9.4f} {row.rank:5.1f} "
+            f"{row.target[:18]:18s} {row.report[:24]:24s} {row.n:4d} {row.n_undefined:9d} {row.mean:9.4f} {row.rank:5.1f} "
             f"{row.case_rank:13.2f} {100 * row.first:5.0f}%"
         )
-    print(f"\n{'target':18s} {'first − second':33s} {'n':>4s} {'difference':>10s}  {'95% interval':19s} "
+    print(f"\n{'target':18s} {'first − second':33s} {'n':>4s} {'undefined':>9s} {'difference':>10s}  {'95% interval':19s} "
           f"{'win/tie/loss':>12s} {'p':>8s} {'Holm':>8s}  better")  # fmt: skip
     for test in tests:
         names = f"{test.first[:15]} − {test.second[:15]}"
         counts = f"{test.wins}/{test.ties}/{test.losses}"
         interval = f"{test.low:+.4f} – {test.high:+.4f}"
         print(
-            f"{test.target[:18]:18s} {names:33s} {test.n:4d} {test.mean:+10.4f}  {interval:19s} "
+            f"{test.target[:18]:18s} {names:33s} {test.n:4d} {test.n_undefined:9d} {test.mean:+10.4f}  {interval:19s} "
             f"{counts:>12s} {test.p:8.2g} {test.p_holm:8.2g}  {_verdict(test)}"
         )
     print(f"\n{content['method']}")

@@ -207,6 +207,56 @@ def test_what_cannot_be_compared(three: dict[str, str], tmp_path: Path, capsys: 
         assert expected in refused(arguments, code, capsys), arguments
 
 
+def half_empty(folder: Path, *, invents: bool, rule: EmptyRule) -> str:
+    """A report of 20 cases, 10 without anything in the reference; the others are found, every second one moved."""
+    nothing, there = np.zeros((12, 12, 12), np.uint8), np.zeros((12, 12, 12), np.uint8)
+    there[3:7, 3:7, 3:7] = 1
+    pairs = [(there if invents else nothing, nothing)] * 10 + [(there, there), (np.roll(there, 2, 0), there)] * 5
+    scored = {
+        f"case{i:02d}": case_metrics(*pair, {"t": [1]}, spacing=(1, 1, 1), rule=rule) for i, pair in enumerate(pairs)
+    }
+    write_metrics(folder, scored, {"t": [1]}, rule=rule, failures=[], extra={"notice": ""})
+    return str(folder)
+
+
+def test_inventions_are_never_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten inventions lose by the challenge's rule; by ``nan``, which has no difference there, nothing is compared."""
+    reports = {
+        (rule, invents): half_empty(tmp_path / f"{rule}{invents}", invents=invents, rule=rule)
+        for rule in ("challenge", "nan", "skip")
+        for invents in (False, True)
+    }
+    (test,) = run(tmp_path, reports["challenge", False], reports["challenge", True])["tests"]
+    assert (test["n"], test["n_undefined"], test["mean"], test["winner"]) == (20, 0, 0.5, "first")
+    clean, invents = reports["nan", False], reports["nan", True]
+    for metric in ("dice", "iou", "precision", "nsd_1mm"):
+        message = refused([clean, invents, "--metric", metric], 65, capsys)
+        assert f"[E_UNDEFINED] {metric} of t" in message
+        assert f"case case00: {invents} has it, {clean} does not" in message
+    # what neither defines without a reference is left out, and said
+    for metric, pair in (("hd95", (clean, invents)), ("dice", (reports["skip", False], reports["skip", True]))):
+        capsys.readouterr()
+        content = run(tmp_path, *pair, "--metric", metric)
+        assert [(row["n"], row["n_undefined"]) for row in content["tests"] + content["standings"]] == [(10, 10)] * 3
+        assert [line.split().count("10") for line in capsys.readouterr().out.splitlines() if line.startswith("t ")] == [
+            2, 2, 2
+        ]  # fmt: skip
+
+
+def test_seeds_that_define_other_cases_are_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rule in ("challenge", "nan"):
+        seeds = [half_empty(tmp_path / f"{rule}{k}", invents=k == 0, rule=rule) for k in range(5)]
+        other = half_empty(tmp_path / f"{rule}-other", invents=True, rule=rule)
+        for order in (seeds, seeds[::-1]):
+            arguments = ["ours=" + ",".join(order), other]
+            if rule == "challenge":
+                (test,) = run(tmp_path, *arguments)["tests"]
+                assert test["mean"] == pytest.approx(0.4)
+            else:
+                assert f"{seeds[0]} has it" in refused(arguments, 65, capsys)
+                assert run(tmp_path, *arguments, "--metric", "hd95")["tests"][0]["n"] == 10
+
+
 def test_few_cases_say_that_they_are_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, poor = (report(tmp_path / n, error, cases=CASES[:4]) for n, error in (("good", 0.3), ("poor", 3.0)))
     assert run_command(compare, [good, poor]) == 0

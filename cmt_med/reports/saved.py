@@ -29,6 +29,7 @@ class SavedReport:
         cases: case -> target -> score -> value, NaN where it is not defined.
         pooled: how several folders became one: ``""``, ``folds``, ``seeds`` or ``folds of seeds``.
         notices: what the reports say about themselves, such as that the data are phantoms.
+        members: the reports that were pooled; none where there was one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class SavedReport:
     cases: Mapping[str, Mapping[str, Mapping[str, float]]]
     pooled: str = ""
     notices: tuple[str, ...] = ()
+    members: tuple[SavedReport, ...] = ()
 
 
 def load_report(folder: Path) -> SavedReport:
@@ -77,10 +79,11 @@ def load_report(folder: Path) -> SavedReport:
 def pool(name: str, members: Sequence[SavedReport]) -> SavedReport:
     """Several reports as one: folds (no case in common) are put together, seeds (the same cases) averaged per case.
 
-    A score that is not defined in some seeds is averaged over the others.
+    A score that is not defined in every seed is not defined in their average; see :func:`require_defined_alike`.
 
     Raises:
-        DataError: E_CASES, if some cases were scored more often than others; see also :func:`require_comparable`.
+        DataError: E_CASES, if some cases were scored more often than others; see also :func:`require_same_rules` and
+            :func:`require_same_references`.
     """
     require_same_rules(members)
     require_same_references(members)
@@ -110,6 +113,7 @@ def pool(name: str, members: Sequence[SavedReport]) -> SavedReport:
         cases,
         how,
         tuple(dict.fromkeys(notice for member in members for notice in member.notices)),
+        tuple(members) if how else (),
     )
 
 
@@ -160,6 +164,34 @@ def require_same_references(reports: Sequence[SavedReport]) -> None:
                         fix="evaluate both against the same references",
                         code="E_REFERENCE",
                     )
+
+
+def require_defined_alike(reports: Sequence[SavedReport], cases: Sequence[str], metric: str) -> None:
+    """Refuse a score that one report, or one of the seeds pooled in it, defines in a case and another does not.
+
+    By the rule ``nan``, a case without a reference is left out of the mean of who rightly finds nothing, and counts 0
+    for who invents something: there is no difference to take, and without the case inventions would cost nothing.
+
+    Args:
+        reports: with the score in all ``cases``, as :func:`score_table` wants it.
+
+    Raises:
+        DataError: E_UNDEFINED, naming the case and both reports.
+    """
+    members = [member for report in reports for member in report.members or (report,)]
+    for case in cases:
+        for target in reports[0].targets:
+            scored = [(np.isnan(m.cases[case][target][metric]), m) for m in members if case in m.cases]
+            undefined, defined = (next((m for nan, m in scored if nan == wanted), None) for wanted in (True, False))
+            if undefined is not None and defined is not None:
+                raise DataError(
+                    f"{metric} of {target} is defined in one report and not in the other",
+                    where=f"case {case}: {_place(defined)} has it, {_place(undefined)} does not",
+                    why=f"the rule {reports[0].rule} leaves out who finds nothing where nothing is, and counts who "
+                    "invents something",
+                    fix="evaluate all of them with --empty challenge, where agreement counts, too",
+                    code="E_UNDEFINED",
+                )
 
 
 def common_cases(reports: Sequence[SavedReport], *, intersect: bool) -> list[str]:
@@ -215,17 +247,12 @@ def score_table(report: SavedReport, cases: Sequence[str], metric: str) -> dict[
 
 
 def _averaged(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """One case of several seeds: the mean of each score over the seeds that define it."""
+    """One case of several seeds: the mean of each score, NaN where a seed does not define it."""
     averaged: dict[str, dict[str, float]] = {}
     for target, row in runs[0].items():
         names = [name for name in row if all(name in run[target] for run in runs)]
-        averaged[target] = {name: _mean([run[target][name] for run in runs]) for name in names}
+        averaged[target] = {name: float(np.mean([run[target][name] for run in runs])) for name in names}
     return averaged
-
-
-def _mean(values: Sequence[float]) -> float:
-    kept = [value for value in values if not np.isnan(value)]
-    return float(np.mean(kept)) if kept else float("nan")
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, float]:
