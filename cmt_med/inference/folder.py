@@ -126,7 +126,9 @@ def _infer_case(predictor: Ensemble, case: Case, folder: Path, *, probabilities:
         "regions": [region.model_dump() for region in card.regions] if card.regions is not None else None,
     }
     chances = folder / f"{case.name}_prob.nii.gz"
-    wanted = {} if probabilities == "none" else {"probabilities": probabilities}
+    wanted: dict[str, Any] = {}
+    if probabilities != "none":
+        wanted = {"probabilities": probabilities, "probability_channels": card.probability_channels}
     if _is_done(output, record, key | wanted, chances if wanted else None):
         return False
     for stale in (record, output, chances):  # of other inputs, another model or other settings
@@ -153,6 +155,7 @@ def _infer_case(predictor: Ensemble, case: Case, folder: Path, *, probabilities:
         | {
             "case": case.name,
             "probabilities": probabilities,
+            "probability_channels": wanted.get("probability_channels"),
             "output_sha256": sha256(output),
             "probabilities_sha256": sha256(chances) if probabilities != "none" else None,
             "volumes_ml": volumes,

@@ -17,7 +17,13 @@ from cmt_med.evaluation.metrics import LESION_COUNTS, metric_of
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.files import write_text
 from cmt_med.reports import figures
-from cmt_med.reports.calibration import MAX_CASES, measure_reliability, probabilities_beside
+from cmt_med.reports.calibration import (
+    MARGIN_MM,
+    MAX_CASES,
+    SavedChances,
+    measure_reliability,
+    probabilities_beside,
+)
 from cmt_med.reports.gallery import PICTURES, make_gallery
 from cmt_med.reports.planes import colour_of, tinted
 from cmt_med.reports.text import json_for_page, policy_hash, visible
@@ -151,17 +157,18 @@ def _calibration(listing: Listing) -> dict[str, Any] | None:
     for case in listing.cases:
         chances = probabilities_beside(case.prediction) if case.prediction is not None else None
         if chances is not None and case.reference is not None:
-            saved[case.name] = (chances, case.reference)
+            saved[case.name] = SavedChances(*chances, case.reference)
     if not saved:
         return None
     used = dict(sorted(saved.items())[:MAX_CASES])  # by name: a choice of the best or worst would show another model
-    curves, left_out = measure_reliability(used, listing.reference_targets)
+    found = measure_reliability(used, listing.targets, listing.reference_targets)
     return {
-        "picture": figures.reliability(curves),
-        "errors": {name: curve.error for name, curve in curves.items()},
-        "read": len(used) - len(left_out),
+        "picture": figures.reliability(found.curves),
+        "curves": found.curves,
+        "margin": f"{MARGIN_MM:g}",
+        "read": found.read,
         "saved": len(saved),
-        "left_out": left_out,
+        "left_out": found.left_out,
     }
 
 
