@@ -58,7 +58,7 @@ def write_report(
         cases: images by case name, for the pictures behind the outlines; may lack cases.
         predictions, references: label volumes by case name.
         reference_targets: label values of the targets in the references, where they are numbered differently.
-        log_rows: rows of ``log.jsonl``.
+        log_rows: rows of ``log.jsonl``; of several trainings each with its number under ``"fold"``.
         settings: the resolved config, as text.
         details: more sections of names and values: the model card, the environment.
         banner: printed on top, for phantom data.
@@ -66,7 +66,8 @@ def write_report(
     targets = list(metrics["targets"])
     own = {name: list(values) for name, values in metrics["targets"].items()}
     theirs = own if reference_targets is None else {name: list(values) for name, values in reference_targets.items()}
-    ranked = rank_cases(metrics["cases"], targets)
+    scored, undefined = rank_cases(metrics["cases"], targets)
+    ranked = scored + undefined
     listing = Listing(
         tuple(
             CaseFiles(name, predictions.get(name), references.get(name), cases[name].images if name in cases else {})
@@ -77,8 +78,8 @@ def write_report(
     )
     write_listing(folder, listing)
     script = viewer_script()
-    gallery = make_gallery(listing, {name: _headline(metrics["cases"][name], targets) for name in ranked},
-                           embed=script is not None)  # fmt: skip
+    headlines = {name: _headline(metrics["cases"][name], targets) for name in ranked}
+    gallery = make_gallery(listing, headlines, scored=len(scored), embed=script is not None)
     style = style_sheet()
     page = _environment().get_template("report.html.j2").render(
         title=title,
@@ -86,9 +87,10 @@ def write_report(
         metrics=metrics,
         targets=targets,
         ranked=ranked,
+        scored=scored,
         mean_dice={name: case_mean(_floats(metrics["cases"][name]), targets, "dice") for name in ranked},
-            plotted=_plotted(metrics),
-            figures=_figures(metrics, targets, log_rows),
+        plotted=_plotted(metrics),
+        figures=_figures(metrics, targets, log_rows),
         calibration=_calibration(listing),
         gallery=gallery,
         pictures_stated=PICTURES,
@@ -105,10 +107,18 @@ def write_report(
     return folder / "report.html"
 
 
-def rank_cases(cases: Mapping[str, Mapping[str, Mapping[str, Any]]], targets: Sequence[str]) -> list[str]:
-    """Case names from the worst mean Dice to the best; those without one at the end."""
+def rank_cases(
+    cases: Mapping[str, Mapping[str, Mapping[str, Any]]], targets: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Case names from the worst mean Dice to the best, and those without one, those with most false positives first."""
     means = {name: case_mean(_floats(rows), targets, "dice") for name, rows in cases.items()}
-    return sorted(means, key=lambda name: (math.isnan(means[name]), 0.0 if math.isnan(means[name]) else means[name]))
+    invented = {
+        name: sum(rows[t]["predicted_voxels"] for t in targets if rows[t]["reference_voxels"] == 0)
+        for name, rows in cases.items()
+    }
+    scored = sorted((name for name in means if not math.isnan(means[name])), key=lambda name: means[name])
+    undefined = sorted((name for name in means if math.isnan(means[name])), key=lambda name: -invented[name])
+    return scored, undefined
 
 
 def _environment() -> Environment:
@@ -177,13 +187,17 @@ def _headline(rows: Mapping[str, Mapping[str, Any]], targets: Sequence[str]) -> 
 
 
 def _run_details(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What ``metrics.json`` itself says about where the predictions come from."""
-    found: dict[str, Mapping[str, Any]] = {}
-    if metrics.get("run"):
-        found["Predictions"] = {key: value for key, value in metrics["run"].items() if key not in ("cases", "targets")}
-    if metrics.get("provenance"):
-        found["Provenance"] = metrics["provenance"]
-    return found
+    """What ``metrics.json`` itself says about where the scores and the predictions come from."""
+    run = dict(metrics.get("run") or {})
+    trained = run.pop("provenance", None)
+    for shown_elsewhere in ("cases", "targets", "complete", "failed", "notice"):
+        run.pop(shown_elsewhere, None)
+    found = {
+        "Evaluation": metrics.get("evaluation"),
+        "Model card": run,
+        "Provenance": metrics.get("provenance") or (trained if isinstance(trained, dict) else None),
+    }
+    return {name: content for name, content in found.items() if content}
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, str]:
