@@ -32,11 +32,12 @@ from cmt_med.data.manifest import Case, Manifest, load_manifest, sums_of
 from cmt_med.data.phantom import BANNER
 from cmt_med.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, ConfigError, Interrupted
 from cmt_med.experiment import dump_config
-from cmt_med.files import require_writable_folder, write_json, write_text
+from cmt_med.files import read_lines, require_writable_folder, write_json, write_text
 from cmt_med.inference.choose import Choice, Held, choose_settings
 from cmt_med.inference.model import load_model, save_model
 from cmt_med.inference.results import predictions_in
 from cmt_med.reports.html import write_report
+from cmt_med.reports.provenance import shared_and_own
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.reports.terminal import print_summary
 from cmt_med.run import Request, clear_run, report_details, run_experiment
@@ -247,9 +248,11 @@ def _gather(request: Request, manifest: Manifest) -> int:
         for case in load_manifest(fold_folder(experiment, i) / "held_out.json").cases:
             cases[case.name], fold_of[case.name] = case, i
     references = {name: case.label for name, case in cases.items() if case.label is not None}
-    predicted = [predictions_in(fold_folder(experiment, i) / "validation") for i in range(experiment.folds)]
+    folds = {i: fold_folder(experiment, i) for i in range(experiment.folds)}
+    predicted = {i: predictions_in(fold / "validation") for i, fold in folds.items()}
     predictions = {n: predicted[fold_of[n]][n] for n in references if n in predicted[fold_of[n]]}
-    first, _ = load_model(fold_folder(experiment, 0))
+    cards = {i: load_model(fold)[0] for i, fold in folds.items()}
+    first = cards[0]
     lesions = lesions_of(manifest.convention)
     scored, failures = score_folder(
         predictions, references, first.targets, rule="challenge", lesions=lesions, sums=sums_of(cases.values())
@@ -258,6 +261,7 @@ def _gather(request: Request, manifest: Manifest) -> int:
         "notice": banner,
         "selection": "Out-of-fold: each case is scored by the network that has not seen it.",
         "folds": fold_of,
+        "members": [{"fold": i, "weights_sha256": card.weights_sha256, **card.provenance} for i, card in cards.items()],
     }
     chosen = first.inference
     if experiment.inference.choose and first.regions is not None and scored:
@@ -276,10 +280,12 @@ def _gather(request: Request, manifest: Manifest) -> int:
     )
     _collect_models(experiment, metrics["summary"], chosen)
     write_text(folder / "config.yaml", dump_config(experiment))
+    details = {f"fold {i}": {**report_details(c, folds[i]), "Provenance": c.provenance} for i, c in cards.items()}
     page = write_report(
         folder / "report", metrics, title=f"{experiment.name}, {experiment.folds} folds", cases=cases,
         predictions=predictions, references=references, settings=dump_config(experiment),
-        details=report_details(first, fold_folder(experiment, 0)), banner=banner,
+        log_rows=[row | {"fold": i} for i, fold in folds.items() for row in read_lines(fold / "log.jsonl")],
+        details=shared_and_own(details), banner=banner,
     )  # fmt: skip
     print_summary(metrics)
     print(f"models: {folder / 'model'} ({experiment.folds} networks, an ensemble for infer)\nreport: {page}")

@@ -24,6 +24,7 @@ from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_toleran
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
 from cmt_med.files import require_writable_folder, write_json
 from cmt_med.reports.html import write_report
+from cmt_med.reports.provenance import describe_evaluation
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.reports.terminal import print_summary
 
@@ -102,9 +103,13 @@ def evaluate(
     else:
         (output / "failures.json").unlink(missing_ok=True)
     notice = str(run.get("notice", ""))
+    options = {
+        "predictions": predictions, "references": references, "output": output, "labels": labels, "empty": empty,
+        "tolerance": tolerance, "lesion_wise": lesion_wise,
+    }  # fmt: skip
     metrics = write_metrics(
         output, scored, targets, rule=rule, tolerances=tolerances, lesions=lesions, failures=failures,
-        extra={"run": run, "notice": notice},
+        extra={"run": run, "notice": notice, "evaluation": describe_evaluation(options, expected.path, expected.files)},
     )  # fmt: skip
     report = write_report(
         output, metrics, title=f"Evaluation of {run.get('model', predictions.name)}", cases=expected.cases,
@@ -120,6 +125,7 @@ def evaluate(
 class _References:
     """What predictions are held against: files by case, targets in their numbers, and what a case list adds."""
 
+    path: Path
     files: dict[str, Path]
     targets: Mapping[str, Sequence[int]]
     values: list[int] | None = None
@@ -137,6 +143,7 @@ def _references(path: Path, targets: Mapping[str, list[int]], run: Mapping[str, 
         if "cases" in run:
             cases = {name: case for name, case in cases.items() if name in set(run["cases"])}
         found = _References(
+            path,
             {name: case.label for name, case in cases.items() if case.label is not None},
             _targets_in(manifest, targets, run["labels"]) if run and by_name else targets,
             list(manifest.labels.values()) or None,
@@ -144,7 +151,7 @@ def _references(path: Path, targets: Mapping[str, list[int]], run: Mapping[str, 
             manifest.convention,
         )
     else:
-        found = _References(label_maps_in(path), targets)
+        found = _References(path, label_maps_in(path), targets)
     if not found.files:
         raise DataError(
             "there are no references", where=str(path), why="no label map lies directly in it" if path.is_dir() else

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,6 +63,18 @@ def test_what_was_chosen_is_in_every_model(finished: Path) -> None:
         assert card["inference"]["thresholds"] == chosen["thresholds"]
         assert card["inference"]["minimum"] == chosen["minimum"]
         assert card["validation"]["ball"]["n"] == 6
+
+
+def test_the_report_has_the_card_and_the_curves_of_every_fold(finished: Path) -> None:
+    page = (finished / "run/report/report.html").read_text().split("<script")[0]
+    assert "Training loss and validation Dice over minutes" in page
+    headings = re.findall(r"<h3>(.*?)</h3>", page[page.index('<h2 id="provenance">') :])
+    for section in ("Model card", "Provenance"):
+        assert [section, *(f"{section}, fold {i}" for i in range(3))] == [h for h in headings if section in h]
+    members = json.loads((finished / "run/report/metrics.json").read_text())["members"]
+    sums = [json.loads(p.read_text())["weights_sha256"] for p in sorted(finished.glob("run/fold_*/model/model.json"))]
+    assert [member["weights_sha256"] for member in members] == sums
+    assert all(page.count(one) == 1 for one in sums)
 
 
 def test_the_same_command_again_trains_nothing(finished: Path) -> None:

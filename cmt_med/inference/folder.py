@@ -108,6 +108,9 @@ def _write_run(
             "labels": card.labels,
             "targets": card.targets,
             "convention": card.convention,
+            "network": card.network,
+            "channels": card.channels,
+            "preprocessing": card.preprocessing,
             "settings": card.inference.model_dump(),
             "provenance": card.provenance,
             "cases": [case.name for case in cases],
@@ -131,7 +134,9 @@ def _infer_case(predictor: Ensemble, case: Case, folder: Path, *, probabilities:
         "labels": card.labels,
         "regions": [region.model_dump() for region in card.regions] if card.regions is not None else None,
     }
-    wanted = {} if probabilities == "none" else {"probabilities": probabilities}
+    wanted: dict[str, Any] = {}
+    if probabilities != "none":
+        wanted = {"probabilities": probabilities, "probability_channels": card.probability_channels}
     if _is_done(results, key | wanted):
         return False
     loaded = load_case(case, card.channels)
@@ -158,6 +163,7 @@ def _infer_case(predictor: Ensemble, case: Case, folder: Path, *, probabilities:
         | {
             "case": case.name,
             "probabilities": probabilities,
+            "probability_channels": wanted.get("probability_channels"),
             "output_sha256": sha256(results.labels),
             "probabilities_sha256": sha256(results.chances) if probabilities != "none" else None,
             "volumes_ml": volumes,

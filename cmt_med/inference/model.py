@@ -62,6 +62,12 @@ class ModelCard(BaseModel):
         return [Target(name, (value,), value) for name, value in self.labels.items() if value != 0]
 
     @property
+    def probability_channels(self) -> list[dict[str, Any]]:
+        """Name and label values of every channel of the probabilities, in their order; of classes the background first."""
+        background = [{"name": "background", "values": [0]}] if self.regions is None else []
+        return background + [{"name": target.name, "values": list(target.values)} for target in self.outputs]
+
+    @property
     def targets(self) -> dict[str, list[int]]:
         """What is scored: each region, or each label but background, with its label values."""
         if self.regions is not None:
