@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,19 +14,23 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.gate import Grid, load_case
+from cmt_med.data.gate import Grid, Loaded, load_case
 from cmt_med.data.manifest import Case
 from cmt_med.data.names import require_distinct
 from cmt_med.data.sums import content_key
 from cmt_med.data.transforms import background_value
 from cmt_med.errors import CmtError, DataError, OutputError
 from cmt_med.files import sha256, write_bytes, write_json
+from cmt_med.inference.ahead import Ahead
 from cmt_med.inference.caps import USUAL_CAPS, Caps, bounded, is_out_of_memory
+from cmt_med.inference.model import ModelCard
 from cmt_med.inference.predict import Ensemble
 from cmt_med.inference.results import Results, read_record, require_own
 
 Probabilities = Literal["none", "float32", "uint8"]
 log = logging.getLogger(__name__)
+AHEAD_BYTES = 1 << 28
+"""While a case above that is computed, the next one is not read: what a large case takes at the most is not added to."""
 _NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 
 
@@ -63,10 +69,12 @@ def infer_cases(
         failures.append({"case": problem.where} | problem.as_dict())
         log.error("no case\n%s", problem.message())
     _write_run(folder, predictor, cases, failures, banner, complete=False)
+    ahead = Ahead(partial(_read, predictor.card, folder, probabilities))
     for number, case in enumerate(cases, 1):
+        following = cases[number] if number < len(cases) and caps.memory_gb is None else None
         try:
             with bounded(caps, case.name):
-                done = _infer_case(predictor, case, folder, probabilities=probabilities, banner=banner)
+                done = _infer_case(predictor, case, folder, ahead, following, probabilities, banner)
             log.info("%d/%d %s: %s", number, len(cases), case.name, "done" if done else "kept from an earlier run")
         except OutputError:
             raise
@@ -120,9 +128,15 @@ def _write_run(
     )
 
 
-def _infer_case(predictor: Ensemble, case: Case, folder: Path, *, probabilities: Probabilities, banner: str) -> bool:
-    results = Results.of(case.name, folder)
-    card = predictor.card
+@dataclass(frozen=True)
+class _Read:
+    """A case as it was found: what its results depend on, and its volumes, unless there are such results."""
+
+    key: dict[str, Any]
+    loaded: Loaded | None
+
+
+def _read(card: ModelCard, folder: Path, probabilities: Probabilities, case: Case) -> _Read:
     inputs = {name: case.images[name][0] for name in card.channels if name in case.images}
     key: dict[str, Any] = {
         "input_sha256": {name: content_key(path) for name, path in inputs.items()},
@@ -137,20 +151,40 @@ def _infer_case(predictor: Ensemble, case: Case, folder: Path, *, probabilities:
     wanted: dict[str, Any] = {}
     if probabilities != "none":
         wanted = {"probabilities": probabilities, "probability_channels": card.probability_channels}
-    if _is_done(results, key | wanted):
+    done = _is_done(Results.of(case.name, folder), key | wanted)
+    return _Read(key | wanted, None if done else load_case(case, card.channels))
+
+
+def _infer_case(
+    predictor: Ensemble,
+    case: Case,
+    folder: Path,
+    ahead: Ahead[Case, _Read],
+    following: Case | None,
+    probabilities: Probabilities,
+    banner: str,
+) -> bool:
+    """Whether there was something to do; the following case is read meanwhile."""
+    results, card = Results.of(case.name, folder), predictor.card
+    found = ahead.take(case)
+    loaded = found.loaded
+    if loaded is None:
         return False
-    loaded = load_case(case, card.channels)
+    if following is not None and loaded.image.nbytes <= AHEAD_BYTES:
+        ahead.begin(following)
     for stale in results.files:  # of other inputs, another model or other settings
         stale.unlink(missing_ok=True)
-    source = inputs[card.channels[0]]
+    source = case.images[card.channels[0]][0]
     if probabilities == "none":
         labels, removed = predictor.segment(loaded)
         write_volume(results.labels, labels, loaded.grid, source)
     else:
-        found = predictor.probabilities(loaded)
-        labels, removed = predictor.labels(found, loaded.grid)
+        chances = predictor.probabilities(loaded)
+        labels, removed = predictor.labels(chances, loaded.grid)
         write_volume(results.labels, labels, loaded.grid, source)
-        write_volume(results.chances, found.movedim(0, -1).numpy(), loaded.grid, source, stored=np.dtype(probabilities))
+        write_volume(
+            results.chances, chances.movedim(0, -1).numpy(), loaded.grid, source, stored=np.dtype(probabilities)
+        )
     voxel_ml = float(np.prod(loaded.grid.spacing)) / 1000.0
     flags = list(loaded.flags)
     if not labels.any():
@@ -159,11 +193,11 @@ def _infer_case(predictor: Ensemble, case: Case, folder: Path, *, probabilities:
     volumes = {name: float(counts[values].sum()) * voxel_ml for name, values in card.targets.items()}
     write_json(
         results.record,
-        key
+        found.key
         | {
             "case": case.name,
             "probabilities": probabilities,
-            "probability_channels": wanted.get("probability_channels"),
+            "probability_channels": found.key.get("probability_channels"),
             "output_sha256": sha256(results.labels),
             "probabilities_sha256": sha256(results.chances) if probabilities != "none" else None,
             "volumes_ml": volumes,

@@ -100,7 +100,7 @@ def test_bad_cases_among_good_ones(tmp_path: Path, soak: bool) -> None:
         assert running.wait() == 0, running.said()
     out = tmp_path / "out"
     with command("infer", *infer(mixed, out), log=tmp_path / "killed.log") as running:
-        running.wait_for(lambda: len(list(out.glob("case*.json"))) > count // 3)
+        running.wait_for(lambda: (out / "run.json").exists() and len(list(out.glob("case*.json"))) > count // 3)
     killed = {p.name: p.stat().st_mtime_ns for p in out.glob("case*.json")}
     assert count // 3 < len(killed) < count - len(bad)
     assert not json.loads((out / "run.json").read_text())["complete"]
