@@ -28,13 +28,20 @@ LOCK_NAME = ".lock"
 _CHUNK = 1 << 20
 
 
-def write_file(path: Path, fill: Callable[[IO[bytes]], object], *, suffix: str = "") -> None:
+def write_file(
+    path: Path,
+    fill: Callable[[IO[bytes]], object],
+    *,
+    suffix: str = "",
+    check: Callable[[Path], object] | None = None,
+) -> None:
     """Write ``path`` atomically.
 
     Args:
         path: the final name; missing folders are made.
         fill: writes the content to the binary file that it is given.
         suffix: ending of the temporary name, for writers that choose the format by it.
+        check: is given the complete temporary file; if it raises, ``path`` stays as it was.
 
     Raises:
         OutputError: if the folder or the file cannot be written.
@@ -50,6 +57,8 @@ def write_file(path: Path, fill: Callable[[IO[bytes]], object], *, suffix: str =
             stream.flush()
             os.fsync(stream.fileno())
             _require_as_written(stream, summed.digest.digest())
+        if check is not None:
+            check(temporary)
         temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
         temporary = None

@@ -42,7 +42,8 @@ def inspect(
     2 if some cases are faulty, 65 if none can be used.
 
     --fix repairs lengths in other units, headers of which one side was plainly never set, axes that rounding has bent, and
-    labels that are nearly whole numbers. It writes copies and says what it did; the originals stay as they are.
+    labels that are nearly whole numbers. It writes copies, never over other files, and says what it did; the originals stay
+    as they are.
 
     --hash writes OUTPUT/LIST.sha256.json; wherever that list is used, a file that has changed since is refused.
     """

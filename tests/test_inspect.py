@@ -173,6 +173,12 @@ def test_fix_writes_copies_and_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     assert {path: path.read_bytes() for path in data.rglob("*.gz")} == before
     shutil.rmtree(data / "p2")
     assert run(capsys, data, "--fix", "--output", out)[0] == 0  # all that was wrong is repaired
+    (tmp_path / "taken/p1").mkdir(parents=True)
+    (tmp_path / "taken/p1/p1_t1.nii.gz").write_text("my own file")
+    code, error = run(capsys, data, "--fix", "--output", tmp_path / "taken")
+    assert code == 73
+    assert "p1_t1.nii.gz" in error
+    assert (tmp_path / "taken/p1/p1_t1.nii.gz").read_text() == "my own file"
     assert run(capsys, out)[0] == 0
     assert run_command(inspect, [str(data), "--fix", "--output", str(data)]) == 64  # would replace the originals
     assert "never touched" in capsys.readouterr().err

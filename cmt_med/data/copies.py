@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import filecmp
+import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 from cmt_med.data.manifest import Case
-from cmt_med.data.readers.decoder import decode
-from cmt_med.data.readers.streams import readable_name
-from cmt_med.data.repair import repaired
+from cmt_med.data.readers.decoder import decode, repair
+from cmt_med.data.readers.streams import CHUNK, readable_name
 from cmt_med.data.sums import volume_sum
-from cmt_med.errors import ConfigError, DataError
-from cmt_med.files import write_bytes, write_json
+from cmt_med.errors import ConfigError, DataError, OutputError
+from cmt_med.files import write_file, write_json
 
 
 def write_repaired(cases: Sequence[Case], base: Path, output: Path) -> tuple[dict[Path, Path], dict[Path, list[str]]]:
@@ -25,7 +26,7 @@ def write_repaired(cases: Sequence[Case], base: Path, output: Path) -> tuple[dic
 
     Raises:
         ConfigError: if a copy would replace a file that was given.
-        OutputError: if one cannot be written.
+        OutputError: if one cannot be written, or something else stands there.
     """
     roles = {path: False for case in cases for path, _ in case.images.values()}
     roles |= {path: True for case in cases for path in (case.label, case.mask) if path is not None}
@@ -40,22 +41,46 @@ def write_repaired(cases: Sequence[Case], base: Path, output: Path) -> tuple[dic
                 fix="give another --output",
             )  # fmt: skip
         try:
-            made = repaired(path, label=label) if path.is_file() else None
+            made = repair(path, label=label) if path.is_file() else None
+            if made is None:
+                continue
+            _write_copy(target, made.content)
         except DataError:
-            continue  # the report names what is wrong
-        if made is not None and _write_if_right(target, made[0]):
-            copies[path], done[path] = target, made[1]
+            continue  # it cannot be read, or more is wrong than can be repaired; the report names it
+        copies[path], done[path] = target, list(made.done)
     return copies, done
 
 
-def _write_if_right(target: Path, content: bytes) -> bool:
-    write_bytes(target, content)
-    try:
-        decode(target)
-    except DataError:  # more is wrong with it than can be repaired
-        target.unlink()
-        return False
-    return True
+def _write_copy(target: Path, content: memoryview) -> None:
+    """Write a copy that can be read; one that an earlier call has written may stand there, and nothing else.
+
+    Raises:
+        DataError: if it cannot be read.
+        OutputError: if it cannot be written, or something else stands there.
+    """
+    packed = target.name.lower().endswith(".gz")
+
+    def fill(stream: IO[bytes]) -> None:
+        into: Any = gzip.GzipFile("", "wb", 6, stream, mtime=0) if packed else stream
+        for at in range(0, len(content), CHUNK):
+            into.write(content[at : at + CHUNK])
+        if packed:
+            into.close()
+
+    def check(temporary: Path) -> None:
+        decode(temporary)
+        _require_own(target, lambda: filecmp.cmp(temporary, target, shallow=False))
+
+    write_file(target, fill, suffix=".nii.gz" if packed else ".nii", check=check)
+
+
+def _require_own(target: Path, is_same: Callable[[], bool]) -> None:
+    """Refuse to replace what no earlier call for the same input has written."""
+    if target.is_symlink() or (target.exists() and not (target.is_file() and is_same())):
+        raise OutputError(
+            "something else stands where a copy would be written", where=str(target),
+            why="it is not what --fix makes of this input", fix="move it away, or give another --output",
+        )  # fmt: skip
 
 
 def with_copies(case: Case, copies: Mapping[Path, Path]) -> Case:
@@ -73,29 +98,44 @@ def write_list(source: Path, target: Path, copies: Mapping[Path, Path], *, sums:
     """Write a copy of a case list with absolute paths, to the copies where there are some.
 
     With ``sums``, each case gets ``"sha256": {FILE: SUM}``, the files as they stand in the case; reading checks them.
+    Without, the sums that a list has stay with the files that are not replaced.
 
     Raises:
         ConfigError: if the target is the list itself.
-        OutputError: if it cannot be written.
+        OutputError: if it cannot be written, or, without ``sums``, something else stands there.
     """
     if target.resolve() == source.resolve():
         raise ConfigError("the copy would replace the list", where=str(target), fix="give another --output")
     content = json.loads(source.read_text(encoding="utf-8"))
 
-    def place(file: str) -> str:
+    def place(file: str, *, replaced: bool = True) -> str:
         path = source.parent / file
-        return str(copies.get(path, path).absolute())  # a link's own name is the case's, that of its target may not be
+        # A link is kept: its own name is the case's, that of its target may not be.
+        return str((copies.get(path, path) if replaced else path).absolute())
 
     for part in ("training", "test"):
         entries = content.get(part)
         if isinstance(entries, list):
             content[part] = [_entry(entry, place, sums=sums) for entry in entries]
+    if not sums:
+        _require_own(target, lambda: _json_in(target) == content)
     write_json(target, content)
 
 
-def _entry(entry: Any, place: Callable[[str], str], *, sums: bool) -> dict[str, Any]:
+def _json_in(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+class _Place(Protocol):
+    def __call__(self, file: str, *, replaced: bool = True) -> str: ...
+
+
+def _entry(entry: Any, place: _Place, *, sums: bool) -> dict[str, Any]:
     result = dict(entry) if isinstance(entry, dict) else {"image": entry}
-    result.pop("sha256", None)
+    kept = result.pop("sha256", {})
     files: list[str] = []
 
     def moved(value: Any) -> Any:
@@ -110,9 +150,10 @@ def _entry(entry: Any, place: Callable[[str], str], *, sums: bool) -> dict[str, 
         if result.get(key):
             result[key] = moved(result[key])
     if sums:
-        result["sha256"] = {file: _sum(Path(file)) for file in dict.fromkeys(files)}
-        result["sha256"] = {file: digest for file, digest in result["sha256"].items() if digest}
-    return result
+        kept = {file: digest for file in dict.fromkeys(files) if (digest := _sum(Path(file)))}
+    else:
+        kept = {place(file): digest for file, digest in kept.items() if place(file) == place(file, replaced=False)}
+    return result | ({"sha256": kept} if kept else {})
 
 
 def _sum(path: Path) -> str:

@@ -72,7 +72,7 @@ def gather(path: Path) -> Gathered:
 def _from_folder(root: Path) -> Gathered:
     result = Gathered("folder")
     groups: dict[tuple[Path, str], dict[str, Path]] = {}
-    for path in _volumes(root, MAX_DEPTH, result):
+    for path in _all_volumes(root, result):
         name, role = _role(path)
         above = path.parent
         if re.match(r"(image|label|mask)s", above.name.lower()) or volume_stem(path) == above.name:
@@ -97,9 +97,24 @@ def _case(name: str, files: dict[str, Path]) -> Case:
     return Case(readable_name(Path(name)), images, label, files.get("mask"))
 
 
-def _volumes(folder: Path, depth: int, result: Gathered) -> Iterator[Path]:
-    """Volumes under a folder: files that are named like one, and folders with DICOM files."""
+def _all_volumes(root: Path, result: Gathered) -> Iterator[Path]:
+    """Volumes under a folder and under folders that are linked there, as other commands take them; each folder once."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [(root, MAX_DEPTH)]
+    while waiting:  # links come last, so that what is linked within the folder goes by its own place
+        yield from _volumes(*waiting.pop(0), result, waiting, seen)
+
+
+def _volumes(
+    folder: Path, depth: int, result: Gathered, links: list[tuple[Path, int]], seen: set[tuple[int, int]]
+) -> Iterator[Path]:
+    """Volumes under a folder: files that are named like one, and folders with DICOM files; links to folders are kept."""
     try:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:  # or else a loop of links would never end
+            result.others["a link to a folder that is here already"] += 1
+            return
+        seen.add((status.st_dev, status.st_ino))
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         result.problems.append(io_error(error, folder))
@@ -110,9 +125,11 @@ def _volumes(folder: Path, depth: int, result: Gathered) -> Iterator[Path]:
         path = folder / entry.name
         if entry.name.startswith(".") or result.others.total() > MAX_FILES:
             continue
-        if entry.is_dir(follow_symlinks=False):
-            if depth:
-                yield from _volumes(path, depth - 1, result)
+        if path.is_dir():
+            if depth and path.is_symlink():
+                links.append((path, depth - 1))
+            elif depth:
+                yield from _volumes(path, depth - 1, result, links, seen)
         elif looks_like_volume(path):
             yield path
         elif re.search(r"\.img(\.gz)?$", path.name.lower()):

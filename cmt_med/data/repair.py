@@ -7,10 +7,11 @@ set, axes that rounding has bent by less than a degree, and labels that are near
 from __future__ import annotations
 
 import contextlib
-import gzip
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,39 +36,55 @@ _FACTORS = {_METRE: 1e3, _MICROMETRE: 1e-3}
 Changes = dict[str, tuple[float, ...]]
 
 
-def repaired(path: Path, *, label: bool) -> tuple[bytes, list[str]] | None:
-    """The content of a repaired copy, and what was done, a clause each; None if nothing can be repaired.
+class Repaired(NamedTuple):
+    """A repaired file: what was done, a clause each, and its bytes, not compressed, which are made when asked for."""
+
+    done: list[str]
+    size: int
+    content: Iterator[bytes]
+
+
+def repaired(path: Path, *, label: bool) -> Repaired | None:
+    """What a repaired copy would hold; None if nothing can be repaired.
+
+    It reads a foreign file, so it is for the decoding process: :func:`cmt_med.data.readers.decoder.repair` asks there.
 
     Args:
         path: a single NIfTI file.
         label: whether it is a label map.
 
     Raises:
-        DataError: if the file cannot be read even so far.
+        DataError: if the file cannot be read even so far; also while the content is made.
     """
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return None
     where = readable_name(path)
     with contextlib.closing(Stream(path)) as stream:
         header = parse(stream.peek(540), where)
+        if stream.compressed != path.name.lower().endswith(".gz"):
+            return None  # which of the two is wrong would be a guess
         dtype = header.order + voxel_type(header, where)
         shape = shape_of(header, int(dtype[-1]), where)
         head = stream.read(voxel_offset(header, where))
         size = int(np.prod(shape)) * int(dtype[-1])
         stream.require(size, "voxels")
-        voxels = b"".join(stream.payload(size, "voxels"))
-        compressed = stream.compressed
+        labels = _Labels(header, dtype, where)
+        nearly = label and labels.nearly_whole(stream.payload(size, "voxels"))
     changes, done = header_changes(header, shape, where)
-    if label:
-        integers = _whole_labels(header, voxels, dtype)
-        if integers is not None:
-            voxels = integers.tobytes()
-            changes |= {"datatype": (2,), "bitpix": (8,), "scl_slope": (1.0,), "scl_inter": (0.0,)}
-            done.append(f"labels rounded to whole numbers and stored as 8-bit integers (were {np.dtype(dtype).name})")
+    if nearly:
+        changes |= {"datatype": (2,), "bitpix": (8,), "scl_slope": (1.0,), "scl_inter": (0.0,)}
+        done.append(f"labels rounded to whole numbers and stored as 8-bit integers (were {np.dtype(dtype).name})")
     if not done:
         return None
-    content = patched(head, header, changes) + voxels
-    return (gzip.compress(content, 6, mtime=0) if compressed else content), done
+    pieces = _voxels(path, len(head), size)
+    content = itertools.chain([patched(head, header, changes)], map(labels.whole, pieces) if nearly else pieces)
+    return Repaired(done, len(head) + (size // int(dtype[-1]) if nearly else size), content)
+
+
+def _voxels(path: Path, offset: int, size: int) -> Iterator[bytes]:
+    with contextlib.closing(Stream(path)) as stream:
+        stream.read(offset)
+        yield from stream.payload(size, "voxels")
 
 
 def header_changes(header: Header, shape: Sequence[int], where: str) -> tuple[Changes, list[str]]:
@@ -162,16 +179,44 @@ def _apart(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence
     return corner_distance(one, other, shape) > GEOMETRY_TOLERANCE * float(smallest)
 
 
-def _whole_labels(header: Header, voxels: bytes, dtype: str) -> NDArray[np.uint8] | None:
-    """Labels as integers, if they are not yet, and are within 0.001 of whole numbers from 0 to 255."""
-    slope, intercept = header.one("scl_slope"), header.one("scl_inter")
-    values = np.frombuffer(voxels, dtype=np.dtype(dtype)).astype(np.float64)
-    if np.isfinite([slope, intercept]).all() and slope != 0:
-        values = values * slope + intercept
-    if not np.isfinite(values).all():
-        return None
-    whole = np.rint(values)
-    apart = float(np.abs(values - whole).max(initial=0))
-    if apart == 0 or apart > LABEL_TOLERANCE or whole.min() < 0 or whole.max() > 255:
-        return None
-    return whole.astype(np.uint8)
+class _Labels:
+    """Labels as integers, a piece of the file at a time, where they are within 0.001 of whole numbers from 0 to 255."""
+
+    def __init__(self, header: Header, dtype: str, where: str) -> None:
+        slope, intercept = header.one("scl_slope"), header.one("scl_inter")
+        scaled = bool(np.isfinite([slope, intercept]).all()) and slope != 0
+        self.slope, self.intercept = (slope, intercept) if scaled else (1.0, 0.0)
+        self.dtype, self.where = np.dtype(dtype), where
+        self.apart = 0.0
+
+    def nearly_whole(self, pieces: Iterable[bytes]) -> bool:
+        """Whether all are, and some not quite."""
+        if self.dtype.kind != "f" and self.slope == int(self.slope) and self.intercept == int(self.intercept):
+            return False
+        try:
+            for piece in pieces:
+                self.whole(piece)
+        except _NoLabelsError:
+            return False
+        return self.apart > 0
+
+    def whole(self, piece: bytes) -> bytes:
+        """The integers of a piece.
+
+        Raises:
+            _NoLabelsError: if it has other numbers.
+        """
+        values = np.frombuffer(piece, dtype=self.dtype).astype(np.float64) * self.slope + self.intercept
+        whole = np.rint(values)
+        apart = float(np.abs(values - whole).max())  # NaN where there is one
+        if not apart <= LABEL_TOLERANCE or whole.min() < 0 or whole.max() > 255:
+            raise _NoLabelsError(
+                "the voxels are no labels", where=self.where, why="some are not near whole numbers from 0 to 255",
+                fix="correct the label map", code="E_LABEL",
+            )  # fmt: skip
+        self.apart = max(self.apart, apart)
+        return whole.astype(np.uint8).tobytes()
+
+
+class _NoLabelsError(DataError):
+    """Voxels that cannot be made labels without a guess."""

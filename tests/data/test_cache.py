@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cmt_med.data.cache import Entry, prepare
 from cmt_med.data.manifest import Case
@@ -41,3 +44,52 @@ def test_sums_hold_also_where_the_content_is_known(tmp_path: Path) -> None:
         assert "case the-case" in raised.value.where
         shutil.copy(tmp_path / "kept.nii.gz", file)
         entry_of(listed, tmp_path / "cache")
+
+
+def _files(entry: Entry) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in entry.folder.iterdir()}
+
+
+@given(
+    name=st.sampled_from(["image.npy", "label.npy", "points.npy"]),
+    at=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+)
+@settings(max_examples=40, deadline=None)
+def test_one_bit_that_flips_is_noticed(name: str, at: float, bit: int) -> None:
+    with tempfile.TemporaryDirectory() as top:
+        case = made_case(Path(top))
+        entry = entry_of(case, Path(top) / "cache")
+        before = _files(entry)
+        content = bytearray(before[name])
+        content[int(at * len(content))] ^= 1 << bit
+        (entry.folder / name).write_bytes(content)
+        assert entry_of(case, Path(top) / "cache") == entry
+        assert _files(entry) == before
+
+
+@pytest.mark.parametrize("name", ["image.npy", "label.npy", "points.npy", "meta.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[1]", b"\xff"])
+def test_what_is_lost_or_damaged_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: bytes | None
+) -> None:
+    case = made_case(tmp_path)
+    entry = entry_of(case, tmp_path / "cache")
+    before = _files(entry)
+    assert not caplog.records
+    (entry.folder / name).unlink()
+    if content is not None:
+        (entry.folder / name).write_bytes(content)
+    entry_of(case, tmp_path / "cache")
+    assert _files(entry) == before
+    if name != "meta.json" or content is not None:  # without it, the entry was only never finished
+        assert "the-case" in caplog.text
+        assert "made again" in caplog.text
+
+
+def test_a_sound_entry_is_not_made_again(tmp_path: Path) -> None:
+    case = made_case(tmp_path)
+    entry = entry_of(case, tmp_path / "cache")
+    before = {path.name: path.stat().st_ino for path in entry.folder.iterdir()}
+    entry_of(case, tmp_path / "cache")
+    assert {path.name: path.stat().st_ino for path in entry.folder.iterdir()} == before

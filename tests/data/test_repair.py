@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,7 @@ import numpy as np
 import pytest
 
 from cmt_med.data.gate import grid_of, load_labels
-from cmt_med.data.readers.decoder import decode
-from cmt_med.data.repair import repaired
+from cmt_med.data.readers.decoder import Decoder, decode, repair
 from cmt_med.errors import DataError
 from tests.data.made import AFFINE, IMAGE, LABEL, nifti
 
@@ -20,6 +21,14 @@ TURN = nib.quaternions.angle_axis2mat(0.7, [1, 2, 3])
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = TURN * [0.9, 1.1, 3]
 OBLIQUE[:3, 3] = 10, -20, 30
+
+
+def repaired(path: Path, *, label: bool) -> tuple[bytes, list[str]] | None:
+    """Content and clauses of what the decoding process makes of a file."""
+    found = repair(path, label=label)
+    if found is None:
+        return None
+    return gzip.compress(found.content) if path.name.endswith(".gz") else bytes(found.content), list(found.done)
 
 
 def bent(by: float) -> np.ndarray:
@@ -131,10 +140,41 @@ def test_labels_become_integers(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_not_repaired(tmp_path: Path) -> None:
-    path = nifti(tmp_path / "i.nii.gz")
+    made, _, _ = REPAIRS["micrometres"]
+    path = nifti(tmp_path / "i.nii.gz", **made)
     content = path.read_bytes()
-    for bad in (content[:-20], b"", b"<html>", gzip.compress(b"x" * 400)):
+    flipped = bytearray(content)
+    flipped[-6] ^= 1  # in the checksum
+    for bad in (content[:-20], flipped, b"", b"<html>", gzip.compress(b"x" * 400)):
         path.write_bytes(bad)
-        with pytest.raises(DataError):
-            repaired(path, label=False)
+        for label in (False, True):
+            with pytest.raises(DataError):
+                repaired(path, label=label)
+    path.write_bytes(gzip.decompress(content))
+    assert repaired(path, label=False) is None  # is it the name that is wrong, or has somebody unpacked it?
     assert repaired(tmp_path / "i.nrrd", label=False) is None
+
+
+def test_a_bomb_is_refused_within_the_memory_of_the_decoding_process(tmp_path: Path) -> None:
+    """The header claims 2^27 labels, and 0.1 MB seem to hold them; they are looked at piece by piece."""
+    made, _, _ = REPAIRS["micrometres"]
+    path = nifti(tmp_path / "l.nii.gz", LABEL, **made)
+    head = bytearray(gzip.decompress(path.read_bytes())[:352])
+    struct.pack_into("<8h", head, 40, 3, 512, 512, 512, 1, 1, 1, 1)
+    struct.pack_into("<f", head, 112, 0.9999)
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    piece = bytes(1 << 20)
+    with path.open("wb") as stream:
+        stream.write(packer.compress(bytes(head)))
+        for _ in range(130):
+            stream.write(packer.compress(piece))
+        stream.write(packer.flush())
+    decoder = Decoder(memory=48 << 20)
+    with pytest.raises(DataError) as raised:
+        decoder.repair(path, label=True)
+    assert raised.value.code == "E_HEADER"  # more bytes than are claimed; not E_MEMORY
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataError) as raised:
+        decoder.repair(path, label=True)
+    assert raised.value.code == "E_TRUNCATED"
+    decoder.close()

@@ -16,24 +16,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 import cmt_med
 from cmt_med.data.readers.formats import files_of
+from cmt_med.data.readers.nifti import MAX_EXTENSIONS
 from cmt_med.data.readers.stored import DTYPES, Stored, check_shape
-from cmt_med.data.readers.streams import readable_name
+from cmt_med.data.readers.streams import MAX_BYTES, readable_name
 from cmt_med.errors import DataError
 
 MEMORY = 1 << 30
 """Bytes that a worker may allocate beside what it has loaded; voxels do not count, they are bounded by their own size."""
 SECONDS = 60.0
 MAX_MESSAGE = 1 << 20
+_Answer = TypeVar("_Answer")
 BYTES_PER_SECOND = 2e6  # a slow network drive; allowed on top of SECONDS
 
 
@@ -43,6 +45,14 @@ class Volume:
 
     stored: Stored
     array: NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """The bytes of a repaired file, not compressed, and what was done, a clause each."""
+
+    done: tuple[str, ...]
+    content: memoryview
 
 
 class Decoder:
@@ -66,13 +76,19 @@ class Decoder:
         Raises:
             DataError: from the readers; E_TIMEOUT, E_MEMORY, E_DECODE if the worker did not survive the file.
         """
-        path = path.absolute()
+        return self._asked(path.absolute(), {}, self._volume)
+
+    def repair(self, path: Path, *, label: bool) -> Repair | None:
+        """What :func:`cmt_med.data.repair.repaired` makes of a file, an image or a label map; the errors are the same."""
+        return self._asked(path.absolute(), {"repair": "label" if label else "image"}, self._repair)
+
+    def _asked(self, path: Path, request: dict[str, str], answer: Callable[[Path], _Answer | DataError]) -> _Answer:
         answered = False
         try:
             channel = self._connected()
             self._deadline = time.monotonic() + self.seconds + _bytes_of(path) / BYTES_PER_SECOND
-            channel.sendall(json.dumps({"path": os.fsencode(path).hex()}).encode() + b"\n")
-            result = self._answer(path)
+            channel.sendall(json.dumps({"path": os.fsencode(path).hex()} | request).encode() + b"\n")
+            result = answer(path)
             answered = True
         except TimeoutError as error:
             raise DataError(
@@ -121,25 +137,41 @@ class Decoder:
             return self._start()
         return self._channel
 
-    def _answer(self, path: Path) -> Volume | DataError:
+    def _volume(self, path: Path) -> Volume | DataError:
         """What the worker says; an error in how it says it is raised, and ends the worker."""
         first = self._message()
         if "stored" not in first:
             return DataError(**first["error"])
         stored = stored_of(first["stored"], path)
-        content = np.empty(stored.size, np.uint8).data
+        content = self._content(stored.size, path)
+        return content if isinstance(content, DataError) else Volume(stored, stored.array(content))
+
+    def _repair(self, path: Path) -> Repair | DataError | None:
+        first = self._message()
+        if "error" in first:
+            return DataError(**first["error"])
+        if not first["done"]:
+            return None
+        size = int(first["size"])
+        if not 0 <= size <= MAX_BYTES + MAX_EXTENSIONS:
+            raise nonsense(path)
+        content = self._content(size, path)
+        return content if isinstance(content, DataError) else Repair(tuple(map(str, first["done"])), content)
+
+    def _content(self, size: int, path: Path) -> memoryview | DataError:
+        content = np.empty(size, np.uint8).data
         place = 0
         while length := self._length():
-            if place + length > stored.size:
+            if place + length > size:
                 raise nonsense(path)
             self._receive(content[place : place + length])
             place += length
         last = self._message()
         if "error" in last:
             return DataError(**last["error"])
-        if place != stored.size:
+        if place != size:
             raise nonsense(path)
-        return Volume(stored, stored.array(content.toreadonly()))
+        return content.toreadonly()
 
     def _message(self) -> dict[str, Any]:
         length = self._length()
@@ -180,10 +212,19 @@ _here = threading.local()
 
 def decode(path: Path) -> Volume:
     """Read a volume through this thread's worker; see :meth:`Decoder.decode`."""
+    return _decoder().decode(path)
+
+
+def repair(path: Path, *, label: bool) -> Repair | None:
+    """Repair a file through this thread's worker; see :meth:`Decoder.repair`."""
+    return _decoder().repair(path, label=label)
+
+
+def _decoder() -> Decoder:
     decoder: Decoder | None = getattr(_here, "decoder", None)
     if decoder is None or decoder.owner != os.getpid():  # a fork must not talk to its parent's worker
         decoder = _here.decoder = Decoder()
-    return decoder.decode(path)
+    return decoder
 
 
 def _bytes_of(path: Path) -> int:

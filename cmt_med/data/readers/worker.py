@@ -1,8 +1,9 @@
 """The process that decodes foreign files: ``python -m cmt_med.data.readers.worker FD MEMORY``, started by the decoder.
 
-It takes one request after the other from a socket, a line of JSON with a path. It answers in messages, each behind its length in
-four bytes: JSON with what the file says, or the error; then the voxels in pieces; then an empty message, and JSON with the error
-if one came up on the way. Its own memory stays small whatever a header claims, and is capped.
+It takes one request after the other from a socket, a line of JSON with a path: of a volume to read, or of a file to repair. It
+answers in messages, each behind its length in four bytes: JSON with what the file says, or what is done to it, or
+the error; then the voxels in pieces; then an empty message, and JSON with the error if one came up on the way. Its own memory
+stays small whatever a header claims, and is capped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ def main() -> int:
     limit(int(sys.argv[2]))
     with channel.makefile("rb") as requests, contextlib.suppress(_GoneError):
         for request in requests:
-            _answer(Path(os.fsdecode(bytes.fromhex(json.loads(request)["path"]))), channel)
+            asked = json.loads(request)
+            _answer(Path(os.fsdecode(bytes.fromhex(asked["path"]))), asked.get("repair"), channel)
     return 0
 
 
@@ -48,16 +51,29 @@ class _GoneError(Exception):
     """The other side has closed the socket."""
 
 
-def _answer(path: Path, channel: socket.socket) -> None:
+def _opened(path: Path, repair: str | None) -> tuple[dict[str, Any], Iterable[bytes]]:
+    """What is to be said first, and the bytes that follow."""
+    if repair is None:
+        opened = open_volume(path)
+        return {"stored": asdict(opened.stored)}, opened.content
+    from cmt_med.data.repair import repaired  # stands on the decoder, which stands on this process
+
+    found = repaired(path, label=repair == "label")
+    return ({"done": []}, ()) if found is None else ({"done": found.done, "size": found.size}, found.content)
+
+
+def _answer(path: Path, repair: str | None, channel: socket.socket) -> None:
     begun = False
     last: dict[str, Any] = {}
     try:
-        opened = open_volume(path)
-        for piece in opened.content:
+        said, content = _opened(path, repair)
+        for piece in content:
             if not begun:  # only now is it known that the file can hold what its header claims
-                _send(channel, _json({"stored": asdict(opened.stored)}))
+                _send(channel, _json(said))
                 begun = True
             _send(channel, piece)
+        if not begun:  # nothing follows
+            last = said
     except _GoneError:
         raise
     except Exception as error:
