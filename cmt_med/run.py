@@ -67,8 +67,8 @@ from cmt_med.training.fit import Outcome, fit
 from cmt_med.training.state import Parts, require_same_run
 
 RUN_FILES = (
-    "checkpoints", "config.yaml", "environment.json", "held_out.json", "log.jsonl", "model", "plan.json", "report",
-    "tensorboard", "validation",
+    "finished.json", "checkpoints", "config.yaml", "environment.json", "held_out.json", "log.jsonl", "model", "plan.json",
+    "report", "tensorboard", "validation",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
