@@ -69,8 +69,8 @@ from cmt_med.training.state import Parts, require_same_run
 from cmt_med.training.steps import on_device
 
 RUN_FILES = (
-    "checkpoints", "config.yaml", "environment.json", "held_out.json", "log.jsonl", "model", "plan.json", "report",
-    "tensorboard", "validation",
+    "finished.json", "checkpoints", "config.yaml", "environment.json", "held_out.json", "log.jsonl", "model", "plan.json",
+    "report", "tensorboard", "validation",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)

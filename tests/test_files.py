@@ -9,7 +9,16 @@ from typing import IO
 import pytest
 
 from cmt_med.errors import OutputError
-from cmt_med.files import append_line, read_lines, require_writable_folder, sha256, write_file, write_json, write_text
+from cmt_med.files import (
+    append_line,
+    read_lines,
+    require_writable_folder,
+    sha256,
+    write_file,
+    write_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_failure_leaves_the_previous_file(tmp_path: Path) -> None:
@@ -54,6 +63,26 @@ def test_a_log_cut_anywhere(tmp_path: Path) -> None:
         assert read_lines(log) == rows[: end >= second - 1]
     log.write_bytes(b"12\n[]\n" + content)
     assert read_lines(log) == rows
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    def new(folder: Path) -> None:
+        write_text(folder / "b/2.txt", "new")
+
+    def cut(folder: Path) -> None:
+        new(folder)
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "model"
+    write_folder(folder, lambda to: write_text(to / "a/1.txt", "old"))
+    (tmp_path / ".partial-new-model").mkdir()  # of a killed process, as is the next
+    for left in (folder, tmp_path / ".partial-old-model"):
+        folder.rename(left)
+        with pytest.raises(KeyboardInterrupt):
+            write_folder(folder, cut)
+        assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.txt")] == ["model/a/1.txt"]
+    write_folder(folder, new)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/b", "model/b/2.txt"]
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
