@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, me
     assert f"rule {rule}: empty reference" in capsys.readouterr().out
 
 
-def test_what_is_no_score_is_an_error(tmp_path: Path) -> None:
+def test_what_is_no_score_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = cube(4).astype(np.float32)
     bad[0, 0, 0] = np.nan
     half = cube(4).astype(np.float32)
@@ -102,7 +103,28 @@ def test_what_is_no_score_is_an_error(tmp_path: Path) -> None:
         "absent": "E_MISSING",
     }  # fmt: skip
     assert list(metrics(tmp_path)["cases"]) == ["good"]
-    assert metrics(tmp_path)["summary"]["ball"]["n"] == 1
+    summary = metrics(tmp_path)["summary"]
+    assert (summary["ball"]["n"], summary["ball"]["n_failed"], summary["mean"]["n_failed"]) == (1, 6, 6)
+    head, *table = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(("target", "ball", "mean"))
+    ]
+    assert head.endswith("not scored")
+    assert all(line.split()[-1] == "6" for line in table)
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\tx", "\rx", "\x1b]0;x\x07ET", "\u202eTE"])
+def test_names_are_text_in_the_terminal_and_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """No name moves the cursor, sets a title, turns a line around or is computed by a spreadsheet."""
+    case, target = name, name.replace("=", "@")  # what stands before = is the name
+    assert run(tmp_path, {case: (cube(4), cube(5))}, "--labels", f"{target}=1", "--lesion-wise", "met") == 0
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", capsys.readouterr().out)
+    with (tmp_path / "o/metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    quote = "'" if name[0] in "=+-@\t\r" else ""
+    assert [(row["case"], row["target"]) for row in rows][-1] == (quote + case, quote + target)
+    assert target in metrics(tmp_path)["cases"][case]
 
 
 def test_labels_that_the_model_does_not_write_are_an_error(tmp_path: Path) -> None:
@@ -122,6 +144,7 @@ def test_labels_that_the_model_does_not_write_are_an_error(tmp_path: Path) -> No
         (["--lesion-wise", "glioma"], "gli or ped"),
         (["--tolerance", "0"], "tolerance"),
         (["--tolerance", "nan"], "tolerance"),
+        (["--tolerance", "1", "--tolerance", "1.0000001"], "nsd_1mm"),
     ],
 )
 def test_wrong_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], expected: str) -> None:
