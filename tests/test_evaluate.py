@@ -137,6 +137,74 @@ def test_labels_that_the_model_does_not_write_are_an_error(tmp_path: Path) -> No
     assert (failure["case"], failure["code"]) == ("strange", "E_LABEL")
 
 
+def test_references_in_other_numbers_are_an_error_not_a_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of label maps of 2021 (ET is 4) beside predictions in the numbers of 2023 (ET is 3)."""
+    predicted = np.zeros((16, 16, 16), np.uint8)
+    predicted[2:12, 2:12, 2:12], predicted[4:8, 4:8, 4:8] = 2, 3
+    for case in ("one", "two"):
+        save(tmp_path / f"p/{case}.nii.gz", predicted)
+        save(tmp_path / f"r/{case}.nii.gz", np.where(predicted == 3, 4, predicted).astype(np.uint8))
+    run = {"labels": {"background": 0, "NCR": 1, "ED": 2, "ET": 3}, "targets": {"WT": [1, 2, 3], "ET": [3]}}
+    (tmp_path / "p/run.json").write_text(json.dumps(run))
+    options = [
+        "--predictions",
+        str(tmp_path / "p"),
+        "--references",
+        str(tmp_path / "r"),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert run_command(evaluate, options) == 2
+    failures = json.loads((tmp_path / "o/failures.json").read_text())
+    assert [(f["case"], f["code"], f["where"].endswith("r/" + f["case"] + ".nii.gz")) for f in failures] == [
+        ("one", "E_LABEL", True), ("two", "E_LABEL", True),
+    ]  # fmt: skip
+    assert metrics(tmp_path)["cases"] == {}
+    # who names the values says that they hold on both sides, whatever else the references have
+    assert run_command(evaluate, [*options, "--labels", "edema=2"]) == 0
+    assert metrics(tmp_path)["summary"]["edema"]["mean"] == 1
+
+
+@pytest.mark.parametrize("labels", [[], ["--labels", "ball=1"]])
+@pytest.mark.parametrize(
+    "text",
+    ['{"targets": 3}', '{"targets": {"ball": [1]}, "labels": 3}', '{"targets": {"ball": [1]}, "failed": 3}', "[]"],
+)
+def test_a_damaged_run_is_an_error_of_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, labels: list[str]
+) -> None:
+    assert run(tmp_path, {"found": (cube(4), cube(4))}) == 0
+    (tmp_path / "p/run.json").write_text(text)
+    options = [
+        "--predictions",
+        str(tmp_path / "p"),
+        "--references",
+        str(tmp_path / "r"),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    capsys.readouterr()
+    assert run_command(evaluate, [*options, *labels]) == 65
+    message = capsys.readouterr().err
+    assert "[E_RUN] run.json is damaged" in message
+    for part in ("where:", "why:", "fix:"):
+        assert part in message
+
+
+def test_targets_without_labels_cannot_be_put_into_a_case_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = brats_list(tmp_path, OLD)
+    options = ["--predictions", str(tmp_path / "p"), "--references", str(path), "--output", str(tmp_path / "o")]
+    (tmp_path / "p/run.json").write_text(json.dumps({"targets": OLD_TARGETS}))
+    assert run_command(evaluate, options) == 65
+    assert "E_RUN" in capsys.readouterr().err
+    (tmp_path / "p/run.json").write_text("{}")
+    assert run_command(evaluate, options) == 64
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
