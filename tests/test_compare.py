@@ -15,6 +15,7 @@ from cmt_med.cli import run_command
 from cmt_med.compare import compare
 from cmt_med.evaluation.metrics import case_metrics
 from cmt_med.evaluation.overlap import EmptyRule
+from cmt_med.evaluation.summary import bootstrap_interval
 from cmt_med.reports.scores import write_metrics
 from tests.evaluation.masks import ball
 
@@ -29,7 +30,7 @@ def label_map(radii: tuple[float, float], centre: Sequence[float]) -> np.ndarray
 
 def report(
     folder: Path, error: float, *, seed: int = 0, cases: Sequence[int] = CASES, rule: EmptyRule = "challenge",
-    targets: dict[str, list[int]] = TARGETS, grow: float = 0.0,
+    targets: dict[str, list[int]] = TARGETS, grow: float = 0.0, failed: Sequence[int] = (), depth: float = 2.0,
 ) -> str:  # fmt: skip
     """A report of predictions that are off by about ``error`` voxels; the references depend on the case alone."""
     scored = {}
@@ -39,8 +40,9 @@ def report(
         centre = truth.uniform(9, 11, 3)
         off = centre + error * (1 + 0.3 * noise.uniform(-1, 1)) * np.array([1, 0, 0])
         pair = label_map((radii[0] + noise.uniform(-0.3, 0.3), radii[1]), off), label_map(radii, centre)
-        scored[f"case{case:02d}"] = case_metrics(*pair, targets, spacing=(1, 1, 2), rule=rule)
-    write_metrics(folder, scored, targets, rule=rule, failures=[], extra={"notice": ""})
+        scored[f"case{case:02d}"] = case_metrics(*pair, targets, spacing=(1, 1, depth), rule=rule)
+    failures = [{"case": f"case{case:02d}", "code": "E_GRID", "what": ""} for case in failed]
+    write_metrics(folder, scored, targets, rule=rule, failures=failures, extra={"notice": ""})
     return str(folder)
 
 
@@ -111,7 +113,9 @@ def test_folds_are_put_together(three: dict[str, str], tmp_path: Path) -> None:
             assert (test["n"], test["winner"]) == (16, "first")
 
 
-def test_seeds_are_averaged_never_counted_as_cases(three: dict[str, str], tmp_path: Path) -> None:
+def test_seeds_are_averaged_never_counted_as_cases(
+    three: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     seeds = [report(tmp_path / f"seed{k}", 1.5, seed=10 + k) for k in range(3)]
     content = run(tmp_path, "ours=" + ",".join(seeds), three["fair"])
     assert (content["reports"][0]["pooled"], content["reports"][0]["cases"]) == ("seeds", 16)
@@ -121,6 +125,16 @@ def test_seeds_are_averaged_never_counted_as_cases(three: dict[str, str], tmp_pa
         assert test["n"] == 16
         assert test["p"] == pytest.approx(float(stats.wilcoxon(a, b).pvalue))
         assert test["mean"] == pytest.approx((a - b).mean())
+        means = [float(dice(folder, test["target"]).mean()) for folder in seeds]
+        found = content["reports"][0]["seeds"][test["target"]]
+        assert found["means"] == pytest.approx(means)
+        assert found["std"] == pytest.approx(np.std(means, ddof=1))
+        row = next(r for r in content["standings"] if (r["target"], r["report"]) == (test["target"], "ours"))
+        assert row["mean"] == pytest.approx(np.mean(means))
+        assert (row["low"], row["high"]) == bootstrap_interval(a.tolist())
+    assert content["reports"][1]["seeds"] == {}
+    out = capsys.readouterr().out
+    assert f"standard deviation {content['reports'][0]['seeds']['core']['std']:.4f}" in out
 
 
 def test_a_folder_is_no_seed_of_itself(three: dict[str, str], tmp_path: Path) -> None:
@@ -146,6 +160,7 @@ def test_folds_of_two_seeds(three: dict[str, str], tmp_path: Path) -> None:
     ]
     content = run(tmp_path, "ours=" + ",".join(parts), three["fair"])
     assert (content["reports"][0]["pooled"], content["reports"][0]["cases"]) == ("folds of seeds", 16)
+    assert content["reports"][0]["seeds"] == {}  # which fold is of which seed is not known
 
 
 def test_the_averages_of_seeds_tie_despite_rounding(tmp_path: Path) -> None:
@@ -178,11 +193,43 @@ def test_other_cases_are_refused_by_name(
     assert "no case in common" in refused([three["good"], others, "--common"], 65, capsys)
 
 
+def test_cases_that_were_not_scored_are_said(
+    three: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fewer = report(tmp_path / "fewer", 1.5, cases=CASES[:14], failed=[14])
+    message = refused([three["good"], fewer], 65, capsys)
+    assert "case14 (not scored: E_GRID), case15" in message
+    for others in ([three["good"], "--common"], [report(tmp_path / "other", 2.0, cases=CASES[:14])]):
+        content = run(tmp_path, fewer, *others)
+        assert [r["failed"] for r in content["reports"]] == [{"case14": "E_GRID"}, {}]
+        assert "fewer: 14 cases, 1 not scored (case14 E_GRID)" in capsys.readouterr().out
+    halves = [
+        report(tmp_path / f"h{k}", 1.0, cases=CASES[:14][k::2], failed=[14 + k, *CASES[:14][1 - k :: 2][:k]])
+        for k in (0, 1)
+    ]
+    content = run(tmp_path, "ours=" + ",".join(halves), fewer)  # what one fold failed at and the other scored is scored
+    assert content["reports"][0]["failed"] == {"case14": "E_GRID", "case15": "E_GRID"}
+
+
+def test_names_do_not_reach_the_terminal_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    title = "\x1b]0;x\x07"
+    folder = report(tmp_path / f"r{title}", 1.0, targets={f"core{title}": [1]}, failed=[90])
+    content = json.loads((Path(folder) / "metrics.json").read_text())
+    content["failures"] = [{"case": f"c{title}", "code": title}]
+    (Path(folder) / "metrics.json").write_text(json.dumps(content | {"notice": title}))
+    run(tmp_path, f"a{title}={folder}", folder)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert "‹U+001B›]0;x‹U+0007›" in out
+
+
 def test_what_cannot_be_compared(three: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = three["good"]
     rule = report(tmp_path / "rule", 1.0, rule="nan")
     targets = report(tmp_path / "targets", 1.0, targets={"core": [1]})
     references = report(tmp_path / "references", 1.0, grow=1.0)
+    spacing = report(tmp_path / "spacing", 1.0, depth=1.0)
     part = report(tmp_path / "part", 1.0, cases=CASES[:3])
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/metrics.json").write_text('{"schema_version": 2, "cases": [')
@@ -193,6 +240,7 @@ def test_what_cannot_be_compared(three: dict[str, str], tmp_path: Path, capsys: 
         ([good, rule], 65, "E_RULE"),
         ([good, targets], 65, "whole only in one"),
         ([good, references], 65, "E_REFERENCE"),
+        ([good, spacing], 65, "E_REFERENCE"),
         ([f"x={good},{rule}", good], 65, "E_RULE"),
         ([f"x={good},{part}", good], 65, "neither folds nor seeds"),
         ([good, str(tmp_path / "absent")], 65, "no metrics.json"),

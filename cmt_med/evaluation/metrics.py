@@ -84,14 +84,22 @@ def metric_of(name: str) -> Metric | None:
 
 
 def check_tolerances(tolerances: Sequence[float]) -> None:
-    """Refuse tolerances that no surface can be held against.
+    """Refuse tolerances that no surface can be held against, or whose scores would have one name.
 
     Raises:
-        ConfigError: for one that is not a positive number of millimetres.
+        ConfigError: for one that is not a positive number of millimetres, or that equals another to six digits.
     """
+    names: dict[str, float] = {}
     for tolerance in tolerances:
         if not 0 < tolerance < math.inf:
             raise ConfigError(f"{tolerance} mm is no tolerance", where="--tolerance", fix="give millimetres above 0")
+        name = surface_dice_name(tolerance)
+        if name in names:
+            raise ConfigError(
+                f"tolerances {names[name]} and {tolerance} mm are both called {name}", where="--tolerance",
+                why="one score would replace the other", fix="give each once, and no two that differ so little",
+            )  # fmt: skip
+        names[name] = tolerance
 
 
 def case_metrics(

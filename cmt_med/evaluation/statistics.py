@@ -138,7 +138,7 @@ class Standing:
 
     Attributes:
         n, n_undefined: cases in which every report has a score, and those left out.
-        mean: over these.
+        mean, low, high: over these, with the 95% interval.
         rank: of the mean.
         case_rank: mean over cases of the rank within the case.
         first: share of bootstrap samples of the cases in which its mean is the best; equals share a sample.
@@ -150,6 +150,8 @@ class Standing:
     n: int
     n_undefined: int
     mean: float
+    low: float
+    high: float
     rank: float
     case_rank: float
     first: float
@@ -169,7 +171,7 @@ def standings(target: str, reports: Mapping[str, Values], *, higher_is_better: b
     table = table[:, ~np.isnan(table).any(axis=0)]
     n = table.shape[1]
     if n == 0:
-        nothing = (float("nan"),) * 5
+        nothing = (float("nan"),) * 7
         return [Standing(target, name, 0, cases, *nothing) for name in reports]
     signed = -table if higher_is_better else table
     chosen = np.random.default_rng(seed).integers(0, n, (BOOTSTRAP_SAMPLES, n))
@@ -179,5 +181,9 @@ def standings(target: str, reports: Mapping[str, Values], *, higher_is_better: b
     first = (best / best.sum(axis=0)).mean(axis=1)
     rank = stats.rankdata(signed.mean(axis=1).round(12))
     case_rank = stats.rankdata(signed.round(12), axis=0).mean(axis=1)
-    values = zip(reports, table.mean(axis=1), rank, case_rank, first, ranks.mean(axis=1), strict=True)
-    return [Standing(target, name, n, cases - n, *(float(v) for v in row)) for name, *row in values]
+    intervals = [bootstrap_interval(row.tolist()) for row in table]
+    values = zip(reports, table.mean(axis=1), intervals, rank, case_rank, first, ranks.mean(axis=1), strict=True)
+    return [
+        Standing(target, name, n, cases - n, float(mean), *interval, *(float(v) for v in row))
+        for name, mean, interval, *row in values
+    ]

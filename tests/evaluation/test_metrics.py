@@ -144,3 +144,7 @@ def test_names() -> None:
     for wrong in (0.0, -1.0, NAN, math.inf):
         with pytest.raises(ConfigError, match="tolerance"):
             check_tolerances([1.0, wrong])
+    check_tolerances([1.0, 1.00001])
+    for near in (1.0, 1.0000001):
+        with pytest.raises(ConfigError, match="both called nsd_1mm"):
+            check_tolerances([1.0, 2.0, near])

@@ -79,12 +79,21 @@ def test_no_case_and_one_case() -> None:
     one = describe([0.5])
     assert (one["mean"], one["n"]) == (0.5, 1)
     assert math.isnan(one["low"])
+    assert math.isnan(one["std"])
+    assert summarise({}, ["t"], failed=3)["t"]["n_failed"] == 3
+
+
+def test_cases_that_were_not_scored_stand_beside_every_mean() -> None:
+    summary = summarise(rows("challenge"), ["t"], failed=2)
+    assert {row["n_failed"] for target in summary.values() for row in target["metrics"].values()} == {2}
+    assert [target["n_failed"] for target in summary.values()] == [2, 2]
+    assert summary["t"]["n"] == 4
 
 
 def test_describe_against_numpy() -> None:
     values = np.random.default_rng(0).random(31).tolist()
     row = describe([*values, float("nan")])
-    expected = (np.mean(values), np.median(values), np.std(values))
+    expected = (np.mean(values), np.median(values), np.std(values, ddof=1))
     assert (row["mean"], row["median"], row["std"]) == pytest.approx(expected)
     assert (row["n"], row["n_undefined"]) == (31, 1)
 
