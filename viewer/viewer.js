@@ -1,4 +1,3 @@
-/*! Contains NiiVue 0.69.0, BSD-2-Clause licence, https://github.com/niivue/niivue */
 // The viewer of a report (volumes inside the page) and of `cmt-med view` (volumes from the local server).
 //
 // It starts where the page has an element with the id "viewer". The cases are JSON: in the element "viewer-cases", or
