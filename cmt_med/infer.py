@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from torch import Tensor
 
 from cmt_med.cli import Debug, pick_device, run_command, use_threads
 from cmt_med.data.brats import labels_by_name, named_convention
@@ -22,7 +20,7 @@ from cmt_med.inference.caps import Caps
 from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, joint_card, load_model, member_folders, renumbered
 from cmt_med.inference.predict import Ensemble, Predictor
-from cmt_med.networks import build_network
+from cmt_med.trained import trained_network
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +75,7 @@ def infer(
     if labels is not None:
         members = [(_renumbered(card, labels, asked=convention is not None), weights) for card, weights in members]
     require_writable_folder(output)
-    ensemble = Ensemble([_predictor(card, weights, pick_device(device)) for card, weights in members])
+    ensemble = Ensemble([Predictor(trained_network(c, w), c, pick_device(device)) for c, w in members])
     banner = BANNER if ensemble.card.provenance.get("demo") else ""
     if banner:
         log.warning("%s: the model was trained on synthetic volumes", banner)
@@ -94,12 +92,6 @@ def infer(
     count = len(found.cases) + len(found.problems)
     print(f"{count - len(failures)} of {count} cases segmented in {output}")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
-
-
-def _predictor(card: ModelCard, weights: dict[str, Tensor], device: torch.device) -> Predictor:
-    network = build_network(**card.network)
-    network.load_state_dict(weights, strict=True)
-    return Predictor(network, card, device)
 
 
 def _labels_of(path: Path | None, cases: list[Case], convention: str | None) -> dict[str, int] | None:

@@ -51,7 +51,6 @@ from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
 from cmt_med.inference.predict import Ensemble, Predictor
 from cmt_med.inference.results import predictions_in
-from cmt_med.networks import build_network
 from cmt_med.plan import fit_device
 from cmt_med.ranks import ProcessGroup
 from cmt_med.reports.html import write_report
@@ -64,6 +63,7 @@ from cmt_med.runtime import (
     peak_memory_gb,
     stop_listening,
 )
+from cmt_med.trained import trained_network
 from cmt_med.training.fit import Outcome, fit
 from cmt_med.training.state import Parts, require_same_run
 from cmt_med.training.steps import on_device
@@ -223,11 +223,9 @@ def _report(
         log.info("no cases are held out, so there is no report; the model is in %s", folder / "model")
         return EXIT_DONE
     card, weights = load_model(folder / "model")
-    network = build_network(**card.network)
-    network.load_state_dict(weights, strict=True)
     predicted = folder / "validation"
     kept: Probabilities = "uint8" if experiment.inference.choose and experiment.folds is not None else "none"
-    ensemble = Ensemble([Predictor(network, card, device)])
+    ensemble = Ensemble([Predictor(trained_network(card, weights), card, device)])
     failures = infer_cases(ensemble, data.validation, predicted, probabilities=kept, banner=banner)
     references = {case.name: case.label for case in data.validation if case.label is not None}
     predictions = {name: path for name, path in predictions_in(predicted).items() if name in references}

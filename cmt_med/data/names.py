@@ -61,7 +61,7 @@ def case_and_word(stem: str, folder: str, known: Collection[str]) -> tuple[str, 
         known: roles, canonical: channels, and words for label maps and masks.
     """
     parts = re.split(r"[_.-]", stem)
-    last = re.match(r"^(.+)[_-]([A-Za-z0-9]+)$", stem)
+    last = re.match(r"^(.+)[_-]([A-Za-z0-9]+)\Z", stem, re.DOTALL)
     if last and canonical_channel(last.group(2)) in known:
         return last.group(1), last.group(2)
     if canonical_channel(parts[0]) in known:
