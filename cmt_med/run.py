@@ -65,6 +65,7 @@ from cmt_med.runtime import (
 )
 from cmt_med.trained import trained_network
 from cmt_med.training.fit import Outcome, fit
+from cmt_med.training.pulse import Pulse
 from cmt_med.training.state import Parts, require_same_run
 from cmt_med.training.steps import on_device
 
@@ -141,8 +142,9 @@ def run_experiment(request: Request) -> int:
             write_json(folder / "environment.json", environment(device, experiment.seed))
             write_json(folder / "held_out.json", manifest_content(manifest, data.validation))
         group.meet()
-        stack.callback(stop_listening)
-        outcome = _train(experiment, data, parts, folder, request.started, banner)
+        # When one process of a job is gone, torchrun asks the others to end: they do, and say why.
+        stack.push(lambda kind, *_: stop_listening(ending=group.spread and kind is not None))
+        outcome = _train(experiment, data, parts, folder, request.started, group.pulse, banner)
         if not main:
             return EXIT_DONE  # the first process alone segments, scores and reports
         stop_listening()
@@ -153,7 +155,9 @@ def run_experiment(request: Request) -> int:
         return _report(experiment, data, card, folder, device, banner)
 
 
-def _train(experiment: Experiment, data: Prepared, parts: Parts, folder: Path, started: float, banner: str) -> Outcome:
+def _train(
+    experiment: Experiment, data: Prepared, parts: Parts, folder: Path, started: float, pulse: Pulse, banner: str
+) -> Outcome:
     per_case = len(data.validation) / max(1, len(monitored(experiment, data)))
     return fit(
         parts,
@@ -164,6 +168,7 @@ def _train(experiment: Experiment, data: Prepared, parts: Parts, folder: Path, s
         started=started,
         reserve=lambda validation_seconds: 6.0 + 1.3 * per_case * validation_seconds,
         stop_requested=listen_for_signals(),
+        pulse=pulse,
         banner=banner,
     )
 

@@ -22,6 +22,7 @@ from cmt_med.training.board import Board
 from cmt_med.training.budget import Budget
 from cmt_med.training.faults import explained
 from cmt_med.training.progress import OutsideShare, Progress
+from cmt_med.training.pulse import Pulse
 from cmt_med.training.schedule import learning_rate
 from cmt_med.training.state import Parts, Run
 from cmt_med.training.steps import batch_groups, training_step
@@ -54,6 +55,7 @@ def fit(
     started: float,
     reserve: Callable[[float], float] = lambda validation_seconds: 0.0,
     stop_requested: Callable[[], bool] = lambda: False,
+    pulse: Pulse | None = None,
     banner: str = "",
 ) -> Outcome:
     """Train, or go on with the run in ``folder``.
@@ -67,6 +69,7 @@ def fit(
         reserve: from the seconds of a validation while training to those kept for what comes after training, which
             counts against ``max_minutes``.
         stop_requested: asked after each step; True saves a checkpoint and raises.
+        pulse: told what the main thread does, for those who wait for it.
         banner: printed with the progress, for phantom data.
 
     Raises:
@@ -87,8 +90,10 @@ def fit(
         plan=plan,
         notes=parts.notes,
     )
+    pulse = pulse or Pulse()
     with explained(train):
-        _Loop(run, budget, seed=seed, stop_requested=stop_requested, banner=banner).run()
+        _Loop(run, budget, seed=seed, stop_requested=stop_requested, pulse=pulse, banner=banner).run()
+    pulse.at("")
     return Outcome(
         weights=run.chosen_weights(),
         steps=run.position.step,
@@ -101,8 +106,10 @@ def fit(
 class _Loop:
     """The engine and its handlers."""
 
-    def __init__(self, run: Run, budget: Budget, *, seed: int, stop_requested: Callable[[], bool], banner: str) -> None:
-        self.state, self.budget, self.stop_requested = run, budget, stop_requested
+    def __init__(
+        self, run: Run, budget: Budget, *, seed: int, stop_requested: Callable[[], bool], pulse: Pulse, banner: str
+    ) -> None:
+        self.state, self.budget, self.stop_requested, self.pulse = run, budget, stop_requested, pulse
         self.parts, self.train = run.parts, run.train
         network = self.parts.network
         if idist.get_world_size() > 1:
@@ -125,6 +132,8 @@ class _Loop:
         self.engine = Engine(step)
         self.share = OutsideShare()
         self.engine.add_event_handler(Events.GET_BATCH_STARTED, self.share.begin)
+        self.engine.add_event_handler(Events.GET_BATCH_STARTED, lambda: pulse.at("waiting for data"))
+        self.engine.add_event_handler(Events.GET_BATCH_COMPLETED, lambda: pulse.at("in a step"))
         self.engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         self.progress = Progress(enabled=run.main, banner=banner)
         self.last_checkpoint = time.monotonic()
@@ -234,6 +243,7 @@ class _Loop:
             if self.board is not None:
                 for key, value in scores.items():
                     self.board.scalar(f"validation/{key}", value, position.step)
+        self.pulse.at("writing the log")
         if self.state.main:
             append_line(self.state.folder / "log.jsonl", {"notice": self.banner} | row if self.banner else row)
         self.progress.epoch(row)
@@ -246,9 +256,15 @@ class _Loop:
     def _validate(self) -> dict[str, float]:
         assert self.parts.validate is not None  # by the callers
         begun = time.monotonic()
+
+        def stop() -> bool:  # asked before each batch of windows
+            self.pulse.at("validating")
+            return self.stop_requested()
+
+        self.pulse.at("validating")
         with self.state.evaluated():
             self.parts.network.eval()
-            scores = self.parts.validate(self.parts.network, self.stop_requested)
+            scores = self.parts.validate(self.parts.network, stop)
         if scores is None:
             self._leave()
         assert scores is not None  # else we have left
@@ -260,6 +276,7 @@ class _Loop:
             self._validate()
 
     def _checkpoint(self) -> None:
+        self.pulse.at("writing a checkpoint")
         self.state.save(self.budget.seconds(), self.budget.plan)
         self.last_checkpoint = time.monotonic()
         self.budget.skip_pause()
