@@ -38,10 +38,16 @@ def ball(shape: Sequence[int], centre: Sequence[float], radius: float) -> np.nda
     return np.asarray(np.linalg.norm(grid - np.asarray(centre), axis=-1) < radius)
 
 
-def slow_surface(mask: np.ndarray) -> np.ndarray:
-    """Voxels (N, 3) with a face on a voxel that is not in the mask, or on the outside of the array."""
+def slow_surface(mask: np.ndarray, shape: Sequence[int] | None = None) -> np.ndarray:
+    """Voxels (N, 3) with a face on a voxel that is not in the mask, or on the outside of the image.
+
+    Along an axis of one voxel there are no faces, unless the image (of ``shape``, the mask's own by default) is one
+    voxel.
+    """
+    whole = mask.shape if shape is None else shape
     inside = {tuple(v) for v in np.argwhere(mask).tolist()}
-    faces = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)]
+    steps = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)]
+    faces = [s for s in steps if max(whole) == 1 or whole[np.argmax(np.abs(s))] > 1]
     edge = [
         v for v in sorted(inside) if any(tuple(a + b for a, b in zip(v, f, strict=True)) not in inside for f in faces)
     ]
