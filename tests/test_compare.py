@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import ndimage, stats
 
 from cmt_med.cli import run_command
 from cmt_med.compare import compare
+from cmt_med.evaluate import evaluate
 from cmt_med.evaluation.metrics import case_metrics
 from cmt_med.evaluation.overlap import EmptyRule
 from cmt_med.evaluation.summary import bootstrap_interval
 from cmt_med.reports.scores import write_metrics
 from tests.evaluation.masks import ball
+from tests.helpers import save
 
 TARGETS = {"core": [1], "whole": [1, 2]}
 SHAPE = (20, 20, 20)
@@ -310,3 +314,89 @@ def test_few_cases_say_that_they_are_few(tmp_path: Path, capsys: pytest.CaptureF
     assert run_command(compare, [good, poor]) == 0
     assert "4 differing cases are too few" in capsys.readouterr().out
     assert not (tmp_path / "c").exists()
+
+
+# ---- real references, through the real commands
+
+
+def predict(folder: Path, references: dict[str, Path], damage: Callable[[np.ndarray, int], np.ndarray]) -> None:
+    """Predictions that nobody inferred: each reference, damaged in a known way."""
+    for number, (case, path) in enumerate(references.items()):
+        image = nib.load(path)
+        labels = np.asarray(image.dataobj).astype(np.uint8)
+        save(folder / f"{case}.nii.gz", damage(labels, number).astype(np.uint8), image.affine)
+
+
+def one_voxel_off(labels: np.ndarray, number: int) -> np.ndarray:
+    return np.roll(labels, 1, axis=number % 3)
+
+
+def grown(labels: np.ndarray, number: int) -> np.ndarray:
+    """Each label grows by a voxel in every second case, and by two in the others; the higher one wins."""
+    return np.asarray(ndimage.grey_dilation(labels, footprint=ball((5, 5, 5), (2, 2, 2), 1.1 + number % 2)))
+
+
+def eaten_away(labels: np.ndarray, number: int) -> np.ndarray:
+    """Two layers are lost, and what is left moves by 0 to 2 voxels."""
+    kept = ndimage.binary_erosion(labels > 0, iterations=2)
+    return np.roll(np.where(kept, labels, 0), number % 3, axis=0)
+
+
+def column(report: Path, target: str, metric: str) -> np.ndarray:
+    with (report / "metrics.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["target"] == target]
+    return np.array([float(row[metric]) for row in sorted(rows, key=lambda row: row["case"])])
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("metric", ["dice", "hd95"])
+def test_three_reports_on_real_references(hippocampus: dict[str, Path], tmp_path: Path, metric: str) -> None:
+    content = run(tmp_path, *map(str, hippocampus.values()), "--metric", metric)
+    assert len(content["cases"]) == 40
+    assert len(content["tests"]) == 6
+    tests = {(test["target"], test["first"], test["second"]): test for test in content["tests"]}
+    p_values = {}
+    for (target, first, second), test in tests.items():
+        a, b = (column(hippocampus[name], target, metric) for name in (first, second))
+        assert len(a) == len(b) == test["n"] == 40
+        p_values[target, first, second] = float(stats.wilcoxon(a, b).pvalue)
+        assert test["p"] == pytest.approx(p_values[target, first, second], rel=1e-9)
+        difference = a.mean() - b.mean()
+        assert test["mean"] == pytest.approx(difference, rel=1e-9)
+        better = "first" if (difference > 0) == (metric == "dice") else "second"
+        assert test["winner"] in ("", better)
+    ordered = sorted(p_values, key=lambda key: p_values[key])
+    largest = 0.0
+    for rank, key in enumerate(ordered):  # Holm, step by step
+        largest = max(largest, min(1.0, (6 - rank) * p_values[key]))
+        assert tests[key]["p_holm"] == pytest.approx(largest, rel=1e-9)
+        assert (tests[key]["winner"] != "") == (largest < 0.05)
+    for target in ("anterior", "posterior"):  # the mildest damage wins over both others, whatever is measured
+        for other in ("grown", "eaten"):
+            assert tests[target, "shifted", other]["winner"] == "first"
+
+
+@pytest.mark.data
+def test_a_real_report_against_itself_finds_nothing(hippocampus: dict[str, Path], tmp_path: Path) -> None:
+    for metric in ("dice", "hd95", "assd", "nsd_1mm"):
+        content = run(tmp_path, str(hippocampus["grown"]), str(hippocampus["grown"]), "--metric", metric)
+        for test in content["tests"]:
+            assert (test["p"], test["p_holm"], test["winner"], test["ties"], test["mean"]) == (1, 1, "", 40, 0)
+
+
+@pytest.fixture(scope="module")
+def hippocampus(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Reports of three predictions for the first 40 references, as ``evaluate`` writes them."""
+    folder = tmp_path_factory.mktemp("hippocampus")
+    data = real_data / "hippocampus"
+    listed = json.loads((data / "dataset.json").read_text())["training"][:40]
+    references = {Path(entry["label"]).name.removesuffix(".nii.gz"): data / entry["label"] for entry in listed}
+    (folder / "references").mkdir()
+    for case, path in references.items():
+        (folder / f"references/{case}.nii.gz").symlink_to(path)
+    for name, damage in (("shifted", one_voxel_off), ("grown", grown), ("eaten", eaten_away)):
+        predict(folder / f"p-{name}", references, damage)
+        arguments = ["--predictions", str(folder / f"p-{name}"), "--references", str(folder / "references")]
+        labels = ["--labels", "anterior=1", "--labels", "posterior=2", "--output", str(folder / name)]
+        assert run_command(evaluate, [*arguments, *labels]) == 0
+    return {name: folder / name for name in ("shifted", "grown", "eaten")}

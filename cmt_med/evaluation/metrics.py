@@ -17,6 +17,10 @@ The penalty is the diagonal of the image in mm: no distance in the image is larg
 a find, in a small crop as in a scan of the whole body. The challenges' constant, 373.13 mm, is the diagonal of their
 images (240 × 240 × 155 voxels of 1 mm); under ``challenge`` the penalty is never less than it.
 
+A miss never raises the mean of a ratio, a distance or a lesion-wise score (of lesions large enough to count). It can
+that of specificity, which looks at the background alone, and of the volume errors: more than twice the volume is a
+larger error than none of it.
+
 Specificity and the volume errors are defined without a reference, but the relative ones, which are NaN; ``skip`` leaves
 them out, too. NaN is left out of a mean and counted (``n_undefined``).
 """
