@@ -4,21 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/tools
+VIEWER := cmt_med/reports/assets/viewer.js
+# What browser tests drive; where npm is missing they skip, and say why.
+VIEWER_IF_NPM := $(if $(shell command -v npm 2>/dev/null),$(VIEWER))
 
 .PHONY: brats test soak lint viewer sbom audit clean
 
 brats: $(STAMP)  ## phantom (or your data: MANIFEST=...) -> train -> infer -> evaluate -> report
 	$(BIN)/python pipelines/brats.py $(if $(MANIFEST),--manifest $(MANIFEST)) $(if $(OUTPUT),--output $(OUTPUT))
 
-test: $(STAMP) lint  ## all tests with reduced counts, on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(STAMP) lint $(VIEWER_IF_NPM)  ## all tests with reduced counts, on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs
 
-soak: $(STAMP)  ## the full counts of every figure that is claimed
-	CMT_SOAK=1 $(BIN)/python -m pytest
+soak: $(STAMP) $(VIEWER_IF_NPM)  ## the full counts of every figure that is claimed
+	CMT_SOAK=1 $(BIN)/python -m pytest -rs
 
-viewer: cmt_med/reports/assets/viewer.js  ## the volume viewer of reports and of `cmt-med view`; needs node and npm
+viewer: $(VIEWER)  ## the volume viewer of reports and of `cmt-med view`; needs node and npm
 
-cmt_med/reports/assets/viewer.js: viewer/viewer.js viewer/package.json viewer/package-lock.json
+$(VIEWER): viewer/viewer.js viewer/build.mjs viewer/package.json viewer/package-lock.json $(wildcard viewer/licenses/*)
 	@command -v npm >/dev/null || { echo "npm not found; install Node.js 18 or later (Debian: nodejs npm)" >&2; exit 64; }
 	cd viewer && npm ci --ignore-scripts --no-audit --no-fund && npm run --silent build
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-from torch import Tensor
 
 from cmt_med.config import Experiment
+from cmt_med.data.augment import augment
 from cmt_med.data.brats import standard_regions
 from cmt_med.data.cache import Entry, default_cache_folder, prepare
 from cmt_med.data.loader import PatchSet, patch_batches
@@ -25,7 +25,8 @@ from cmt_med.data.manifest import Case, Manifest, region_values
 from cmt_med.data.names import TUMOUR_LABELS, canonical_channel
 from cmt_med.data.phantom import BANNER, make_phantom
 from cmt_med.data.splits import split_cases
-from cmt_med.data.transforms import augmentation, preprocessing_settings, slice_axes
+from cmt_med.data.transforms import patches as cut_patches
+from cmt_med.data.transforms import preprocessing_settings, slice_axes
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.inference.postprocess import Target, check_settings
 from cmt_med.inference.predict import Windows
@@ -251,10 +252,12 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
         ConfigError: if the batch does not divide by the processes.
     """
     settings = experiment.train
-    transform = augmentation(experiment.data, settings, experiment.augmentation)
+    on_device = next(network.parameters()).device.type != "cpu"
+    change = augment(experiment.data, settings, experiment.augmentation)
     patches = PatchSet(
-        data.training_entries, transform, patches_per_case=settings.patches_per_case, seed=experiment.seed
-    )
+        data.training_entries, cut_patches(experiment.data, settings, change.margin), change,
+        patches_per_case=settings.patches_per_case, seed=experiment.seed, apply=not on_device,
+    )  # fmt: skip
     world, rank = idist.get_world_size(), idist.get_rank()
     if settings.batch_size % world:
         raise ConfigError(
@@ -264,7 +267,7 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
         )
     classes = list(data.manifest.labels.values())
 
-    def batches(start: int) -> Iterator[dict[str, Tensor]]:
+    def batches(start: int) -> Iterator[dict[str, Any]]:
         return patch_batches(
             patches,
             batch_size=settings.batch_size,
@@ -297,6 +300,7 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
             classes, [values for _, values, _ in data.regions] if data.regions is not None else None
         ),
         batches=batches,
+        augment=change if on_device else None,
         validate=validate,
         steps_per_epoch=max(1, -(-len(patches) // per_step)),
         case_names=[case.name for case in data.training],

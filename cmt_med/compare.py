@@ -24,10 +24,12 @@ from cmt_med.reports.saved import (
     common_cases,
     load_report,
     pool,
+    require_defined_alike,
     require_same_references,
     require_same_rules,
     score_table,
 )
+from cmt_med.reports.text import visible
 
 OVER_TARGETS = "mean over targets"
 
@@ -58,6 +60,7 @@ def compare(
     require_same_references(pooled)
     cases = common_cases(pooled, intersect=common)
     tables = {report.name: score_table(report, cases, metric) for report in pooled}
+    require_defined_alike(pooled, cases, metric)
     targets = pooled[0].targets
     scores = {target: {name: table[target] for name, table in tables.items()} for target in targets}
     higher = legend.better == "higher"
@@ -74,7 +77,7 @@ def compare(
         "scipy": scipy.__version__,
         "cases": cases,
         "only_common_cases": common,
-        "reports": [_report_content(report, len(cases)) for report in pooled],
+        "reports": [_report_content(report, cases, metric) for report in pooled],
         "tests": [vars(test) for test in tests],
         "standings": [vars(row) for row in ranked],
         "notices": list(dict.fromkeys(notice for report in pooled for notice in report.notices)),
@@ -141,50 +144,80 @@ def _over_targets(report: SavedReport, cases: Sequence[str], metric: str) -> NDA
 # ---- what comes out
 
 
-def _report_content(report: SavedReport, compared: int) -> dict[str, Any]:
+def _report_content(report: SavedReport, cases: Sequence[str], metric: str) -> dict[str, Any]:
     return {
         "name": report.name,
         "folders": list(report.folders),
         "pooled": report.pooled,
         "cases": len(report.cases),
-        "left_out": len(report.cases) - compared,
+        "left_out": len(report.cases) - len(cases),
+        "failed": dict(report.failed),
+        "seeds": _seeds(report, cases, metric),
     }
+
+
+def _seeds(report: SavedReport, cases: Sequence[str], metric: str) -> dict[str, dict[str, Any]]:
+    """target -> the mean of each seed over the cases compared, and their standard deviation.
+
+    Where folds of several seeds were pooled, nothing says which of them are of one seed: there is no mean to give.
+    """
+    if report.pooled != "seeds":
+        return {}
+    means: dict[str, list[float]] = {target: [] for target in report.targets}
+    for member in report.members:
+        for target, scores in score_table(member, cases, metric).items():
+            means[target].append(float(np.mean(scores[~np.isnan(scores)])) if not np.isnan(scores).all() else np.nan)
+    return {target: {"means": found, "std": float(np.std(found, ddof=1))} for target, found in means.items()}
 
 
 def _print(content: dict[str, Any], tests: Sequence[PairedTest], ranked: Sequence[Standing]) -> None:
     """The tables on standard output."""
     for notice in content["notices"]:
-        print(notice)
+        print(visible(notice))
     legend = content["metric"]
     title = f"{legend['title']} {legend['unit']}".strip()
-    print(f"{title} ({legend['better']} is better) over {len(content['cases'])} cases, rule {content['empty_rule']}")
+    print(f"{visible(title)} ({legend['better']} is better) over {len(content['cases'])} cases, "
+          f"rule {visible(content['empty_rule'])}")  # fmt: skip
     for report in content["reports"]:
-        how = f", {len(report['folders'])} reports pooled as {report['pooled']}" if report["pooled"] else ""
-        left = f", {report['left_out']} others left out (--common)" if report["left_out"] else ""
-        print(f"  {report['name']}: {report['cases']} cases{how}{left}")
-    print(f"\n{'target':18s} {'report':24s} {'n':>4s} {'mean':>9s} {'rank':>5s} {'rank in case':>13s} {'first':>6s}")
+        _print_report(report)
+    print(f"\n{'target':18s} {'report':24s} {'n':>4s} {'undefined':>9s} {'mean':>9s}  {'95% interval':19s} {'rank':>5s} "
+          f"{'rank in case':>13s} {'first':>6s}")  # fmt: skip
     for row in ranked:
+        interval = f"{row.low:.4f} – {row.high:.4f}"
         print(
-            f"{row.target[:18]:18s} {row.report[:24]:24s} {row.n:4d} {row.mean:9.4f} {row.rank:5.1f} "
-            f"{row.case_rank:13.2f} {100 * row.first:5.0f}%"
+            f"{visible(row.target, 18):18s} {visible(row.report, 24):24s} {row.n:4d} {row.n_undefined:9d} "
+            f"{row.mean:9.4f}  {interval:19s} {row.rank:5.1f} {row.case_rank:13.2f} {100 * row.first:5.0f}%"
         )
-    print(f"\n{'target':18s} {'first − second':33s} {'n':>4s} {'difference':>10s}  {'95% interval':19s} "
+    print(f"\n{'target':18s} {'first − second':33s} {'n':>4s} {'undefined':>9s} {'difference':>10s}  {'95% interval':19s} "
           f"{'win/tie/loss':>12s} {'p':>8s} {'Holm':>8s}  better")  # fmt: skip
     for test in tests:
-        names = f"{test.first[:15]} − {test.second[:15]}"
+        names = f"{visible(test.first, 15)} − {visible(test.second, 15)}"
         counts = f"{test.wins}/{test.ties}/{test.losses}"
         interval = f"{test.low:+.4f} – {test.high:+.4f}"
         print(
-            f"{test.target[:18]:18s} {names:33s} {test.n:4d} {test.mean:+10.4f}  {interval:19s} "
-            f"{counts:>12s} {test.p:8.2g} {test.p_holm:8.2g}  {_verdict(test)}"
+            f"{visible(test.target, 18):18s} {names:33s} {test.n:4d} {test.n_undefined:9d} {test.mean:+10.4f}  "
+            f"{interval:19s} {counts:>12s} {test.p:8.2g} {test.p_holm:8.2g}  {_verdict(test)}"
         )
     print(f"\n{content['method']}")
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """What a report's numbers stand on: its cases, what was left out or not scored, and how its seeds differ."""
+    how = f", {len(report['folders'])} reports pooled as {report['pooled']}" if report["pooled"] else ""
+    left = f", {report['left_out']} others left out (--common)" if report["left_out"] else ""
+    failed = [f"{visible(case, 60)} {visible(code, 20)}" for case, code in report["failed"].items()]
+    more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+    unscored = f", {len(failed)} not scored ({', '.join(failed[:5])}{more})" if failed else ""
+    print(f"  {visible(report['name'], 80)}: {report['cases']} cases{how}{left}{unscored}")
+    for target, row in report["seeds"].items():
+        means = ", ".join(f"{mean:.4f}" for mean in row["means"])
+        print(f"    {visible(target, 18)}: means of the seeds {means}, standard deviation {row['std']:.4f}")
 
 
 def _verdict(test: PairedTest) -> str:
     """What the test says, in words: a test that could not have found anything says that."""
     if test.winner:
-        return test.first if test.winner == "first" else test.second
+        return visible(test.first if test.winner == "first" else test.second, 40)
     differing = test.wins + test.losses
     if differing == 0:
         return "no case differs (p = 1 by convention)"

@@ -127,6 +127,10 @@ class Train(Section):
     deep_supervision: bool = True
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.995, description="decay of the averaged weights; 0 for none")
     amp: bool = Field(True, description="bf16 autocast on a GPU; CPUs compute in float32")
+    compile: bool = Field(
+        False,
+        description="torch.compile the network while training, for GPUs: it takes minutes, and CPUs are faster without",
+    )
     validate_every: Positive = Field(1, description="epochs between validations")
     validation_cases: Positive | None = Field(None, description="at most so many cases while training; all at the end")
     select: Literal["last", "best"] = Field(

@@ -9,33 +9,35 @@ Folder of a run with folds::
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import queue
-import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cmt_med.assemble import bound_demo, ensure_phantom
+from cmt_med.assemble import bound_demo, ensure_phantom, prepare_data
 from cmt_med.cli import pick_device
-from cmt_med.config import Experiment, Split
+from cmt_med.config import Experiment, Inference, Split
 from cmt_med.data.brats import lesions_of
 from cmt_med.data.manifest import Case, Manifest, load_manifest, sums_of
 from cmt_med.data.phantom import BANNER
 from cmt_med.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, ConfigError, Interrupted
 from cmt_med.experiment import dump_config
-from cmt_med.files import require_writable_folder, write_json, write_text
+from cmt_med.files import locked, read_lines, require_writable_folder, write_folder, write_json, write_text
 from cmt_med.inference.choose import Choice, Held, choose_settings
 from cmt_med.inference.model import load_model, save_model
+from cmt_med.inference.results import predictions_in
 from cmt_med.reports.html import write_report
+from cmt_med.reports.provenance import shared_and_own
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.reports.terminal import print_summary
 from cmt_med.run import Request, clear_run, report_details, run_experiment
@@ -93,29 +95,49 @@ def cross_validate(request: Request, *, only: int | None, devices: Sequence[str]
     require_writable_folder(folder)
     manifest = check_folds(experiment)
     requests = {i: fold_request(request, i) for i in range(experiment.folds) if only in (None, i)}
-    if request.fresh:
-        for fold in requests.values():
-            if Path(fold.experiment.output).exists():
-                clear_run(Path(fold.experiment.output))
-                (Path(fold.experiment.output) / MARKER).unlink(missing_ok=True)
-    waiting = {i: fold for i, fold in requests.items() if not _is_finished(fold)}
+    if only is not None:  # jobs of an array may end at the same moment: none of them gathers
+        _train_folds(requests, devices, arguments)
+        log.info("fold %d is finished; when all are, the command without --fold scores them together", only)
+        return EXIT_DONE
+    with locked(folder):
+        if request.fresh:
+            requests = _start_over(requests, manifest)
+            arguments = [item for item in arguments if item != "--fresh"]
+        _train_folds(requests, devices, arguments)
+        return _gather(request, manifest)
+
+
+def _start_over(requests: Mapping[int, Request], manifest: Manifest) -> dict[int, Request]:
+    """Clear all folds: all at once, so that what is interrupted later is not resumed with folds of before.
+
+    Nothing is touched while another process works in one of them, or if there is a faulty case.
+    """
+    with contextlib.ExitStack() as stack:
+        folders = [Path(fold.experiment.output) for fold in requests.values()]
+        begun = [folder for folder in folders if folder.exists()]
+        for folder in begun:
+            stack.enter_context(locked(folder))
+        first = requests[0]
+        prepare_data(first.experiment, manifest, first.limit)
+        for folder in begun:
+            clear_run(folder)
+    return {i: replace(fold, fresh=False) for i, fold in requests.items()}
+
+
+def _train_folds(requests: Mapping[int, Request], devices: Sequence[str], arguments: Sequence[str]) -> None:
+    """Train those that are not finished."""
+    waiting = {i: fold for i, fold in requests.items() if fold.fresh or not _is_finished(fold)}
     done = [i for i in requests if i not in waiting]
     if done:
         log.info("finished before: fold %s", ", ".join(map(str, done)))
     if len(devices) > 1:
         _in_parallel(sorted(waiting), devices, arguments)
-    else:
-        for i, fold in waiting.items():
-            log.info("fold %d of %d", i, experiment.folds)
-            code = run_experiment(replace(fold, started=time.monotonic(), fresh=False))
-            if code not in (EXIT_DONE, EXIT_SOME_FAILED):
-                return code
-            if os.environ.get("RANK", "0") == "0":  # the first process has segmented and scored; the others end before
-                _note_finished(fold)
-    if only is not None:  # jobs of an array may end at the same moment: none of them gathers
-        log.info("fold %d is finished; when all are, the command without --fold scores them together", only)
-        return EXIT_DONE
-    return _gather(request, manifest)
+        return
+    for i, fold in waiting.items():
+        log.info("fold %d of %d", i, fold.experiment.folds)
+        run_experiment(replace(fold, started=time.monotonic()))
+        if os.environ.get("RANK", "0") == "0":  # the first process has segmented and scored; the others end before
+            _note_finished(fold)
 
 
 def check_folds(experiment: Experiment) -> Manifest:
@@ -193,12 +215,11 @@ def _in_parallel(folds: Sequence[int], devices: Sequence[str], arguments: Sequen
             except queue.Empty:
                 return
             log.info("fold %d on %s", fold, device)
-            # Later options win, so that the command's own --device and --fresh need not be taken out.
-            repeated = [item for item in arguments if item != "--fresh"]
+            # Later options win, so that the command's own --device need not be taken out.
             # A session of its own: a Ctrl-C in the terminal reaches this process alone, which passes it on once. The second
             # signal makes a training leave without saving.
             process = subprocess.Popen(
-                [sys.executable, "-m", "cmt_med.train", *repeated, "--fold", str(fold), "--device", device],
+                [sys.executable, "-m", "cmt_med.train", *arguments, "--fold", str(fold), "--device", device],
                 start_new_session=True,
             )
             running.add(process)
@@ -246,9 +267,11 @@ def _gather(request: Request, manifest: Manifest) -> int:
         for case in load_manifest(fold_folder(experiment, i) / "held_out.json").cases:
             cases[case.name], fold_of[case.name] = case, i
     references = {name: case.label for name, case in cases.items() if case.label is not None}
-    predicted = {n: fold_folder(experiment, fold_of[n]) / "validation" / f"{n}.nii.gz" for n in references}
-    predictions = {name: path for name, path in predicted.items() if path.exists()}
-    first, _ = load_model(fold_folder(experiment, 0))
+    folds = {i: fold_folder(experiment, i) for i in range(experiment.folds)}
+    predicted = {i: predictions_in(fold / "validation") for i, fold in folds.items()}
+    predictions = {n: predicted[fold_of[n]][n] for n in references if n in predicted[fold_of[n]]}
+    cards = {i: load_model(fold)[0] for i, fold in folds.items()}
+    first = cards[0]
     lesions = lesions_of(manifest.convention)
     scored, failures = score_folder(
         predictions, references, first.targets, rule="challenge", lesions=lesions, sums=sums_of(cases.values())
@@ -257,6 +280,7 @@ def _gather(request: Request, manifest: Manifest) -> int:
         "notice": banner,
         "selection": "Out-of-fold: each case is scored by the network that has not seen it.",
         "folds": fold_of,
+        "members": [{"fold": i, "weights_sha256": card.weights_sha256, **card.provenance} for i, card in cards.items()],
     }
     chosen = first.inference
     if experiment.inference.choose and first.regions is not None and scored:
@@ -273,25 +297,31 @@ def _gather(request: Request, manifest: Manifest) -> int:
     metrics = write_metrics(
         folder / "report", scored, first.targets, rule="challenge", lesions=lesions, failures=failures, extra=extra
     )
-    _collect_models(experiment, metrics["summary"], chosen)
+    collect_models(list(folds.values()), folder / "model", metrics["summary"], chosen)
     write_text(folder / "config.yaml", dump_config(experiment))
+    details = {f"fold {i}": {**report_details(c, folds[i]), "Provenance": c.provenance} for i, c in cards.items()}
     page = write_report(
         folder / "report", metrics, title=f"{experiment.name}, {experiment.folds} folds", cases=cases,
         predictions=predictions, references=references, settings=dump_config(experiment),
-        details=report_details(first, fold_folder(experiment, 0)), banner=banner,
+        log_rows=[row | {"fold": i} for i, fold in folds.items() for row in read_lines(fold / "log.jsonl")],
+        details=shared_and_own(details), banner=banner,
     )  # fmt: skip
     print_summary(metrics)
     print(f"models: {folder / 'model'} ({experiment.folds} networks, an ensemble for infer)\nreport: {page}")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
 
-def _collect_models(experiment: Experiment, summary: dict[str, Any], chosen: Any) -> None:
+def collect_models(folds: Sequence[Path], target: Path, summary: dict[str, Any], chosen: Inference) -> None:
     """Each fold's network with the settings chosen together; ``validation`` is that of all folds."""
-    target = Path(experiment.output) / "model"
-    shutil.rmtree(target, ignore_errors=True)
-    for i in range(experiment.folds or 0):
-        card, weights = load_model(fold_folder(experiment, i))
-        save_model(target / f"fold_{i}", card.model_copy(update={"inference": chosen, "validation": summary}), weights)
+
+    def fill(folder: Path) -> None:
+        for i, fold in enumerate(folds):
+            card, weights = load_model(fold)
+            save_model(
+                folder / f"fold_{i}", card.model_copy(update={"inference": chosen, "validation": summary}), weights
+            )
+
+    write_folder(target, fill)
 
 
 def _print_choice(choice: Choice) -> None:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cmt_med.cli import Debug, run_command
 from cmt_med.data.brats import lesions_of
 from cmt_med.data.discover import label_maps_in
-from cmt_med.data.manifest import Case, Manifest, load_manifest, sums_of
+from cmt_med.data.manifest import Case, load_manifest, sums_of
 from cmt_med.data.names import MEAN
+from cmt_med.data.predicted import RunRecord, read_run, targets_in
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.evaluation.lesions import lesion_rule_named
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_tolerances
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
 from cmt_med.files import require_writable_folder, write_json
 from cmt_med.reports.html import write_report
+from cmt_med.reports.provenance import describe_evaluation
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.reports.terminal import print_summary
 
@@ -63,11 +64,11 @@ def evaluate(
         lesion_rule_named(lesions)
     run = _run_of(predictions)
     targets = _targets(labels, run)
-    expected = _references(references, targets, run, by_name=not labels)
+    expected = _references(references, targets, run, predictions, by_name=not labels)
     targets = {name: values for name, values in targets.items() if name in expected.targets}
     if lesion_wise is None:
         lesions = lesions_of(expected.convention)
-    predicted = {name: path for name, path in label_maps_in(predictions).items() if name not in run.get("failed", [])}
+    predicted = {name: path for name, path in label_maps_in(predictions).items() if name not in run.failed}
     if not set(predicted) & set(expected.files):
         raise DataError(
             "no prediction has the name of a reference",
@@ -89,7 +90,7 @@ def evaluate(
         targets,
         reference_targets=expected.targets,
         reference_values=expected.values,
-        predicted_values=[0, *run["labels"].values()] if "labels" in run else None,
+        predicted_values=_values_of(run),
         rule=rule,
         tolerances=tolerances,
         lesions=lesions,
@@ -101,15 +102,19 @@ def evaluate(
         write_json(output / "failures.json", failures)
     else:
         (output / "failures.json").unlink(missing_ok=True)
-    notice = str(run.get("notice", ""))
+    options = {
+        "predictions": predictions, "references": references, "output": output, "labels": labels, "empty": empty,
+        "tolerance": tolerance, "lesion_wise": lesion_wise,
+    }  # fmt: skip
+    described = describe_evaluation(options, expected.path, expected.files)
     metrics = write_metrics(
         output, scored, targets, rule=rule, tolerances=tolerances, lesions=lesions, failures=failures,
-        extra={"run": run, "notice": notice},
+        extra={"run": run.model_dump(exclude_unset=True), "notice": run.notice, "evaluation": described},
     )  # fmt: skip
     report = write_report(
-        output, metrics, title=f"Evaluation of {run.get('model', predictions.name)}", cases=expected.cases,
+        output, metrics, title=f"Evaluation of {run.model or predictions.name}", cases=expected.cases,
         predictions=predicted, references=expected.files,
-        reference_targets=expected.targets, banner=notice,
+        reference_targets=expected.targets, banner=run.notice,
     )  # fmt: skip
     print_summary(metrics)
     print(f"report: {report}")
@@ -120,6 +125,7 @@ def evaluate(
 class _References:
     """What predictions are held against: files by case, targets in their numbers, and what a case list adds."""
 
+    path: Path
     files: dict[str, Path]
     targets: Mapping[str, Sequence[int]]
     values: list[int] | None = None
@@ -127,24 +133,34 @@ class _References:
     convention: str = ""
 
 
-def _references(path: Path, targets: Mapping[str, list[int]], run: Mapping[str, Any], *, by_name: bool) -> _References:
-    """The references under a path; with ``by_name``, the run's targets are put into a case list's numbers."""
+def _references(
+    path: Path, targets: Mapping[str, list[int]], run: RunRecord, predictions: Path, *, by_name: bool
+) -> _References:
+    """The references under a path; with ``by_name``, the run's targets are put into a case list's numbers.
+
+    A folder has no names: with ``by_name``, its label maps are held to the run's numbers, and another numbering is an
+    error.
+    """
     if path.is_dir() and (path / "dataset.json").is_file():
         path = path / "dataset.json"
     if path.suffix.lower() == ".json":
         manifest = load_manifest(path)
         cases = {case.name: case for case in manifest.cases if case.label is not None}
-        if "cases" in run:
-            cases = {name: case for name, case in cases.items() if name in set(run["cases"])}
+        if run.cases is not None:
+            cases = {name: case for name, case in cases.items() if name in set(run.cases)}
+        theirs = targets_in(manifest, run, predictions) if by_name else targets
+        for target in [target for target in targets if target not in theirs]:
+            log.warning("%s is not scored: %s has no label of it", target, path.name)
         found = _References(
+            path,
             {name: case.label for name, case in cases.items() if case.label is not None},
-            _targets_in(manifest, targets, run["labels"]) if run and by_name else targets,
+            theirs,
             list(manifest.labels.values()) or None,
             cases,
             manifest.convention,
         )
     else:
-        found = _References(label_maps_in(path), targets)
+        found = _References(path, label_maps_in(path), targets, _values_of(run) if by_name else None)
     if not found.files:
         raise DataError(
             "there are no references", where=str(path), why="no label map lies directly in it" if path.is_dir() else
@@ -175,28 +191,25 @@ def _some(names: Collection[str]) -> str:
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "") or "none"
 
 
-def _run_of(predictions: Path) -> dict[str, Any]:
+def _run_of(predictions: Path) -> RunRecord:
+    """What the predictions' run.json says; nothing where there is none."""
     if not predictions.is_dir():
         raise DataError("there are no predictions", where=str(predictions), fix="check --predictions", code="E_IO")
-    try:
-        content = json.loads((predictions / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise DataError(
-            "run.json is damaged", where=str(predictions), fix="run infer again", code="E_FORMAT"
-        ) from error
-    return content if isinstance(content, dict) else {}
+    return read_run(predictions) or RunRecord()
 
 
-def _targets(labels: list[str] | None, run: Mapping[str, Any]) -> dict[str, list[int]]:
+def _values_of(run: RunRecord) -> list[int] | None:
+    return None if run.labels is None else sorted({0, *run.labels.values()})
+
+
+def _targets(labels: list[str] | None, run: RunRecord) -> dict[str, list[int]]:
     if not labels:
-        if "targets" not in run:
+        if run.targets is None:
             raise ConfigError(
                 "what to score is not known", where="--labels",
-                why="the predictions have no run.json", fix="name the labels: --labels tumour=1 --labels edema=2",
+                why="the predictions have no run.json that says it", fix="name the labels: --labels tumour=1 --labels edema=2",
             )  # fmt: skip
-        return {str(name): [int(v) for v in values] for name, values in run["targets"].items()}
+        return run.targets
     targets: dict[str, list[int]] = {}
     for item in labels:
         name, _, values = item.partition("=")
@@ -215,37 +228,6 @@ def _targets(labels: list[str] | None, run: Mapping[str, Any]) -> dict[str, list
             )
         targets[name] = [int(part) for part in values.split(",")]
     return targets
-
-
-def _targets_in(
-    manifest: Manifest, targets: Mapping[str, list[int]], labels: Mapping[str, int]
-) -> dict[str, list[int]]:
-    """The model's targets in the numbers of a case list, matched by label name; without those that it has no label of."""
-    names: dict[
-        int, list[str]
-    ] = {}  # two labels may share a number: NCR and NET do in what a 2013 model writes for 2021
-    for name, value in labels.items():
-        names.setdefault(value, []).append(name)
-        if name == "NCR" and "NET" not in labels:  # a core without parts set apart stands for both
-            names[value].append("NET")
-    known = {name for shared in names.values() for name in shared}
-    strange = [name for name in manifest.labels if name not in known]
-    if strange:
-        raise DataError(
-            f"the references have labels that the model does not know: {', '.join(strange)}",
-            where=str(manifest.path),
-            why=f"the model knows {', '.join(labels)}",
-            fix="rename them in the case list's 'labels', or name what to score with --labels",
-            code="E_LABEL",
-        )
-    found = {
-        target: sorted({manifest.labels[n] for value in values for n in names[value] if n in manifest.labels})
-        for target, values in targets.items()
-    }
-    for target in [target for target, values in found.items() if not values]:
-        log.warning("%s is not scored: %s has no label of it", target, manifest.path.name)
-        del found[target]
-    return found
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ import json
 import math
 import mmap
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -130,12 +131,44 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):  # text would end lines at more characters, which names may have
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # cut by a kill in the middle of the line
+            row = json.loads(line.decode())
+        except ValueError:
+            continue  # cut by a kill in the middle of the line, or of a character
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
+
+
+def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Replace the folder ``path`` once its new content is complete; for folders in one that is :func:`locked`.
+
+    A kill between the two renames leaves no folder of that name: the next call first puts back the one before.
+
+    Args:
+        path: the final name.
+        fill: writes files into the folder that it is given.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    temporary, before = (path.with_name(f"{TEMPORARY_PREFIX}{word}-{path.name}") for word in ("new", "old"))
+    try:
+        if before.exists() and not path.exists():
+            before.rename(path)
+        for left in (temporary, before):
+            shutil.rmtree(left, ignore_errors=True)
+        fill(temporary)
+        if path.exists():
+            path.rename(before)
+        temporary.rename(path)
+        _sync_folder(path.parent)
+        shutil.rmtree(before, ignore_errors=True)
+    except OSError as error:
+        raise _unwritable("a folder cannot be written", path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def require_writable_folder(folder: Path) -> None:

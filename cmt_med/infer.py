@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from torch import Tensor
 
 from cmt_med.cli import Debug, pick_device, run_command, use_threads
 from cmt_med.data.brats import labels_by_name, named_convention
-from cmt_med.data.discover import case_of_channels, find_cases
+from cmt_med.data.discover import Found, case_of_channels, find_cases
 from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.data.phantom import BANNER
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError
@@ -22,7 +20,7 @@ from cmt_med.inference.caps import Caps
 from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, joint_card, load_model, member_folders, renumbered
 from cmt_med.inference.predict import Ensemble, Predictor
-from cmt_med.networks import build_network
+from cmt_med.trained import trained_network
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +70,12 @@ def infer(
     channels = joint_card([card for card, _ in members]).channels
     if (input is None) == (not channel):
         raise ConfigError("give either --input or --channel NAME=FILE items", where="command line")
-    cases = find_cases(input, channels) if input is not None else [_from_options(channel or [], channels)]
-    labels = _labels_of(input, cases, convention)
+    found = find_cases(input, channels) if input is not None else Found([_from_options(channel or [], channels)])
+    labels = _labels_of(input, found.cases, convention)
     if labels is not None:
         members = [(_renumbered(card, labels, asked=convention is not None), weights) for card, weights in members]
     require_writable_folder(output)
-    ensemble = Ensemble([_predictor(card, weights, pick_device(device)) for card, weights in members])
+    ensemble = Ensemble([Predictor(trained_network(c, w), c, pick_device(device)) for c, w in members])
     banner = BANNER if ensemble.card.provenance.get("demo") else ""
     if banner:
         log.warning("%s: the model was trained on synthetic volumes", banner)
@@ -88,15 +86,12 @@ def infer(
     caps = Caps(max_minutes, max_memory)
     with locked(output):
         remove_leftovers(output)
-        failures = infer_cases(ensemble, cases, output, probabilities=kept, banner=banner, caps=caps)
-    print(f"{len(cases) - len(failures)} of {len(cases)} cases segmented in {output}")
+        failures = infer_cases(
+            ensemble, found.cases, output, probabilities=kept, banner=banner, caps=caps, problems=found.problems
+        )
+    count = len(found.cases) + len(found.problems)
+    print(f"{count - len(failures)} of {count} cases segmented in {output}")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
-
-
-def _predictor(card: ModelCard, weights: dict[str, Tensor], device: torch.device) -> Predictor:
-    network = build_network(**card.network)
-    network.load_state_dict(weights, strict=True)
-    return Predictor(network, card, device)
 
 
 def _labels_of(path: Path | None, cases: list[Case], convention: str | None) -> dict[str, int] | None:

@@ -15,20 +15,22 @@ import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from cmt_med.training.faults import lost_rank
+from cmt_med.training.pulse import Pulse
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 30.0
 """A process that has not been heard of for so long is dead, or stopped."""
 COLLECTIVE_SECONDS = 1800.0
-"""A process whose main thread hangs while its other threads live is given up after this time."""
+"""Operations that wait for other processes are given up after this time, where nothing has noticed before that one hangs."""
 
 
 class ProcessGroup:
     """The process group of torchrun, where there is one.
 
-    Every process counts up a number in the job's store, from a thread. The others' waiting for it in the middle of an
-    operation cannot be interrupted, so a process that misses another one ends itself there, with a message; the same
-    command resumes the run.
+    Every process counts up a number in the job's store, from a thread, and says there whether its main thread is late with
+    what it does (``pulse``). The others' waiting for it in the middle of an operation cannot be interrupted, so a process
+    that misses another one ends itself there, with a message; the same command resumes the run. When all are late, one
+    hangs and the others wait for it; while one is not, it may be the one that is waited for.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,7 +38,9 @@ class ProcessGroup:
         self.spread = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self._store: Store | None = None
         self._ended = threading.Event()
+        self.pulse = Pulse()
         self._heard: dict[int, float] = {}
+        self._late: dict[int, str] = {}
         self._meetings = 0
 
     def __enter__(self) -> ProcessGroup:
@@ -66,7 +70,7 @@ class ProcessGroup:
         try:
             self._store.add(key, 1)
             while self._store.add(key, 0) < len(ranks):
-                failed = [rank for rank in ranks if _end_of(self._store, rank) == "failed"]
+                failed = [rank for rank in ranks if _said(self._store, f"end/{rank}") == "failed"]
                 if failed:
                     raise lost_rank(f"rank {failed[0]} has failed; its own message says why")
                 time.sleep(0.05)
@@ -80,17 +84,23 @@ class ProcessGroup:
             counts = dict.fromkeys(self._heard, -1)
             while not self._ended.wait(BEAT_SECONDS):
                 store.add(f"beat/{me}", 1)
+                store.set(f"late/{me}", self.pulse.late())
                 for rank, before in counts.items():
                     counts[rank] = store.add(f"beat/{rank}", 0)
-                    if counts[rank] != before or _end_of(store, rank) == "done":
+                    if counts[rank] != before or _said(store, f"end/{rank}") == "done":
                         self._heard[rank] = time.monotonic()
+                    self._late[rank] = _said(store, f"late/{rank}")
         except RuntimeError as error:
             if not self._ended.wait(BEAT_SECONDS):
                 _end_here(f"the job's store does not answer: {error}")
 
     def _judge(self) -> None:
-        """End this process when another one is silent; for a thread of its own."""
+        """End this process when another one is silent, or all are late; for a thread of its own."""
         while not self._ended.wait(BEAT_SECONDS):
+            late = self._late | {idist.get_rank(): self.pulse.late()}
+            if len(late) > len(self._heard) and all(late.values()):
+                does = "; ".join(f"rank {rank} has been {what}" for rank, what in sorted(late.items())[:4])
+                _end_here(f"one hangs, and the others wait for it: {does}")
             for rank, since in list(self._heard.items()):
                 seconds = time.monotonic() - since
                 if seconds > SILENT_SECONDS:
@@ -104,8 +114,7 @@ def _own_store() -> Store:
     return PrefixStore(f"cmt_med/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _end_of(store: Store, rank: int) -> str:
-    key = f"end/{rank}"
+def _said(store: Store, key: str) -> str:
     return store.get(key).decode() if store.check([key]) else ""
 
 

@@ -50,7 +50,7 @@ from cmt_med.files import (
 from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
 from cmt_med.inference.predict import Ensemble, Predictor
-from cmt_med.networks import build_network
+from cmt_med.inference.results import predictions_in
 from cmt_med.plan import fit_device
 from cmt_med.ranks import ProcessGroup
 from cmt_med.reports.html import write_report
@@ -63,12 +63,15 @@ from cmt_med.runtime import (
     peak_memory_gb,
     stop_listening,
 )
+from cmt_med.trained import trained_network
 from cmt_med.training.fit import Outcome, fit
+from cmt_med.training.pulse import Pulse
 from cmt_med.training.state import Parts, require_same_run
+from cmt_med.training.steps import on_device
 
 RUN_FILES = (
-    "checkpoints", "config.yaml", "environment.json", "held_out.json", "log.jsonl", "model", "plan.json", "report",
-    "tensorboard", "validation",
+    "finished.json", "checkpoints", "config.yaml", "environment.json", "held_out.json", "log.jsonl", "model", "plan.json",
+    "report", "tensorboard", "validation",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -139,8 +142,9 @@ def run_experiment(request: Request) -> int:
             write_json(folder / "environment.json", environment(device, experiment.seed))
             write_json(folder / "held_out.json", manifest_content(manifest, data.validation))
         group.meet()
-        stack.callback(stop_listening)
-        outcome = _train(experiment, data, parts, folder, request.started, banner)
+        # When one process of a job is gone, torchrun asks the others to end: they do, and say why.
+        stack.push(lambda kind, *_: stop_listening(ending=group.spread and kind is not None))
+        outcome = _train(experiment, data, parts, folder, request.started, group.pulse, banner)
         if not main:
             return EXIT_DONE  # the first process alone segments, scores and reports
         stop_listening()
@@ -151,7 +155,9 @@ def run_experiment(request: Request) -> int:
         return _report(experiment, data, card, folder, device, banner)
 
 
-def _train(experiment: Experiment, data: Prepared, parts: Parts, folder: Path, started: float, banner: str) -> Outcome:
+def _train(
+    experiment: Experiment, data: Prepared, parts: Parts, folder: Path, started: float, pulse: Pulse, banner: str
+) -> Outcome:
     per_case = len(data.validation) / max(1, len(monitored(experiment, data)))
     return fit(
         parts,
@@ -162,6 +168,7 @@ def _train(experiment: Experiment, data: Prepared, parts: Parts, folder: Path, s
         started=started,
         reserve=lambda validation_seconds: 6.0 + 1.3 * per_case * validation_seconds,
         stop_requested=listen_for_signals(),
+        pulse=pulse,
         banner=banner,
     )
 
@@ -221,14 +228,12 @@ def _report(
         log.info("no cases are held out, so there is no report; the model is in %s", folder / "model")
         return EXIT_DONE
     card, weights = load_model(folder / "model")
-    network = build_network(**card.network)
-    network.load_state_dict(weights, strict=True)
     predicted = folder / "validation"
     kept: Probabilities = "uint8" if experiment.inference.choose and experiment.folds is not None else "none"
-    ensemble = Ensemble([Predictor(network, card, device)])
+    ensemble = Ensemble([Predictor(trained_network(card, weights), card, device)])
     failures = infer_cases(ensemble, data.validation, predicted, probabilities=kept, banner=banner)
     references = {case.name: case.label for case in data.validation if case.label is not None}
-    predictions = {name: predicted / f"{name}.nii.gz" for name in references if (predicted / f"{name}.nii.gz").exists()}
+    predictions = {name: path for name, path in predictions_in(predicted).items() if name in references}
     targets = card.targets
     lesions = lesions_of(data.manifest.convention)
     scored, unscored = score_folder(
@@ -285,7 +290,8 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts) -> int:
     batch = next(parts.batches(0))
     device = next(parts.network.parameters()).device
     begun = time.monotonic()
-    value = parts.loss(parts.network.train()(batch["image"].to(device)), batch["label"].to(device))
+    images, labels = on_device(batch, device, parts.augment)
+    value = parts.loss(parts.network.train()(images), labels)
     value.backward()
     step_seconds = time.monotonic() - begun
     begun = time.monotonic()
@@ -296,7 +302,7 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts) -> int:
     parameters = sum(p.numel() for p in parts.network.parameters())
     print(f"network     {experiment.network.name}, {parameters / 1e6:.2f} M parameters, on {device}")
     print(f"data        {len(data.training)} cases to train, {len(data.validation)} to validate")
-    print(f"batch       {tuple(batch['image'].shape)}, {parts.steps_per_epoch} steps per epoch")
+    print(f"batch       {tuple(images.shape)}, {parts.steps_per_epoch} steps per epoch")
     print(f"bound       epochs {experiment.train.epochs}, minutes {experiment.train.max_minutes}")
     print(f"first step  loss {float(value.detach()):.4f}, {step_seconds:.1f} s (the first is slower than the rest)")
     print(f"validation  one case in {time.monotonic() - begun:.1f} s, {score}")

@@ -44,11 +44,11 @@ def listen_for_signals() -> Callable[[], bool]:
     return lambda: asked["stop"]
 
 
-def stop_listening() -> None:
-    """From now on a signal interrupts at once."""
+def stop_listening(*, ending: bool = False) -> None:
+    """From now on a signal interrupts at once; or, where the process is about to end with a message, changes nothing."""
     signal.alarm(0)
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ending else _interrupt)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if ending else _interrupt)
 
 
 def _interrupt(*_: object) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import secrets
 import socket
 import sys
+import tempfile
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,11 +50,27 @@ def view(
         server = make_server(source, script, token=token, port=number)
         address = f"http://{ADDRESS}:{number}/{token}/"
         print(f"{len(source.listing.cases)} cases of {visible(source.title)}: {address}\nCtrl-C ends it", flush=True)
-        if browser:
-            webbrowser.open(address)
-        with contextlib.suppress(KeyboardInterrupt):  # the usual end
-            server.run(sockets=[listening])
+        with contextlib.ExitStack() as stack:
+            if browser:
+                webbrowser.open(stack.enter_context(page_leading_to(address)).as_uri())
+            with contextlib.suppress(KeyboardInterrupt):  # the usual end
+                server.run(sockets=[listening])
     return EXIT_DONE
+
+
+@contextlib.contextmanager
+def page_leading_to(address: str) -> Iterator[Path]:
+    """A page that only this user can read, and that leads to ``address``; it is removed on leaving.
+
+    A browser is given this file: the command line of a process, where the address would stand else, can be read by all
+    users of the machine, and the address has the token.
+    """
+    with tempfile.NamedTemporaryFile("w", prefix="cmt_med_view_", suffix=".html", encoding="utf-8") as page:
+        page.write(
+            f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>cmt-med view</title>\n'
+        )
+        page.flush()
+        yield Path(page.name)
 
 
 def listen(port: int) -> socket.socket:

@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +59,14 @@ def chromium(*, offline: bool) -> Iterator[Any]:
         yield driver
     finally:
         driver.quit()
+
+
+def wait_for(driver: Any, reached: Callable[[], object], seconds: float = 60) -> None:
+    """Until ``reached`` is true."""
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, f"not reached; the page is {driver.current_url}"
+        time.sleep(0.1)
 
 
 def wait_for_case(driver: Any, number: int, seconds: float = 60) -> None:

@@ -65,6 +65,40 @@ def tiny_dataset(folder: Path, cases: int = 6, size: tuple[int, int, int] = (18,
     return manifest
 
 
+def known_errors(folder: Path) -> tuple[Path, list[tuple[int, int, int]]]:
+    """Two cases of nine labels whose largest errors are cubes; an inference folder ``p`` and the voxels in their middles.
+
+    The first case has the larger error. Voxels are of 1 mm, so that positions in mm are voxels. Returns the case list, too.
+    """
+    reference = np.zeros((30, 26, 28), np.uint8)
+    for value in range(1, 10):
+        reference[4:12, 4:12, 2 * value : 2 * value + 2] = value
+    rng = np.random.default_rng(0)
+    entries, middles = [], [(21, 18, 9), (8, 19, 20)]
+    for number, (edge, (x, y, z)) in enumerate(zip((3, 1), middles, strict=True)):
+        name = f"case{number}"
+        predicted = reference.copy()
+        predicted[x - edge : x + edge + 1, y - edge : y + edge + 1, z - edge : z + edge + 1] = 1
+        predicted[5, 5, 4] = 0  # a smaller error
+        save(folder / f"p/{name}.nii.gz", predicted)
+        save(folder / f"{name}_seg.nii.gz", reference)
+        save(folder / f"{name}_a.nii.gz", rng.normal(100, 20, reference.shape).astype(np.float32))
+        save(folder / f"{name}_b.nii.gz", (reference + rng.normal(0, 1, reference.shape)).astype(np.float32))
+        images = {channel: f"{name}_{channel}.nii.gz" for channel in "ab"}
+        entries.append({"id": name, "image": images, "label": f"{name}_seg.nii.gz"})
+    names = {f"part {value}": value for value in range(1, 10)}
+    run = {
+        "model": "none",
+        "labels": {"background": 0} | names,
+        "targets": {name: [value] for name, value in names.items()},
+    }
+    (folder / "p/run.json").write_text(json.dumps(run | {"cases": ["case0", "case1"]}))
+    labels = {"0": "background"} | {str(value): name for name, value in names.items()}
+    manifest = folder / "list.json"
+    manifest.write_text(json.dumps({"modality": {"0": "a", "1": "b"}, "labels": labels, "training": entries}))
+    return manifest, middles
+
+
 def tiny_config(folder: Path, manifest: Path, **replaced: str) -> Path:
     """A config for :func:`tiny_dataset`; ``replaced`` swaps text."""
     text = CONFIG.format(output=folder / "run", manifest=manifest)

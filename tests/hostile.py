@@ -12,9 +12,10 @@ NAMES = [
     "<meta http-equiv=refresh content='0;url=http://127.0.0.1:9/'>", "<link rel=stylesheet href=http://127.0.0.1:9/>",
     "<base href=http://127.0.0.1:9/>", "<form action=http://127.0.0.1:9/><input name=q></form>",
     "<object data=http://127.0.0.1:9/>", "<style>*{background:url(http://127.0.0.1:9/)}</style>", "<plaintext>", "<textarea>",
-    "{{ 7*7 }}", "{% raw %}", "{{ metrics.__class__.__mro__ }}", "${window.hit=1}", "`${window.hit=1}`", "\\u003cscript\\u003e",
+    "{{ 7*7 }}", "{% raw %}", "{{ metrics.__class__.__mro__ }}", "${window.hit=1}", "\tcmd|' /C calc'!A0", "\\u003cscript\\u003e",
     "&lt;script&gt;window.hit=1&lt;/script&gt;", "$x^{2}$ \\frac{1}{2} $", "../../../../tmp/escaped", "..\\..\\escaped",
-    "/etc/passwd", "..%2f..%2fescaped", "file:///etc/passwd", "C:\\Windows\\system32", "a\0b", "line\nbreak\r\nSet-Cookie: hit=1",
+    "/etc/passwd", "=HYPERLINK(\"http://127.0.0.1:9/\")", "file:///etc/passwd", "C:\\Windows\\system32", "a\0b",
+    "line\nbreak\r\nSet-Cookie: hit=1",
     "\u202eevil\u202c", "\u2066isolated\u2069 \u200f right", "\ufeff\u200b\u200d", "\ud7ff\U0010ffff\x1b[31m", "x" * 300,
     "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627", "__proto__", "constructor",
 ]  # fmt: skip

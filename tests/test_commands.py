@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,7 @@ def test_infer_and_evaluate(trained: Path, tmp_path: Path, capsys: pytest.Captur
     assert labels.get_data_dtype() == np.uint8
     assert record["volumes_ml"]["ball"] == pytest.approx(np.asarray(labels.dataobj).sum() / 1000)
     assert nib.load(tmp_path / "p/case0_prob.nii.gz").shape == (18, 15, 20, 2)
+    assert record["probability_channels"] == [{"name": "background", "values": [0]}, {"name": "ball", "values": [1]}]
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "p").glob("case*")}
     assert run_command(infer, arguments) == 0
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "p").glob("case*")}
@@ -101,6 +103,14 @@ def test_infer_and_evaluate(trained: Path, tmp_path: Path, capsys: pytest.Captur
     assert run_command(evaluate, scored) == 0
     assert "ball" in capsys.readouterr().out
     assert json.loads((tmp_path / "r/metrics.json").read_text())["summary"]["ball"]["n"] == 6
+    page = (tmp_path / "r/report.html").read_text().split("<script")[0]
+    section = page[page.index('<h2 id="calibration">') :].split("<h2 ")[1]
+    assert "saved beside 6 predictions, of which 6 were read" in section
+    assert section.count("data:image/png") == 1
+    assert "Not read" not in section
+    error, missed = (float(cell) for cell in re.findall(r"<td>([0-9.]+)</td>", section))
+    assert 0 < error < 0.5
+    assert 0 <= missed < 0.2
 
 
 def test_what_cannot_be_scored_is_said(

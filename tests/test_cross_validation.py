@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +19,12 @@ import torch
 
 from cmt_med.cli import run_command
 from cmt_med.evaluate import evaluate
+from cmt_med.files import locked, write_text
 from cmt_med.infer import infer
 from cmt_med.inference.model import joint_card, load_model
 from cmt_med.train import train
 from tests.helpers import save, tiny_config, tiny_dataset
+from tests.processes import Running, command
 
 SETS = ["--set", "folds=3", "--set", "train.epochs=3", "--set", "inference.threshold=0.6",
         "--set", "data.regions=[{name: ball, labels: [ball], write: ball}]",
@@ -64,6 +68,18 @@ def test_what_was_chosen_is_in_every_model(finished: Path) -> None:
         assert card["validation"]["ball"]["n"] == 6
 
 
+def test_the_report_has_the_card_and_the_curves_of_every_fold(finished: Path) -> None:
+    page = (finished / "run/report/report.html").read_text().split("<script")[0]
+    assert "Training loss and validation Dice over minutes" in page
+    headings = re.findall(r"<h3>(.*?)</h3>", page[page.index('<h2 id="provenance">') :])
+    for section in ("Model card", "Provenance"):
+        assert [section, *(f"{section}, fold {i}" for i in range(3))] == [h for h in headings if section in h]
+    members = json.loads((finished / "run/report/metrics.json").read_text())["members"]
+    sums = [json.loads(p.read_text())["weights_sha256"] for p in sorted(finished.glob("run/fold_*/model/model.json"))]
+    assert [member["weights_sha256"] for member in members] == sums
+    assert all(page.count(one) == 1 for one in sums)
+
+
 def test_the_same_command_again_trains_nothing(finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.glob("run/fold_*/model/model.safetensors")}
     assert run_command(train, ["--config", str(finished / "tiny.yaml"), *SETS]) == 0
@@ -98,6 +114,56 @@ def test_one_fold_alone_then_all(finished: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cmt_med.train", *arguments, "--device", "cpu,cpu", "--threads", "1"]
     assert subprocess.run(command, check=False, env=env, capture_output=True).returncode == 0
     assert metrics_of(tmp_path / "run")["folds"] == metrics_of(finished / "run")["folds"]
+
+
+def hold_lock(folder: Path) -> None:
+    """Runs in a process of its own."""
+    with locked(folder):
+        print("locked", flush=True)
+        time.sleep(1e6)
+
+
+@pytest.mark.parametrize(
+    ("where", "more"),
+    [("run", ()), ("run/fold_1", ()), ("run/fold_1", ("--fold", "1")), ("run/fold_1", ("--device", "cpu,cpu"))],
+)
+def test_starting_over_touches_nothing_that_is_in_use(tmp_path: Path, where: str, more: tuple[str, ...]) -> None:
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path))
+    kept = [tmp_path / f"run/fold_{i}/checkpoints/step-000000009.pt" for i in range(3)]
+    for path in kept:
+        write_text(path, "of a run")
+    with Running(hold_lock, tmp_path / where, log=tmp_path / "log") as running:
+        running.wait_for(lambda: "locked" in running.said())
+        assert run_command(train, ["--config", str(config), *SETS, "--fresh", *more]) == 73
+    assert all(path.exists() for path in kept)
+
+
+def test_starting_over_with_a_faulty_case(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path))
+    write_text(tmp_path / "run/fold_1/checkpoints/step-000000009.pt", "of a run")
+    (tmp_path / "case2_a.nii.gz").write_bytes(b"x")
+    assert run_command(train, ["--config", str(config), *SETS, "--fresh"]) == 65
+    assert (tmp_path / "run/fold_1/checkpoints/step-000000009.pt").exists()
+
+
+def test_starting_over(finished: Path, tmp_path: Path) -> None:
+    """What is interrupted is not resumed with a fold of before."""
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    arguments = ["--config", str(finished / "tiny.yaml"), *SETS, "--output", str(run)]
+    with command("train", *arguments, "--fresh", log=tmp_path / "log") as running:
+        running.wait_for(lambda: (run / "fold_0/log.jsonl").exists() and not (run / "fold_1/finished.json").exists())
+        running.kill()
+    assert [p.name for p in run.glob("fold_*/model")] == []
+    assert (run / "model/fold_2/model.json").exists()  # replaced at the end
+    write_text(run / "model/fold_3/model.json", "of a run with more folds")
+    assert run_command(train, arguments) == 0
+    assert metrics_of(run) == metrics_of(finished / "run")
+    assert sorted(p.name for p in (run / "model").iterdir()) == ["fold_0", "fold_1", "fold_2"]
+    newest = max((run / "fold_1/checkpoints").glob("*.pt"))
+    before = newest.stat().st_mtime_ns
+    assert run_command(train, [*arguments, "--fold", "1", "--fresh"]) == 0
+    assert newest.stat().st_mtime_ns > before
 
 
 def test_folds_average_their_probabilities(finished: Path, tmp_path: Path) -> None:

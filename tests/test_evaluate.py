@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, me
     assert f"rule {rule}: empty reference" in capsys.readouterr().out
 
 
-def test_what_is_no_score_is_an_error(tmp_path: Path) -> None:
+def test_what_is_no_score_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = cube(4).astype(np.float32)
     bad[0, 0, 0] = np.nan
     half = cube(4).astype(np.float32)
@@ -106,7 +107,28 @@ def test_what_is_no_score_is_an_error(tmp_path: Path) -> None:
         "absent": "E_MISSING",
     }  # fmt: skip
     assert list(metrics(tmp_path)["cases"]) == ["good"]
-    assert metrics(tmp_path)["summary"]["ball"]["n"] == 1
+    summary = metrics(tmp_path)["summary"]
+    assert (summary["ball"]["n"], summary["ball"]["n_failed"], summary["mean"]["n_failed"]) == (1, 6, 6)
+    head, *table = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(("target", "ball", "mean"))
+    ]
+    assert head.endswith("not scored")
+    assert all(line.split()[-1] == "6" for line in table)
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\tx", "\rx", "\x1b]0;x\x07ET", "\u202eTE"])
+def test_names_are_text_in_the_terminal_and_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """No name moves the cursor, sets a title, turns a line around or is computed by a spreadsheet."""
+    case, target = name, name.replace("=", "@")  # what stands before = is the name
+    assert run(tmp_path, {case: (cube(4), cube(5))}, "--labels", f"{target}=1", "--lesion-wise", "met") == 0
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", capsys.readouterr().out)
+    with (tmp_path / "o/metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    quote = "'" if name[0] in "=+-@\t\r" else ""
+    assert [(row["case"], row["target"]) for row in rows][-1] == (quote + case, quote + target)
+    assert target in metrics(tmp_path)["cases"][case]
 
 
 def test_labels_that_the_model_does_not_write_are_an_error(tmp_path: Path) -> None:
@@ -119,6 +141,74 @@ def test_labels_that_the_model_does_not_write_are_an_error(tmp_path: Path) -> No
     assert (failure["case"], failure["code"]) == ("strange", "E_LABEL")
 
 
+def test_references_in_other_numbers_are_an_error_not_a_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of label maps of 2021 (ET is 4) beside predictions in the numbers of 2023 (ET is 3)."""
+    predicted = np.zeros((16, 16, 16), np.uint8)
+    predicted[2:12, 2:12, 2:12], predicted[4:8, 4:8, 4:8] = 2, 3
+    for case in ("one", "two"):
+        save(tmp_path / f"p/{case}.nii.gz", predicted)
+        save(tmp_path / f"r/{case}.nii.gz", np.where(predicted == 3, 4, predicted).astype(np.uint8))
+    run = {"labels": {"background": 0, "NCR": 1, "ED": 2, "ET": 3}, "targets": {"WT": [1, 2, 3], "ET": [3]}}
+    (tmp_path / "p/run.json").write_text(json.dumps(run))
+    options = [
+        "--predictions",
+        str(tmp_path / "p"),
+        "--references",
+        str(tmp_path / "r"),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert run_command(evaluate, options) == 2
+    failures = json.loads((tmp_path / "o/failures.json").read_text())
+    assert [(f["case"], f["code"], f["where"].endswith("r/" + f["case"] + ".nii.gz")) for f in failures] == [
+        ("one", "E_LABEL", True), ("two", "E_LABEL", True),
+    ]  # fmt: skip
+    assert metrics(tmp_path)["cases"] == {}
+    # who names the values says that they hold on both sides, whatever else the references have
+    assert run_command(evaluate, [*options, "--labels", "edema=2"]) == 0
+    assert metrics(tmp_path)["summary"]["edema"]["mean"] == 1
+
+
+@pytest.mark.parametrize("labels", [[], ["--labels", "ball=1"]])
+@pytest.mark.parametrize(
+    "text",
+    ['{"targets": 3}', '{"targets": {"ball": [1]}, "labels": 3}', '{"targets": {"ball": [1]}, "failed": 3}', "[]"],
+)
+def test_a_damaged_run_is_an_error_of_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, labels: list[str]
+) -> None:
+    assert run(tmp_path, {"found": (cube(4), cube(4))}) == 0
+    (tmp_path / "p/run.json").write_text(text)
+    options = [
+        "--predictions",
+        str(tmp_path / "p"),
+        "--references",
+        str(tmp_path / "r"),
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    capsys.readouterr()
+    assert run_command(evaluate, [*options, *labels]) == 65
+    message = capsys.readouterr().err
+    assert "[E_RUN] run.json is damaged" in message
+    for part in ("where:", "why:", "fix:"):
+        assert part in message
+
+
+def test_targets_without_labels_cannot_be_put_into_a_case_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = brats_list(tmp_path, OLD)
+    options = ["--predictions", str(tmp_path / "p"), "--references", str(path), "--output", str(tmp_path / "o")]
+    (tmp_path / "p/run.json").write_text(json.dumps({"targets": OLD_TARGETS}))
+    assert run_command(evaluate, options) == 65
+    assert "E_RUN" in capsys.readouterr().err
+    (tmp_path / "p/run.json").write_text("{}")
+    assert run_command(evaluate, options) == 64
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -126,6 +216,7 @@ def test_labels_that_the_model_does_not_write_are_an_error(tmp_path: Path) -> No
         (["--lesion-wise", "glioma"], "gli or ped"),
         (["--tolerance", "0"], "tolerance"),
         (["--tolerance", "nan"], "tolerance"),
+        (["--tolerance", "1", "--tolerance", "1.0000001"], "nsd_1mm"),
     ],
 )
 def test_wrong_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], expected: str) -> None:

@@ -9,7 +9,16 @@ from typing import IO
 import pytest
 
 from cmt_med.errors import OutputError
-from cmt_med.files import append_line, read_lines, require_writable_folder, sha256, write_file, write_json, write_text
+from cmt_med.files import (
+    append_line,
+    read_lines,
+    require_writable_folder,
+    sha256,
+    write_file,
+    write_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_failure_leaves_the_previous_file(tmp_path: Path) -> None:
@@ -39,6 +48,41 @@ def test_a_cut_line_is_ignored(tmp_path: Path) -> None:
     append_line(log, {"a": 2})
     log.write_text(log.read_text()[:-4])
     assert read_lines(log) == [{"a": 1}]
+
+
+def test_a_log_cut_anywhere(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    rows = [{"dice/\u0153d\u00e8me": 1}, {"dice/a\u2028b\u0085c": 2}]
+    for row in rows:
+        append_line(log, row)
+    assert read_lines(log) == rows
+    content = log.read_bytes()
+    second = content.index(b"\n") + 1
+    for end in range(len(content) - 1):  # a line that lacks only its end is whole
+        log.write_bytes(content[:end])
+        assert read_lines(log) == rows[: end >= second - 1]
+    log.write_bytes(b"12\n[]\n" + content)
+    assert read_lines(log) == rows
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    def new(folder: Path) -> None:
+        write_text(folder / "b/2.txt", "new")
+
+    def cut(folder: Path) -> None:
+        new(folder)
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "model"
+    write_folder(folder, lambda to: write_text(to / "a/1.txt", "old"))
+    (tmp_path / ".partial-new-model").mkdir()  # of a killed process, as is the next
+    for left in (folder, tmp_path / ".partial-old-model"):
+        folder.rename(left)
+        with pytest.raises(KeyboardInterrupt):
+            write_folder(folder, cut)
+        assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.txt")] == ["model/a/1.txt"]
+    write_folder(folder, new)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/b", "model/b/2.txt"]
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:

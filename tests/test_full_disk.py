@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmt_med.cross_validation import collect_models
 from cmt_med.data.cache import prepare
 from cmt_med.data.copies import write_list, write_repaired
 from cmt_med.data.gate import Grid
@@ -56,6 +57,14 @@ def _model(folder: Path, version: int) -> None:
         provenance={"note": "x" * 500 * version}, validation=None,
     )  # fmt: skip
     save_model(folder, card, {"w": torch.from_numpy(_noise(version))})
+
+
+def _ensemble(folder: Path, version: int) -> None:
+    folds = [folder.parent / f"trained{version}_{i}" for i in range(2)]
+    for fold in folds:
+        if not fold.exists():
+            _model(fold, version)
+    collect_models(folds, folder / "model", {"v": version}, load_config(folder.parent / "tiny.yaml").inference)
 
 
 def _volume(folder: Path, version: int) -> None:
@@ -116,6 +125,7 @@ WRITERS: dict[str, Callable[[Path, int], object]] = {
     "curves": _board,
     "checkpoint": _checkpoint,
     "model": _model,
+    "ensemble": _ensemble,
     "volume": _volume,
     "scores": _report,
     "cache": _cache,
@@ -163,6 +173,7 @@ def fill_up(writer: str, base: Path) -> int:
         assert not [name for name in found if TEMPORARY_PREFIX in name]
         assert found.get(str(named.relative_to(folder))) == before.get(str(named.relative_to(folder)))
         assert before.keys() <= found.keys() | {".lock"}
+        assert writer != "ensemble" or found == before
         for name, content in found.items():  # each file is what it was, or complete
             complete = content in (before.get(name), after.get(name))
             assert complete or (writer == "curves" and content.startswith(before.get(name, b""))), (limit, name)

@@ -1,4 +1,7 @@
-"""Two processes of one job, of which one is killed or stopped: the other ends soon, and the job started again ends the same."""
+"""Two processes of one job, of which one is killed, stopped or hangs: the other ends soon, and says so.
+
+The job started again ends the same.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,30 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import tiny_config, tiny_dataset
-from tests.processes import Running, command
+from tests.processes import Running, cmt_med_main
 
 SETS = ["--set", "train.epochs=10", "--set", "train.patch_size=[8, 8, 8]", "--set", "data.split={by: last, count: 1}",
         "--threads", "1"]  # fmt: skip
 
-SOAK = bool(os.environ.get("CMT_SOAK"))  # a stopped process is waited for: only one of the cases is quick
+SOAK = bool(os.environ.get("CMT_SOAK"))
+KILL, STOP, HANG = signal.SIGKILL, signal.SIGSTOP, signal.SIGUSR1
+CASES = [(number, lost) for lost in (1, 0) for number in (KILL, STOP, HANG)][
+    : None if SOAK else 1
+]  # the others wait long
+SECONDS = 60.0
+
+LISTENING = """
+import signal, sys, time
+from cmt_med.train import main
+signal.signal(signal.SIGUSR1, lambda *_: time.sleep(1e6))
+sys.exit(main())
+"""
+
+
+def train_until_told_to_hang(arguments: list[str]) -> int:
+    """Runs in a process of its own: SIGUSR1 makes its main thread hang, and leaves the others."""
+    signal.signal(HANG, lambda *_: time.sleep(1e6))
+    return cmt_med_main("train", arguments)
 
 
 def _start(folder: Path, output: Path) -> list[Running]:
@@ -27,9 +48,9 @@ def _start(folder: Path, output: Path) -> list[Running]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    arguments = ["--config", folder / "tiny.yaml", "--output", output, *SETS]
+    arguments = ["--config", str(folder / "tiny.yaml"), "--output", str(output), *SETS]
     return [
-        command("train", *arguments, log=folder / f"{output.name}-{rank}.log",
+        Running(train_until_told_to_hang, arguments, log=folder / f"{output.name}-{rank}.log",
                 environment=job | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]  # fmt: skip
@@ -50,10 +71,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     return folder, _finish(folder, folder / "whole")
 
 
-@pytest.mark.parametrize(
-    ("number", "lost"),
-    [(signal.SIGKILL, 1), (signal.SIGSTOP, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 0)][: None if SOAK else 1],
-)
+@pytest.mark.parametrize(("number", "lost"), CASES)
 def test_a_lost_rank(whole: tuple[Path, bytes], number: signal.Signals, lost: int) -> None:
     folder, weights = whole
     run = folder / f"{number.name}{lost}"
@@ -62,10 +80,11 @@ def test_a_lost_rank(whole: tuple[Path, bytes], number: signal.Signals, lost: in
         ranks[0].wait_for(lambda: len(list(run.glob("checkpoints/*.pt"))) > 1)
         ranks[lost].send(number)
         left = ranks[1 - lost]
-        assert left.wait(60) == 75, left.said()
-        assert "[E_RANK]" in left.said()
-        assert "resumes" in left.said()
-        assert "Traceback" not in left.said()
+        assert left.wait(SECONDS) == 75, left.said()
+        _require_message(left.said(), 1 - lost)
+        if number == HANG:  # it has other threads, which notice
+            assert ranks[lost].wait(SECONDS) == 75
+            _require_message(ranks[lost].said(), lost)
     finally:
         for rank in ranks:
             rank.kill()
@@ -73,27 +92,49 @@ def test_a_lost_rank(whole: tuple[Path, bytes], number: signal.Signals, lost: in
     assert _finish(folder, run) == weights
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP] if SOAK else [signal.SIGKILL])
-def test_a_lost_rank_under_torchrun(whole: tuple[Path, bytes], number: signal.Signals) -> None:
+def _require_message(said: str, rank: int) -> None:
+    assert "[E_RANK] another process of this job is gone" in said, said
+    assert f"seen by rank {rank}" in said
+    assert "resumes" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("number", "lost"), CASES)
+def test_a_lost_rank_under_torchrun(whole: tuple[Path, bytes], number: signal.Signals, lost: int) -> None:
     folder, weights = whole
-    run = folder / f"torchrun-{number.name}"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "cmt_med.train",
-              "--config", str(folder / "tiny.yaml"), "--output", str(run), *SETS]  # fmt: skip
+    run, logs = folder / f"torchrun-{number.name}{lost}", folder / f"logs-{number.name}{lost}"
+    script = folder / "listening.py"
+    script.write_text(LISTENING)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    training = ["--config", str(folder / "tiny.yaml"), "--output", str(run), *SETS]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    job = subprocess.Popen(launch, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        [*launch, "--redirects=3", f"--log-dir={logs}", str(script), *training],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
     while len(list(run.glob("checkpoints/*.pt"))) < 2:
         assert job.poll() is None
         time.sleep(0.01)
-    ranks = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _is_rank(p, job.pid, 1)]
-    assert len(ranks) == 1
-    os.kill(ranks[0], number)
+    processes = [
+        next(p for p in Path("/proc").iterdir() if p.name.isdigit() and _is_rank(p, job.pid, i)) for i in (0, 1)
+    ]
+    os.kill(int(processes[lost].name), number)
     begun = time.monotonic()
-    _, said = job.communicate(timeout=100)  # torchrun itself gives a stopped process 30 s more
-    assert job.returncode != 0
-    if number == signal.SIGSTOP:
-        assert "[E_RANK]" in said
-    assert time.monotonic() - begun < 90
-    again = subprocess.run(launch, env=environment, check=False, capture_output=True, text=True, timeout=300)
+    while _is_rank(processes[1 - lost], job.pid, 1 - lost):
+        assert time.monotonic() - begun < SECONDS
+        time.sleep(0.1)
+    [log] = logs.glob(f"*/attempt_0/{1 - lost}/stderr.log")
+    _require_message(log.read_text(), 1 - lost)
+    assert job.wait(SECONDS) != 0  # torchrun itself gives a stopped process 30 s more
+    again = subprocess.run(
+        [*launch, "-m", "cmt_med.train", *training],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert again.returncode == 0, again.stderr[-3000:]
     assert (run / "model/model.safetensors").read_bytes() == weights
 

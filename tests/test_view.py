@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import shutil
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from cmt_med.evaluate import evaluate
 from cmt_med.reports.sources import find_source
 from cmt_med.reports.viewer import viewer_script
 from cmt_med.view import listen, make_server, view
-from tests.browser import check_layers, chromium, console, require_browser, wait_for_case
+from tests.browser import check_layers, chromium, console, require_browser, wait_for, wait_for_case
 from tests.helpers import tiny_dataset
 from tests.hostile import NAMES
 from tests.reports.test_hostile_names import hostile_report
@@ -128,6 +129,14 @@ def hostile_requests(port: int) -> dict[str, bytes]:
         requests[f"origin {origin}"] = good + f"Origin: {origin}\r\n"
     for site in ("cross-site", "same-site", "nonsense"):
         requests[f"fetched from {site}"] = good + f"Sec-Fetch-Site: {site}\r\n"
+    page = good.replace("cases.json", "")
+    requests["framed by another site"] = (
+        page + "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n"
+    )
+    requests["fetched page"] = page + "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: cors\r\nSec-Fetch-Dest: empty\r\n"
+    requests["part as a page"] = (
+        good + "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n"
+    )
     for path in ("/", "/cases.json", "/case/0", "/case/0/prediction", "//cases.json", f"/{TOKEN[:-1]}/cases.json",
                  f"/{TOKEN}x/cases.json", f"/{TOKEN.upper()}/cases.json", "/%74/cases.json", f"/x/{TOKEN}/cases.json",
                  f"/?token={TOKEN}", "/viewer.js"):  # fmt: skip
@@ -219,10 +228,20 @@ def test_the_page_works_in_chromium(folders: Path) -> None:
         assert console(driver) == []
 
 
+@contextmanager
+def command_running(command: list[str], environment: Mapping[str, str] = os.environ) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive its test."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_the_command_prints_an_address(folders: Path) -> None:
     require_browser()  # and with it the built viewer
     command = [sys.executable, "-m", "cmt_med.view", str(folders / "run"), "--no-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with command_running(command) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)(/[\w-]{43}/)", line)
@@ -232,6 +251,38 @@ def test_the_command_prints_an_address(folders: Path) -> None:
         time.sleep(0.2)
         process.send_signal(2)
         assert process.wait(20) == 0
+
+
+def test_the_browser_is_given_a_private_file(folders: Path, tmp_path: Path) -> None:
+    """No command line has the token; the file that leads to the address does, and goes when the command ends."""
+    require_browser()
+    given = tmp_path / "given"
+    opener = tmp_path / "opener"
+    opener.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/writing\nmv {tmp_path}/writing {given}\n')
+    opener.chmod(0o700)
+    command = [sys.executable, "-m", "cmt_med.view", str(folders / "run")]
+    environment = os.environ | {"BROWSER": f"{opener} %s", "TMPDIR": str(tmp_path)}
+    with command_running(command, environment) as process:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+/([\w-]{43})/", process.stdout.readline())
+        assert found
+        end = time.monotonic() + 60
+        while not given.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        address = given.read_text().strip()
+        assert re.fullmatch(r"file:///\S+/cmt_med_view_\w+\.html", address)
+        assert found[1] not in address
+        page = Path(address.removeprefix("file://"))
+        assert page.stat().st_mode & 0o777 == 0o600
+        assert found[0] in page.read_text()
+        with chromium(offline=False) as driver:
+            driver.get(address)
+            wait_for(driver, lambda: driver.current_url == found[0])
+            wait_for_case(driver, 0)
+            assert console(driver) == []
+        process.send_signal(2)
+        assert process.wait(20) == 0
+        assert not page.exists()
 
 
 def test_without_the_viewer_the_error_says_how_to_get_it(

@@ -1,4 +1,3 @@
-/*! Contains NiiVue 0.69.0, BSD-2-Clause licence, https://github.com/niivue/niivue */
 // The viewer of a report (volumes inside the page) and of `cmt-med view` (volumes from the local server).
 //
 // It starts where the page has an element with the id "viewer". The cases are JSON: in the element "viewer-cases", or
@@ -166,6 +165,10 @@ class Viewer {
       w: () => this.layers.reference.box.click(),
       o: () => this.outlines.click(),
     };
+    if (event.target === this.canvas) { // h j k l are NiiVue's; its u and d want Ctrl, which is the browser's
+      actions.u = () => this.nv.moveCrosshairInVox(0, 0, 1);
+      actions.d = () => this.nv.moveCrosshairInVox(0, 0, -1);
+    }
     const action = actions[event.key] ?? (/^[1-9]$/.test(event.key)
       ? () => this.labels[Number(event.key) - 1]?.box.click() : undefined);
     if (action) action();

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_med.data.manifest import CASE_NAME, Case, load_manifest
-from cmt_med.data.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel, case_and_word, place_of
+from cmt_med.data.names import (
+    LABEL_WORDS,
+    MASK_WORDS,
+    SEQUENCES,
+    canonical_channel,
+    case_and_word,
+    place_of,
+    require_distinct,
+)
 from cmt_med.data.readers.formats import is_series, looks_like_volume, volume_stem
-from cmt_med.data.readers.streams import readable_name
+from cmt_med.data.readers.streams import io_error, readable_name
 from cmt_med.errors import ConfigError, DataError
 
 MAX_DEPTH = 5
@@ -16,7 +26,15 @@ _NOT_IMAGES = {*LABEL_WORDS, *MASK_WORDS, "prob"}
 _MASK = "the mask"  # a role that no channel can have: channels have no spaces
 
 
-def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
+@dataclass
+class Found:
+    """What lies under a path: cases, and what stands in a folder but can be none, which does not stop the others."""
+
+    cases: list[Case] = field(default_factory=list)
+    problems: list[DataError] = field(default_factory=list)
+
+
+def find_cases(path: Path, channels: Sequence[str]) -> Found:
     """The cases under ``path``.
 
     Args:
@@ -27,41 +45,40 @@ def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
         channels: what the network needs, by canonical name.
 
     Raises:
-        DataError: E_IO if nothing is there, E_CHANNEL if files cannot be matched by name, E_MANIFEST for a bad list or
-            two cases of one name.
+        DataError: E_IO if nothing is there, E_CHANNEL if no files can be matched by name, E_MANIFEST for a bad list or
+            names of cases whose results would overwrite each other; the first problem, if there is no case beside it.
     """
-    if path.is_dir() and (path / "dataset.json").is_file():
-        path = path / "dataset.json"
+    try:
+        if path.is_dir() and (path / "dataset.json").is_file():
+            path = path / "dataset.json"
+        os.lstat(path)
+    except (OSError, ValueError) as error:
+        raise io_error(error, path) from error
+    found = Found()
     if path.suffix.lower() == ".json":
         manifest = load_manifest(path)
-        cases = [*manifest.cases, *manifest.test]
+        found.cases = [*manifest.cases, *manifest.test]
     elif path.is_file() or is_series(path):
-        cases = _cases_of_files([path], channels)
-        if not cases:
+        _add_cases(found, [path], channels)
+        if not found.cases and not found.problems:
             raise _unmatched(path, channels)
     elif path.is_dir():
-        cases = _cases_of_files(_volumes(path, MAX_DEPTH), channels)
+        _add_cases(found, _volumes(path, MAX_DEPTH, found), channels)
     else:
         raise DataError(
-            "the input does not exist", where=str(path), why="neither a file nor a folder", fix="check --input",
-            code="E_IO",
+            "the input cannot be read", where=readable_name(path), why="it is neither a file nor a folder",
+            fix="check --input", code="E_IO",
         )  # fmt: skip
-    if not cases:
+    if not found.cases and found.problems:
+        raise found.problems[0]
+    if not found.cases:
         raise DataError(
-            "no cases found",
-            where=str(path),
-            why=f"the network needs {', '.join(channels)}",
+            "no cases found", where=readable_name(path), why=f"the network needs {', '.join(channels)}",
             fix="name files by channel (CASE_t1ce.nii.gz), use --channel NAME=FILE, or give a case list",
-            code="E_CHANNEL" if path.exists() else "E_IO",
-        )
-    names = [case.name for case in cases]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(
-            "two cases have the same name", where=", ".join(twice[:5]),
-            why="one result would overwrite the other", fix="rename one, or list them with ids", code="E_MANIFEST",
+            code="E_CHANNEL",
         )  # fmt: skip
-    return cases
+    require_distinct([case.name for case in found.cases], readable_name(path))
+    return found
 
 
 def label_maps_in(folder: Path) -> dict[str, Path]:
@@ -91,6 +108,7 @@ def case_of_channels(files: Mapping[str, Path], channels: Sequence[str]) -> Case
 
     Raises:
         ConfigError: for a channel that the network does not have.
+        DataError: E_MANIFEST if the file's name gives none to the case.
     """
     images = {canonical_channel(name): path for name, path in files.items()}
     if len(images) != len(files):
@@ -108,51 +126,61 @@ def case_of_channels(files: Mapping[str, Path], channels: Sequence[str]) -> Case
     one = next(iter(files.values()))
     first = one.name if one.is_dir() else volume_stem(one)
     name, role = _name_and_role(first, first, channels)
-    return Case(name if role in channels else first, {n: (p, None) for n, p in images.items()})
+    name = name if role in channels else first
+    if not CASE_NAME.match(name):
+        raise _unnamed(name, one)
+    return Case(name, {n: (p, None) for n, p in images.items()})
 
 
-def _volumes(folder: Path, depth: int) -> Iterator[Path]:
+def _volumes(folder: Path, depth: int, found: Found) -> Iterator[Path]:
     """The volumes in a folder and below it: files that are named like one, and folders of DICOM slices."""
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        found.problems.append(io_error(error, folder))
+        return
+    for path in paths:
         if path.name.startswith("."):
             continue
-        if is_series(path):
+        try:
+            series = is_series(path)
+        except DataError as error:
+            found.problems.append(error)
+            continue
+        if series:
             yield path
         elif path.is_dir():
             if depth:
-                yield from _volumes(path, depth - 1)
+                yield from _volumes(path, depth - 1, found)
         elif looks_like_volume(path):
             yield path
 
 
-def _cases_of_files(files: Iterable[Path], channels: Sequence[str]) -> list[Case]:
+def _add_cases(found: Found, files: Iterable[Path], channels: Sequence[str]) -> None:
     grouped: dict[tuple[Path, str], dict[str, Path]] = {}
+    faults: dict[tuple[Path, str], DataError] = {}
     for file in files:
         stem = file.name if file.is_dir() else volume_stem(file)
         place = place_of(file, stem)
         name, role = _name_and_role(stem, place.name, channels)
         if role is None:
             continue
-        if not CASE_NAME.match(name):
-            raise DataError(
-                f"{name!r} cannot be a case name",
-                where=readable_name(file),
-                fix="use letters, digits, . _ + -",
-                code="E_MANIFEST",
-            )
         here = grouped.setdefault((place, name), {})
-        if role in here:
-            raise DataError(
+        if not CASE_NAME.match(name):
+            faults.setdefault((place, name), _unnamed(name, file))
+        elif role in here:
+            faults[place, name] = DataError(
                 f"two files are {'the mask' if role == _MASK else f'channel {role}'} of case {name}",
-                where=f"{readable_name(file)}, {here[role]}",
+                where=f"{readable_name(file)}, {readable_name(here[role])}",
                 fix="keep one",
                 code="E_CHANNEL",
             )
         here[role] = file
-    return [
+    found.problems += faults.values()
+    found.cases += [
         Case(name, {role: (file, None) for role, file in here.items() if role != _MASK}, mask=here.get(_MASK))
-        for (_, name), here in grouped.items()
-        if set(here) - {_MASK}
+        for (place, name), here in grouped.items()
+        if set(here) - {_MASK} and (place, name) not in faults
     ]
 
 
@@ -170,6 +198,13 @@ def _name_and_role(stem: str, folder: str, channels: Sequence[str]) -> tuple[str
     if len(channels) > 1 or role in SEQUENCES:  # another sequence is never taken for the network's
         return name, None
     return stem, channels[0]
+
+
+def _unnamed(name: str, file: Path) -> DataError:
+    return DataError(
+        f"{name!r} cannot be a case name", where=readable_name(file), why="results are files of that name",
+        fix="use letters, digits, . _ + -", code="E_MANIFEST",
+    )  # fmt: skip
 
 
 def _unmatched(path: Path, channels: Sequence[str]) -> DataError:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.flags import constant_flag
+from cmt_med.data.flags import range_flags
 from cmt_med.data.gate import grid_of, require_same_grid
 from cmt_med.data.grid import Grid
 from cmt_med.data.manifest import Case
@@ -166,7 +166,7 @@ def _image(
     for name, position in parts:
         values = brightness(volume, where, position)
         low, high = min(low, float(values.min())), max(high, float(values.max()))
-        found.flags += constant_flag(name, values)
+        found.flags += range_flags(name, values)
         content = hashlib.sha256(values.tobytes(order="F")).digest()
         if content in seen.contents:
             report.flags.append(f"{seen.contents[content]} and {name} are the same image")

@@ -7,6 +7,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cmt_med.data.values import usual_size
+
+FAR = (100.0, 1 / 100)
+"""An image is flagged if its largest value is more than this many times what all but this share of its voxels have; in 489 real
+volumes it is at most 5 times as much."""
+
 
 def image_flags(channels: Sequence[str], image: NDArray[np.float32], given: Iterable[str]) -> tuple[str, ...]:
     """Flags of the images of a case, as sentences.
@@ -16,16 +22,21 @@ def image_flags(channels: Sequence[str], image: NDArray[np.float32], given: Iter
         image: (C, D1, D2, D3).
         given: all channels that the case has.
     """
-    flags = [flag for name, values in zip(channels, image, strict=True) for flag in constant_flag(name, values)]
+    flags = [flag for name, values in zip(channels, image, strict=True) for flag in range_flags(name, values)]
     flags += [f"{one} and {other} are the same image" for one, other in copied_channels(channels, image)]
     flags += [f"channel {name} is not used" for name in given if name not in channels]
     return tuple(flags)
 
 
-def constant_flag(name: str, values: NDArray[np.float32]) -> list[str]:
-    """One flag if all values are the same: nothing can be segmented in such an image."""
-    low, high = values.min(), values.max()
-    return [f"{name} is constant" + (" (all zero)" if low == 0 else "")] if low == high else []
+def range_flags(name: str, values: NDArray[np.float32]) -> list[str]:
+    """A flag if all values are the same, for nothing can be segmented then, or if a few are far beyond all others."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return [f"{name} is constant" + (" (all zero)" if low == 0 else "")]
+    largest, usual = max(abs(low), abs(high)), usual_size(values, FAR[1])
+    if 0 < usual * FAR[0] < largest:
+        return [f"{name} reaches {largest / usual:.0f} times as far as {1 - FAR[1]:.0%} of its voxels"]
+    return []
 
 
 def copied_channels(channels: Sequence[str], image: NDArray[np.float32]) -> list[tuple[str, str]]:

@@ -25,7 +25,8 @@ __all__ = ["Grid", "Loaded", "grid_of", "load_case", "load_labels", "of_case", "
 class Loaded:
     """A case in memory: ``image`` (C, D1, D2, D3) float32, ``label`` and ``mask`` (D1, D2, D3) or None, and the grid.
 
-    ``flags`` are sentences about what is suspicious: constant or copied channels, channels that are not used.
+    ``flags`` are sentences about what is suspicious: constant or copied channels, values far beyond all others, channels that
+    are not used.
     """
 
     image: NDArray[np.float32]

@@ -4,52 +4,76 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms.compose import Compose
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cmt_med.data.augment import Augment
 from cmt_med.data.cache import Entry
+from cmt_med.data.transforms import RandPatchd
 
 WORKER_SECONDS = 120.0
 """A worker that takes longer for a batch hangs."""
 GRACE_SECONDS = 5.0
 """What torch, which knows more about its workers, is given to find that out first."""
+NICE = 10
+"""By how much workers are nicer than the training process."""
 START = "fork" if sys.platform == "linux" else None
 """How workers start: forked ones start at once, and leave by themselves when the training is killed, for torch watches the
 parent process; one from a fork server has the server as its parent, and would stay. None: as the system has it."""
 
 
-class PatchSet(Dataset[dict[str, Tensor]]):
-    """Random patches of cached cases, addressed by (epoch, index)."""
+class PatchSet(Dataset[dict[str, Any]]):
+    """Random patches of cached cases, addressed by (epoch, index).
 
-    def __init__(self, entries: Sequence[Entry], transform: Compose, *, patches_per_case: int, seed: int) -> None:
-        self.entries, self.transform = list(entries), transform
-        self.patches_per_case, self.seed = patches_per_case, seed
+    Args:
+        entries: the cases.
+        cut: draws a patch with the margin that ``augment`` needs.
+        augment: the random changes.
+        patches_per_case: in an epoch.
+        seed: with epoch and index, the key of everything random.
+        apply: change the patch here; else it keeps its margin, and what was drawn comes with it, for the device.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        cut: RandPatchd,
+        augment: Augment,
+        *,
+        patches_per_case: int,
+        seed: int,
+        apply: bool,
+    ) -> None:
+        self.entries, self.cut, self.augment = list(entries), cut, augment
+        self.patches_per_case, self.seed, self.apply = patches_per_case, seed, apply
         self.points = [entry.points() for entry in self.entries]
 
     def __len__(self) -> int:
         return len(self.entries) * self.patches_per_case
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         case = index % len(self.entries)
         entry = self.entries[case]
-        self.transform.set_random_state(seed=keyed_seed(self.seed, epoch, index))
-        drawn = self.transform({"image": entry.image(), "label": entry.label(), "points": self.points[case]})
-        return {
-            "image": torch.as_tensor(drawn["image"]).as_subclass(torch.Tensor).float(),
-            "label": torch.as_tensor(drawn["label"]).as_subclass(torch.Tensor).to(torch.uint8),
-            "case": torch.tensor(case),
-        }
+        self.cut.set_random_state(seed=keyed_seed(self.seed, epoch, index))
+        patch = self.cut({"image": entry.image(), "label": entry.label(), "points": self.points[case]})
+        drawn = self.augment.draw(np.random.default_rng([self.seed, epoch, index, 0xA0A0]))
+        image, label = patch["image"].float(), patch["label"].to(torch.uint8)
+        result = {"image": image, "label": label, "case": torch.tensor(case)}
+        if not self.apply:
+            return result | {"drawn": drawn}
+        images, labels = self.augment(image[None], label[None], {name: value[None] for name, value in drawn.items()})
+        return result | {"image": images[0], "label": labels[0]}
 
 
 class KeyedBatches(Sampler[list[tuple[int, int]]]):
@@ -94,9 +118,10 @@ def patch_batches(
     rank: int = 0,
     world: int = 1,
     seconds: float = WORKER_SECONDS,
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[dict[str, Any]]:
     """Batches ``{"image": (B, C, *S), "label": (B, 1, *S), "case": (B,)}`` without end, from step ``start`` on.
 
+    Where the patches are still to be changed, they have a margin, and ``"drawn"`` says how (:mod:`cmt_med.data.augment`).
     ``batch_size`` counts all ranks together. A worker that takes longer than ``seconds``, or is gone, is a RuntimeError.
     """
     stream = KeyedBatches(len(patches), batch_size=batch_size, seed=patches.seed, start=start, rank=rank, world=world)
@@ -105,14 +130,14 @@ def patch_batches(
         batch_sampler=stream,
         num_workers=workers,
         timeout=seconds if workers else 0,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_modestly if workers else None,
         multiprocessing_context=START if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
     return _watched(loader, seconds) if workers else iter(loader)
 
 
-def _watched(loader: DataLoader[dict[str, Tensor]], seconds: float) -> Iterator[dict[str, Tensor]]:
+def _watched(loader: DataLoader[dict[str, Any]], seconds: float) -> Iterator[dict[str, Any]]:
     """The loader's batches; workers that hang in the middle of handing one over, where torch waits for ever, are killed."""
     others = set(multiprocessing.active_children())
     batches = iter(loader)
@@ -175,5 +200,8 @@ def _tell(*_: object) -> None:
         raise RuntimeError(f"DataLoader worker (pid {numbers}) has ended with exit code {gone[0].exitcode}")
 
 
-def _one_thread(_: int) -> None:
+def _modestly(_: int) -> None:
+    """One thread, which leaves the cores to the training when both want them: a step waits for its slowest thread."""
     torch.set_num_threads(1)
+    if sys.platform != "win32":
+        os.nice(NICE)

@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from cmt_med.config import Region
-from cmt_med.data.names import MEAN, TUMOUR_LABELS, canonical_channel, canonical_label
+from cmt_med.data.names import MEAN, TUMOUR_LABELS, canonical_channel, canonical_label, require_distinct
 from cmt_med.data.readers.formats import volume_stem
 from cmt_med.errors import ConfigError, DataError
 
-CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$")
+CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\Z")
 MAX_MANIFEST_BYTES = 200_000_000
 CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256")
 """What is read of a case; other keys are left alone, unless they look like a slip of the pen."""
@@ -95,6 +95,7 @@ def load_manifest(path: Path) -> Manifest:
                 f"give training[{seen[case.name]}] or training[{i}] an id",
             )
         seen[case.name] = i
+    require_distinct(seen, str(path))
     owners: dict[tuple[tuple[Path, int | None], ...], str] = {}
     for case in cases:
         other = owners.setdefault(tuple(case.images.values()), case.name)

@@ -6,8 +6,10 @@ Facts: BraTS 2018-2021 t1, t1ce, t2, flair; BraTS 2023-24 t1n, t1c, t2w, t2f; MS
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
+
+from cmt_med.errors import DataError
 
 _CHANNELS = {
     "t1": ("t1", "t1n", "t1w", "t1pre"),
@@ -59,7 +61,7 @@ def case_and_word(stem: str, folder: str, known: Collection[str]) -> tuple[str, 
         known: roles, canonical: channels, and words for label maps and masks.
     """
     parts = re.split(r"[_.-]", stem)
-    last = re.match(r"^(.+)[_-]([A-Za-z0-9]+)$", stem)
+    last = re.match(r"^(.+)[_-]([A-Za-z0-9]+)\Z", stem, re.DOTALL)
     if last and canonical_channel(last.group(2)) in known:
         return last.group(1), last.group(2)
     if canonical_channel(parts[0]) in known:
@@ -73,3 +75,28 @@ def case_and_word(stem: str, folder: str, known: Collection[str]) -> tuple[str, 
 def place_of(file: Path, stem: str) -> Path:
     """The folder that stands for a file's case: BRATS 2013 has one more, of the file's own name, around each file."""
     return file.parent.parent if file.parent.name == stem else file.parent
+
+
+def require_distinct(cases: Iterable[str], where: str) -> None:
+    """Refuse names of cases whose results (``NAME.nii.gz``, ``NAME.json``, ``NAME_prob.nii.gz``) would overwrite others.
+
+    Some file systems do not tell capitals from small letters, so names that differ in them alone are the same.
+
+    Raises:
+        DataError: E_MANIFEST.
+    """
+    seen: dict[str, str] = {}
+    for name in cases:
+        key = name.casefold()
+        if key in ("run", "failures") or key.endswith("_prob"):
+            raise DataError(
+                f"a case cannot be called {name!r}", where=where,
+                why="its results would have the name of run.json, failures.json or another case's probabilities",
+                fix="rename it, or list it with another id", code="E_MANIFEST",
+            )  # fmt: skip
+        if key in seen:
+            raise DataError(
+                "two cases have the same name", where=f"{where}: {', '.join(dict.fromkeys((seen[key], name)))}",
+                why="one result would overwrite the other", fix="rename one, or list them with ids", code="E_MANIFEST",
+            )  # fmt: skip
+        seen[key] = name

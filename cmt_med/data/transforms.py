@@ -1,4 +1,4 @@
-"""MONAI dictionary transforms: the deterministic part, which is cached and inverted, and the random part.
+"""MONAI dictionary transforms: the deterministic part, which is cached and inverted, and the cutting of patches.
 
 Keys of the dictionaries: ``image`` (C, *S) float32, ``label`` (1, *S) integers, ``foreground`` (1, *S) booleans.
 """
@@ -13,29 +13,15 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.compose import Compose
 from monai.transforms.croppad.dictionary import CropForegroundd
-from monai.transforms.intensity.dictionary import (
-    RandAdjustContrastd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-)
 from monai.transforms.post.dictionary import Invertd
-from monai.transforms.spatial.dictionary import (
-    Orientationd,
-    RandAffined,
-    RandFlipd,
-    RandSimulateLowResolutiond,
-    Spacingd,
-)
+from monai.transforms.spatial.dictionary import Orientationd, Spacingd
 from monai.transforms.transform import MapTransform, Randomizable
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_med.config import Augmentation, Data, Train
+from cmt_med.config import Data, Train
 from cmt_med.data.gate import Loaded
 from cmt_med.data.resample import SlabResample
-from cmt_med.errors import ConfigError
 
 POINTS_PER_LABEL = 4096
 """Voxels of each label remembered for sampling patches; enough to cover a lesion, small beside the volume."""
@@ -238,85 +224,9 @@ def _cut(array: NDArray[Any], start: Sequence[int], size: Sequence[int]) -> Tens
     return torch.from_numpy(cut.copy())
 
 
-class SetAsided(MapTransform):
-    """Move the last channel of the image, the foreground mask, to a key of its own, or back with ``undo``.
-
-    Between the two, changes of brightness cannot touch it.
-    """
-
-    def __init__(self, *, undo: bool) -> None:
-        super().__init__(["image"])
-        self.undo = undo
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        if self.undo:
-            result["image"] = torch.cat([result["image"], result.pop("inside")])
-        else:
-            result["image"], result["inside"] = result["image"][:-1], result["image"][-1:]
-        return result
-
-
-def augmentation(data: Data, train: Train, settings: Augmentation) -> Compose:
-    """The random part: a patch, then spatial and intensity changes, each with its own draw.
-
-    The patch is cut with a margin, from which the affine change takes its content. The margin is the same on both sides,
-    so that without an affine change the grid of the patch falls on voxels.
-    """
-    keys = ["image", "label"]
-    size = list(train.patch_size)
-    margin = [int(np.ceil(n * settings.scale / 2)) if settings.affine else 0 for n in size]
-    steps: list[Any] = []
-    steps.append(RandPatchd(keys, size, margin, train.foreground_fraction, slice_axes(data)))
-    dims = len(train.patch_size)
-    angle = float(np.deg2rad(settings.rotate_degrees))
-    steps.append(
-        RandAffined(
-            keys,
-            prob=settings.affine,
-            rotate_range=[angle] * (3 if dims == 3 else 1),
-            scale_range=[settings.scale] * dims,
-            spatial_size=train.patch_size,
-            mode=["bilinear", "nearest"],
-            padding_mode="zeros",
-        )
-    )
-    axes = settings.flip_axes if settings.flip_axes is not None else list(range(dims))
-    if any(axis >= dims for axis in axes):
-        raise ConfigError(
-            "a flip axis does not exist", where=f"augmentation.flip_axes={axes}", fix=f"use 0 to {dims - 1}"
-        )
-    steps += [RandFlipd(keys, prob=settings.flip, spatial_axis=axis) for axis in axes]
-    image = ["image"]
-    if data.foreground_channel:
-        steps.append(SetAsided(undo=False))
-    if settings.intensity:
-        steps += [
-            RandScaleIntensityd(image, factors=settings.strength, prob=settings.intensity, channel_wise=True),
-            RandShiftIntensityd(image, offsets=settings.strength, prob=settings.intensity, channel_wise=True),
-        ]
-    if settings.gamma:
-        steps.append(RandAdjustContrastd(image, prob=settings.gamma, gamma=(0.7, 1.5), retain_stats=True))
-    if settings.noise:
-        steps.append(RandGaussianNoised(image, prob=settings.noise, std=0.15))
-    if settings.blur:
-        sigma = (0.5, 1.0)
-        steps.append(RandGaussianSmoothd(image, prob=settings.blur, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma))
-    if settings.low_resolution:
-        # Linear both ways: the default, nearest on the way down, moves the image by half a voxel against its label.
-        linear = "trilinear" if dims == 3 else "bilinear"
-        steps.append(
-            RandSimulateLowResolutiond(
-                image,
-                prob=settings.low_resolution,
-                zoom_range=(0.5, 1.0),
-                downsample_mode=linear,
-                upsample_mode=linear,
-            )
-        )
-    if data.foreground_channel:
-        steps.append(SetAsided(undo=True))
-    return Compose(steps)
+def patches(data: Data, train: Train, margin: Sequence[int]) -> RandPatchd:
+    """The cutting of an experiment's patches, with a margin around them."""
+    return RandPatchd(["image", "label"], train.patch_size, margin, train.foreground_fraction, slice_axes(data))
 
 
 def slice_axes(data: Data) -> tuple[int, ...]:

@@ -3,7 +3,9 @@
 After the BraTS 2023 challenge. Lesions of the reference that lie close together are one lesion: they are joined where
 their dilations touch. The components of the prediction that touch a lesion's dilation are its match, and all of them
 together are compared with it. A lesion without a match is missed, a component that touches no lesion is a false
-positive, and both score as badly as can be.
+positive, and both score as badly as can be: Dice 0 and an HD95 of 374 mm. A matched lesion's HD95 counts 374 mm at
+most, so that finding it is never worse than missing it. In the challenge's images (240 × 240 × 155 voxels of 1 mm) no
+distance is larger than 373.13 mm, and the numbers are the challenge's.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cmt_med.errors import ConfigError
-from cmt_med.evaluation.surface import Points, bounding_box, point_distances, surface_points
+from cmt_med.evaluation.surface import Points, axes_with_faces, bounding_box, point_distances, surface_points
 
-MISSED_HD95_MM = 374.0
+MISSED_HD95_MM = 374.0  # and the most that a matched lesion counts
 _TOUCHING = np.ones((3, 3, 3), dtype=bool)  # voxels that share a face, an edge or a corner are connected
 
 
@@ -59,7 +61,7 @@ def lesion_rule_named(name: str) -> LesionRule:
 
 @dataclass(frozen=True)
 class Lesion:
-    """One scored lesion: voxels of the reference and of its match (0 where missed), Dice, and HD95 in mm."""
+    """One scored lesion: voxels of the reference and of its match (0 where missed), Dice, and HD95 in mm, at most 374."""
 
     voxels: int
     matched_voxels: int
@@ -112,7 +114,7 @@ def lesion_scores(
         rule: how lesions are joined, and which are dropped.
     """
     # Dilations that are cut at the box meet where the whole ones would: what meets outside does so on its face, too.
-    box = bounding_box(predicted | reference)
+    box, faces = bounding_box(predicted | reference), axes_with_faces(reference.shape)
     predicted, reference = (np.ascontiguousarray(mask[box]) for mask in (predicted, reference))
     # A dilated component is the dilation of the lesion inside it: each of its voxels was reached from a voxel of it.
     zones, lesions = ndimage.label(_dilated(reference, rule.dilation), _TOUCHING)
@@ -121,8 +123,8 @@ def lesion_scores(
     component_sizes = np.bincount(components[predicted], minlength=found + 1)
     matches = _touching(zones, components, predicted)
     hits = np.bincount(zones[predicted & reference], minlength=lesions + 1)
-    surfaces = _grouped(surface_points(reference), zones, lesions)
-    component_surfaces = _grouped(surface_points(predicted), components, found)
+    surfaces = _grouped(surface_points(reference, faces), zones, lesions)
+    component_surfaces = _grouped(surface_points(predicted, faces), components, found)
     scored = []
     for lesion in range(1, lesions + 1):
         size = int(sizes[lesion])
@@ -134,7 +136,7 @@ def lesion_scores(
             continue
         matched = int(component_sizes[match].sum())
         points = np.concatenate([component_surfaces[component] for component in match])
-        hd95 = point_distances(points, surfaces[lesion], spacing).hd95
+        hd95 = min(point_distances(points, surfaces[lesion], spacing).hd95, MISSED_HD95_MM)
         scored.append(Lesion(size, matched, 2.0 * int(hits[lesion]) / (size + matched), hd95))
     touched = {component for match in matches.values() for component in match}
     return LesionScores(tuple(scored), found - len(touched))

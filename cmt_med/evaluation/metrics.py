@@ -17,6 +17,10 @@ The penalty is the diagonal of the image in mm: no distance in the image is larg
 a find, in a small crop as in a scan of the whole body. The challenges' constant, 373.13 mm, is the diagonal of their
 images (240 × 240 × 155 voxels of 1 mm); under ``challenge`` the penalty is never less than it.
 
+A miss never raises the mean of a ratio, a distance or a lesion-wise score (of lesions large enough to count). It can
+that of specificity, which looks at the background alone, and of the volume errors: more than twice the volume is a
+larger error than none of it.
+
 Specificity and the volume errors are defined without a reference, but the relative ones, which are NaN; ``skip`` leaves
 them out, too. NaN is left out of a mean and counted (``n_undefined``).
 """
@@ -84,14 +88,22 @@ def metric_of(name: str) -> Metric | None:
 
 
 def check_tolerances(tolerances: Sequence[float]) -> None:
-    """Refuse tolerances that no surface can be held against.
+    """Refuse tolerances that no surface can be held against, or whose scores would have one name.
 
     Raises:
-        ConfigError: for one that is not a positive number of millimetres.
+        ConfigError: for one that is not a positive number of millimetres, or that equals another to six digits.
     """
+    names: dict[str, float] = {}
     for tolerance in tolerances:
         if not 0 < tolerance < math.inf:
             raise ConfigError(f"{tolerance} mm is no tolerance", where="--tolerance", fix="give millimetres above 0")
+        name = surface_dice_name(tolerance)
+        if name in names:
+            raise ConfigError(
+                f"tolerances {names[name]} and {tolerance} mm are both called {name}", where="--tolerance",
+                why="one score would replace the other", fix="give each once, and no two that differ so little",
+            )  # fmt: skip
+        names[name] = tolerance
 
 
 def case_metrics(

@@ -20,7 +20,8 @@ EMPTY_RULES: dict[EmptyRule, str] = {
 }
 MISSED_TEXT = (
     "missed (prediction empty, reference not): Dice and the other ratios 0, distances the image's diagonal, by the "
-    "challenge rule at least 373.13 mm"
+    "challenge rule at least 373.13 mm; of a lesion 374 mm, the most that a found one counts. Specificity and volume "
+    "errors cannot punish a miss: the background is right, and a lesion found twice too large has a larger error"
 )
 
 

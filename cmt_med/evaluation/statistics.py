@@ -137,8 +137,8 @@ class Standing:
     """How a report stands among all: mean score, ranks (1 is best, equals share), and how stable that is.
 
     Attributes:
-        n: cases in which every report has a score.
-        mean: over these.
+        n, n_undefined: cases in which every report has a score, and those left out.
+        mean, low, high: over these, with the 95% interval.
         rank: of the mean.
         case_rank: mean over cases of the rank within the case.
         first: share of bootstrap samples of the cases in which its mean is the best; equals share a sample.
@@ -148,7 +148,10 @@ class Standing:
     target: str
     report: str
     n: int
+    n_undefined: int
     mean: float
+    low: float
+    high: float
     rank: float
     case_rank: float
     first: float
@@ -164,11 +167,12 @@ def standings(target: str, reports: Mapping[str, Values], *, higher_is_better: b
         higher_is_better: which scores come first.
     """
     table = np.stack(list(reports.values()))  # (reports, N)
+    cases = table.shape[1]
     table = table[:, ~np.isnan(table).any(axis=0)]
     n = table.shape[1]
     if n == 0:
-        nothing = (float("nan"),) * 5
-        return [Standing(target, name, 0, *nothing) for name in reports]
+        nothing = (float("nan"),) * 7
+        return [Standing(target, name, 0, cases, *nothing) for name in reports]
     signed = -table if higher_is_better else table
     chosen = np.random.default_rng(seed).integers(0, n, (BOOTSTRAP_SAMPLES, n))
     samples = np.stack([row[chosen].mean(axis=1) for row in signed])  # (reports, samples)
@@ -177,5 +181,9 @@ def standings(target: str, reports: Mapping[str, Values], *, higher_is_better: b
     first = (best / best.sum(axis=0)).mean(axis=1)
     rank = stats.rankdata(signed.mean(axis=1).round(12))
     case_rank = stats.rankdata(signed.round(12), axis=0).mean(axis=1)
-    values = zip(reports, table.mean(axis=1), rank, case_rank, first, ranks.mean(axis=1), strict=True)
-    return [Standing(target, name, n, *(float(v) for v in row)) for name, *row in values]
+    intervals = [bootstrap_interval(row.tolist()) for row in table]
+    values = zip(reports, table.mean(axis=1), intervals, rank, case_rank, first, ranks.mean(axis=1), strict=True)
+    return [
+        Standing(target, name, n, cases - n, float(mean), *interval, *(float(v) for v in row))
+        for name, mean, interval, *row in values
+    ]

@@ -25,10 +25,11 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float
 
 
 def describe(scores: Sequence[float]) -> dict[str, Any]:
-    """mean, median, std (of the cases), low and high (95% interval of the mean), n, and n_undefined left out (NaN)."""
+    """mean, median, std (of a sample: over n - 1), low and high (95% interval of the mean), n, and n_undefined left out (NaN)."""
     kept = [score for score in scores if not np.isnan(score)]
     low, high = bootstrap_interval(kept)
-    values = (float(np.mean(kept)), float(np.median(kept)), float(np.std(kept))) if kept else (float("nan"),) * 3
+    spread = float(np.std(kept, ddof=1)) if len(kept) > 1 else float("nan")
+    values = (float(np.mean(kept)), float(np.median(kept)), spread) if kept else (float("nan"),) * 3
     row: dict[str, Any] = dict(zip(("mean", "median", "std"), values, strict=True))
     return row | {"low": low, "high": high, "n": len(kept), "n_undefined": len(scores) - len(kept)}
 
@@ -39,14 +40,19 @@ def case_mean(case: Mapping[str, Mapping[str, float]], targets: Sequence[str], m
     return float(np.mean(scored)) if scored else float("nan")
 
 
-def summarise(cases: Cases, targets: Sequence[str]) -> dict[str, dict[str, Any]]:
+def summarise(cases: Cases, targets: Sequence[str], *, failed: int = 0) -> dict[str, dict[str, Any]]:
     """For each target: the mean of every score with its interval, and how many cases it stands on.
+
+    Args:
+        cases: the scores.
+        targets: what was scored.
+        failed: cases that could not be scored.
 
     Returns:
         target -> the statistics of Dice (:func:`describe`) with n_empty (empty references), n_missed (reference there,
-        prediction empty) and n_false_positive (reference empty, prediction not), and under ``"metrics"`` the same for
-        every score; where lesions were counted, their sums under ``"lesions"``. ``"mean"`` averages each case over its
-        targets.
+        prediction empty), n_false_positive (reference empty, prediction not) and n_failed (not scored, in no other
+        count), and under ``"metrics"`` the same for every score; where lesions were counted, their sums under
+        ``"lesions"``. ``"mean"`` averages each case over its targets; of the counts it has n_failed.
     """
     names = score_names(cases)
     metrics = [name for name in names if metric_of(name)] or ["dice"]
@@ -57,12 +63,16 @@ def summarise(cases: Cases, targets: Sequence[str]) -> dict[str, dict[str, Any]]
             "n_empty": sum(row["reference_voxels"] == 0 for row in rows),
             "n_missed": sum(row["reference_voxels"] > 0 and row["predicted_voxels"] == 0 for row in rows),
             "n_false_positive": sum(row["reference_voxels"] == 0 and row["predicted_voxels"] > 0 for row in rows),
+            "n_failed": failed,
         }
         described = {name: describe([row[name] for row in rows]) | counts for name in metrics}
         summary[target] = described["dice"] | {"metrics": described}
         if LESION_COUNTS[0] in names:
             summary[target]["lesions"] = {name: int(sum(row[name] for row in rows)) for name in LESION_COUNTS}
-    means = {name: describe([case_mean(case, targets, name) for case in cases.values()]) for name in metrics}
+    means = {
+        name: describe([case_mean(case, targets, name) for case in cases.values()]) | {"n_failed": failed}
+        for name in metrics
+    }
     summary["mean"] = means["dice"] | {"metrics": means}
     return summary
 

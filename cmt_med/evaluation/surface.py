@@ -1,7 +1,9 @@
 """Distances between the surfaces of two masks, in mm.
 
 The surface of a mask is its voxels with a face on the background or on the border of the image: the mask without its
-erosion by the 6-neighbourhood, which is also how MONAI defines edges. A distance is measured from the centre of a
+erosion by the 6-neighbourhood, which is also how MONAI defines edges. An axis of one voxel has no faces: the surface
+of a mask in a single slice is its contour, as in 2D (MONAI takes every voxel of it, so that nothing lies inside, and
+two masks that overlap look nearer to each other than they are). A distance is measured from the centre of a
 surface voxel to the nearest centre on the other surface. Two steps make that fast wherever the masks lie: most voxels
 find the other surface among the few hundred nearest grid points, which are looked up in order of distance, and only
 the rest asks a k-d tree. No distance map of the image is made, so stray voxels in opposite corners cost little.
@@ -10,7 +12,7 @@ the rest asks a k-d tree. No distance map of the image is made, so stray voxels 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,7 +64,7 @@ def surface_distances(
     """The distances between the surfaces of two masks of one shape; None where a mask is empty.
 
     Args:
-        predicted, reference: masks (D1, D2, D3), or of any other dimension.
+        predicted, reference: masks (D1, D2, D3), or of any other dimension, of whole images.
         spacing: size of a voxel in mm, per axis.
     """
     p, r = surface_points(predicted), surface_points(reference)
@@ -88,13 +90,24 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def surface_points(mask: NDArray[np.bool_]) -> Points:
-    """Indices (N, D) of the surface voxels of a mask (D1, ...)."""
+def axes_with_faces(shape: Sequence[int]) -> tuple[int, ...]:
+    """The axes along which voxels of an image have neighbours; all of them if the image is one voxel."""
+    return tuple(axis for axis, n in enumerate(shape) if n > 1) or tuple(range(len(shape)))
+
+
+def surface_points(mask: NDArray[np.bool_], axes: Collection[int] | None = None) -> Points:
+    """Indices (N, D) of the surface voxels of a mask (D1, ...).
+
+    Args:
+        mask: of an image, or cut out of one.
+        axes: of the whole image, :func:`axes_with_faces`; of ``mask`` if left out.
+    """
+    faces = axes_with_faces(mask.shape) if axes is None else axes
     box = bounding_box(mask)
     order = np.argsort([-abs(s) for s in mask.strides], kind="stable")  # NIfTI files are read in Fortran order
     crop = mask[box].transpose(order)
     inside = np.array(crop, order="C")
-    for axis in range(inside.ndim):
+    for axis in (place for place, of_mask in enumerate(order) if of_mask in faces):
         # views with this axis first; what lies outside of the box is background, or the border of the image
         whole, kept = np.moveaxis(crop, axis, 0), np.moveaxis(inside, axis, 0)
         kept[1:] &= whole[:-1]

@@ -14,6 +14,7 @@ import torch
 
 from cmt_med.errors import DataError
 
+_AGAIN = 5.0  # seconds after which a case that goes on nevertheless is stopped again
 _MEMORY_WORDS = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
 
 
@@ -43,6 +44,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # MONAI wraps what its transforms raise
 
 
+class _TooLate(BaseException):
+    """Raised by the timer wherever the case happens to be; as an Exception, much that is there would pass over it."""
+
+
 @contextlib.contextmanager
 def bounded(caps: Caps, case: str) -> Iterator[None]:
     """Within the context, the process may take no more than ``caps``.
@@ -54,10 +59,7 @@ def bounded(caps: Caps, case: str) -> Iterator[None]:
     """
 
     def too_late(*_: object) -> None:
-        raise DataError(
-            "the case takes too long", where=case, why=f"more than {caps.minutes:g} minutes",
-            fix="give more --max-minutes, less --overlap, or a GPU", code="E_TIMEOUT",
-        )  # fmt: skip
+        raise _TooLate
 
     with contextlib.ExitStack() as stack:
         limits = resource.getrlimit(resource.RLIMIT_AS)
@@ -67,9 +69,15 @@ def bounded(caps: Caps, case: str) -> Iterator[None]:
             stack.callback(resource.setrlimit, resource.RLIMIT_AS, limits)
         if caps.minutes is not None and threading.current_thread() is threading.main_thread():
             stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, too_late))
-            signal.setitimer(signal.ITIMER_REAL, caps.minutes * 60.0)
+            signal.setitimer(signal.ITIMER_REAL, caps.minutes * 60.0, _AGAIN)
             stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
-        yield
+        try:
+            yield
+        except _TooLate as late:
+            raise DataError(
+                "the case takes too long", where=case, why=f"more than {caps.minutes:g} minutes",
+                fix="give more --max-minutes, less --overlap, or a GPU", code="E_TIMEOUT",
+            ) from late  # fmt: skip
 
 
 def _most_addresses(caps: Caps) -> int | None:

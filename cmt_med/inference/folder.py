@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +14,23 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.gate import Grid, load_case
+from cmt_med.data.gate import Grid, Loaded, load_case
 from cmt_med.data.manifest import Case
+from cmt_med.data.names import require_distinct
 from cmt_med.data.sums import content_key
 from cmt_med.data.transforms import background_value
-from cmt_med.errors import CmtError, OutputError
+from cmt_med.errors import CmtError, DataError, OutputError
 from cmt_med.files import sha256, write_bytes, write_json
+from cmt_med.inference.ahead import Ahead
 from cmt_med.inference.caps import USUAL_CAPS, Caps, bounded, is_out_of_memory
+from cmt_med.inference.model import ModelCard
 from cmt_med.inference.predict import Ensemble
+from cmt_med.inference.results import Results, read_record, require_own
 
 Probabilities = Literal["none", "float32", "uint8"]
 log = logging.getLogger(__name__)
+AHEAD_BYTES = 1 << 28
+"""While a case above that is computed, the next one is not read: what a large case takes at the most is not added to."""
 _NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 
 
@@ -35,6 +42,7 @@ def infer_cases(
     probabilities: Probabilities = "none",
     banner: str = "",
     caps: Caps = USUAL_CAPS,
+    problems: Sequence[DataError] = (),
 ) -> list[dict[str, str]]:
     """Predict every case into ``folder``; finished cases of the same inputs, model and settings are kept.
 
@@ -45,19 +53,28 @@ def infer_cases(
         probabilities: whether ``CASE_prob.nii.gz`` is written, and how: uint8 keeps steps of 1/255.
         banner: written into every record, for phantom data.
         caps: what a case may take.
+        problems: what stood beside the cases and could be none; failures, too.
 
     Returns:
         The failures, which ``failures.json`` has, too.
 
     Raises:
-        OutputError: if the folder cannot be written.
+        DataError: E_MANIFEST, if two cases would have results of one name.
+        OutputError: if the folder cannot be written, or has files of those names that no earlier run has written.
     """
+    require_distinct([case.name for case in cases], str(folder))
+    require_own(folder, cases)
     failures: list[dict[str, str]] = []
+    for problem in problems:
+        failures.append({"case": problem.where} | problem.as_dict())
+        log.error("no case\n%s", problem.message())
     _write_run(folder, predictor, cases, failures, banner, complete=False)
+    ahead = Ahead(partial(_read, predictor.card, folder, probabilities))
     for number, case in enumerate(cases, 1):
+        following = cases[number] if number < len(cases) and caps.memory_gb is None else None
         try:
             with bounded(caps, case.name):
-                done = _infer_case(predictor, case, folder, probabilities=probabilities, banner=banner)
+                done = _infer_case(predictor, case, folder, ahead, following, probabilities, banner)
             log.info("%d/%d %s: %s", number, len(cases), case.name, "done" if done else "kept from an earlier run")
         except OutputError:
             raise
@@ -99,6 +116,9 @@ def _write_run(
             "labels": card.labels,
             "targets": card.targets,
             "convention": card.convention,
+            "network": card.network,
+            "channels": card.channels,
+            "preprocessing": card.preprocessing,
             "settings": card.inference.model_dump(),
             "provenance": card.provenance,
             "cases": [case.name for case in cases],
@@ -108,39 +128,63 @@ def _write_run(
     )
 
 
-def _infer_case(predictor: Ensemble, case: Case, folder: Path, *, probabilities: Probabilities, banner: str) -> bool:
-    output, record = folder / f"{case.name}.nii.gz", folder / f"{case.name}.json"
-    card = predictor.card
+@dataclass(frozen=True)
+class _Read:
+    """A case as it was found: what its results depend on, and its volumes, unless there are such results."""
+
+    key: dict[str, Any]
+    loaded: Loaded | None
+
+
+def _read(card: ModelCard, folder: Path, probabilities: Probabilities, case: Case) -> _Read:
     inputs = {name: case.images[name][0] for name in card.channels if name in case.images}
-    if output.resolve() in {path.resolve() for path in inputs.values()}:
-        raise OutputError("the output would overwrite the input", where=str(output), fix="choose another --output")
-    mask = case.mask if case.mask is not None and case.mask.is_file() else None
     key: dict[str, Any] = {
         "input_sha256": {name: content_key(path) for name, path in inputs.items()},
         "input_plane": {name: case.images[name][1] for name in inputs},
-        "mask_sha256": sha256(mask) if mask is not None else None,
+        "mask_sha256": content_key(case.mask) if case.mask is not None else None,
         "weights_sha256": card.weights_sha256,
         "settings": card.inference.model_dump(),
         "preprocessing": card.preprocessing,
         "labels": card.labels,
         "regions": [region.model_dump() for region in card.regions] if card.regions is not None else None,
     }
-    chances = folder / f"{case.name}_prob.nii.gz"
-    wanted = {} if probabilities == "none" else {"probabilities": probabilities}
-    if _is_done(output, record, key | wanted, chances if wanted else None):
+    wanted: dict[str, Any] = {}
+    if probabilities != "none":
+        wanted = {"probabilities": probabilities, "probability_channels": card.probability_channels}
+    done = _is_done(Results.of(case.name, folder), key | wanted)
+    return _Read(key | wanted, None if done else load_case(case, card.channels))
+
+
+def _infer_case(
+    predictor: Ensemble,
+    case: Case,
+    folder: Path,
+    ahead: Ahead[Case, _Read],
+    following: Case | None,
+    probabilities: Probabilities,
+    banner: str,
+) -> bool:
+    """Whether there was something to do; the following case is read meanwhile."""
+    results, card = Results.of(case.name, folder), predictor.card
+    found = ahead.take(case)
+    loaded = found.loaded
+    if loaded is None:
         return False
-    for stale in (record, output, chances):  # of other inputs, another model or other settings
+    if following is not None and loaded.image.nbytes <= AHEAD_BYTES:
+        ahead.begin(following)
+    for stale in results.files:  # of other inputs, another model or other settings
         stale.unlink(missing_ok=True)
-    loaded = load_case(case, card.channels)
-    source = inputs[card.channels[0]]
+    source = case.images[card.channels[0]][0]
     if probabilities == "none":
         labels, removed = predictor.segment(loaded)
-        write_volume(output, labels, loaded.grid, source)
+        write_volume(results.labels, labels, loaded.grid, source)
     else:
-        found = predictor.probabilities(loaded)
-        labels, removed = predictor.labels(found, loaded.grid)
-        write_volume(output, labels, loaded.grid, source)
-        write_volume(chances, found.movedim(0, -1).numpy(), loaded.grid, source, stored=np.dtype(probabilities))
+        chances = predictor.probabilities(loaded)
+        labels, removed = predictor.labels(chances, loaded.grid)
+        write_volume(results.labels, labels, loaded.grid, source)
+        write_volume(
+            results.chances, chances.movedim(0, -1).numpy(), loaded.grid, source, stored=np.dtype(probabilities)
+        )
     voxel_ml = float(np.prod(loaded.grid.spacing)) / 1000.0
     flags = list(loaded.flags)
     if not labels.any():
@@ -148,13 +192,14 @@ def _infer_case(predictor: Ensemble, case: Case, folder: Path, *, probabilities:
     counts = _counts(labels)
     volumes = {name: float(counts[values].sum()) * voxel_ml for name, values in card.targets.items()}
     write_json(
-        record,
-        key
+        results.record,
+        found.key
         | {
             "case": case.name,
             "probabilities": probabilities,
-            "output_sha256": sha256(output),
-            "probabilities_sha256": sha256(chances) if probabilities != "none" else None,
+            "probability_channels": found.key.get("probability_channels"),
+            "output_sha256": sha256(results.labels),
+            "probabilities_sha256": sha256(results.chances) if probabilities != "none" else None,
             "volumes_ml": volumes,
             "flags": flags,
             "removed": removed.as_dict(),
@@ -195,11 +240,11 @@ def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     return sum((np.bincount(part.ravel(), minlength=256) for part in labels), np.zeros(256, dtype=np.int64))
 
 
-def _is_done(output: Path, record: Path, key: Mapping[str, Any], probabilities: Path | None) -> bool:
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _is_done(results: Results, key: Mapping[str, Any]) -> bool:
+    content = read_record(results.record)
+    if any(content.get(name) != value for name, value in key.items()):
         return False
-    same = all(content.get(name) == value for name, value in key.items())
-    wanted = {output: "output_sha256"} | ({probabilities: "probabilities_sha256"} if probabilities else {})
-    return same and all(path.is_file() and sha256(path) == content.get(name) for path, name in wanted.items())
+    wanted = {results.labels: "output_sha256"}
+    if "probabilities" in key:
+        wanted[results.chances] = "probabilities_sha256"
+    return all(path.is_file() and sha256(path) == content.get(name) for path, name in wanted.items())

@@ -7,14 +7,18 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import (
+    Annotated,
+    Any,
+    Literal,  # pydantic needs this one before Python 3.12
+)
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cmt_med.config import Inference
+from cmt_med.config import Inference, Percent, PositiveFloat, Section
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.files import sha256, write_bytes, write_json
 from cmt_med.inference.postprocess import Target
@@ -24,35 +28,85 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION: Literal[2] = 2
 
 
+MAX_CARD_BYTES = 10_000_000
+LARGEST, LONGEST = 1 << 16, 64
+"""Numbers and lists in a network's options, above which a card is no card: some sizes are reserved before any tensor is."""
+
+_Value = Annotated[int, Field(ge=0, le=255)]  # in a label map
+_Axis = Annotated[int, Field(ge=0, le=2)]
+_Edge = Annotated[int, Field(ge=1, le=LARGEST)]
+
+
+class _Preprocessing(Section):
+    """What :func:`cmt_med.data.transforms.preprocessing` takes."""
+
+    spacing: list[PositiveFloat] | None = Field(min_length=3, max_length=3)
+    crop_foreground: bool
+    normalise: Literal["image", "foreground"]
+    clip: tuple[Percent, Percent] | None = Field(strict=False)
+    foreground_channel: bool = False
+
+
 class RegionCard(BaseModel):
     """A region in the training data's numbers: what it consists of, and what is painted for it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     name: str
-    values: list[int]
-    write: int
+    values: list[_Value]
+    write: _Value
 
 
 class ModelCard(BaseModel):
     """Everything about a model but its weights; no case names or paths."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     schema_version: Literal[2] = SCHEMA_VERSION
     name: str
     network: dict[str, Any]  # keyword arguments of build_network
-    channels: list[str]
-    labels: dict[str, int]
+    channels: list[str] = Field(min_length=1)
+    labels: dict[str, _Value]
     regions: list[RegionCard] | None
     preprocessing: dict[str, Any]
-    slice_axes: list[int]  # that 2D slices lie across; empty in 3D
-    mirrored_axes: list[int]  # of the volume, those that training mirrored
-    window: list[int]
-    patch: list[int]  # of training
+    slice_axes: list[_Axis]  # that 2D slices lie across; empty in 3D
+    mirrored_axes: list[_Axis]  # of the volume, those that training mirrored
+    window: list[_Edge]
+    patch: list[_Edge]  # of training
     inference: Inference
     convention: str = ""  # of the training data, such as brats2021
     provenance: dict[str, Any]
     validation: dict[str, Any] | None
     weights_sha256: str = ""
+
+    @field_validator("network")
+    @classmethod
+    def _modest(cls, network: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(network.get("name"), str) or not _is_modest(network):
+            raise ValueError("it has no name, or numbers or lists that no network has")
+        return network
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _known(cls, preprocessing: dict[str, Any]) -> dict[str, Any]:
+        _Preprocessing.model_validate(preprocessing)
+        return preprocessing
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> ModelCard:
+        dims = self.network.get("spatial_dims")
+        classes = len(self.labels if self.regions is None else self.regions)
+        inputs = len(self.channels) + int(self.preprocessing.get("foreground_channel", False))
+        if (
+            dims not in (2, 3)
+            or len(self.window) != dims
+            or len(self.patch) != dims
+            or bool(self.slice_axes) != (dims == 2)
+        ):
+            raise ValueError("window, patch, slice_axes and network.spatial_dims do not agree")
+        if (self.network.get("in_channels"), self.network.get("num_classes")) != (inputs, classes):
+            raise ValueError("channels, labels or regions are not as many as the network's")
+        if 0 not in self.labels.values() or len(set(self.labels.values())) != len(self.labels):
+            raise ValueError("labels need a background, 0, and a number of its own for each")
+        return self
 
     @property
     def outputs(self) -> list[Target]:
@@ -60,6 +114,12 @@ class ModelCard(BaseModel):
         if self.regions is not None:
             return [Target(region.name, tuple(region.values), region.write) for region in self.regions]
         return [Target(name, (value,), value) for name, value in self.labels.items() if value != 0]
+
+    @property
+    def probability_channels(self) -> list[dict[str, Any]]:
+        """Name and label values of every channel of the probabilities, in their order; of classes the background first."""
+        background = [{"name": "background", "values": [0]}] if self.regions is None else []
+        return background + [{"name": target.name, "values": list(target.values)} for target in self.outputs]
 
     @property
     def targets(self) -> dict[str, list[int]]:
@@ -90,7 +150,7 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """
     folder = path / "model" if (path / "model" / "model.json").exists() else path
     try:
-        content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        content = _read_card(folder / "model.json")
         version = content.get("schema_version") if isinstance(content, dict) else None
         if isinstance(version, int) and version != SCHEMA_VERSION:
             raise _fault(
@@ -104,15 +164,38 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         raise _fault(
             "there is no model here", path, "no model.json", "give a run folder or its model/ folder"
         ) from error
-    except (ValueError, ValidationError) as error:
-        raise _fault("model.json is damaged", path, str(error).splitlines()[0], "copy the model again") from error
+    except (ValueError, RecursionError) as error:
+        raise _fault("model.json is damaged", path, _reason(error), "copy the model again") from error
     weights = folder / "model.safetensors"
-    if not weights.is_file() or sha256(weights) != card.weights_sha256:
-        raise _fault("the weights do not match model.json", path, "missing or another checksum", "copy the model again")
     try:
+        if not weights.is_file() or sha256(weights) != card.weights_sha256:
+            raise _fault(
+                "the weights do not match model.json", path, "missing or another checksum", "copy the model again"
+            )
         return card, load_file(weights)
-    except SafetensorError as error:
-        raise _fault("the weights cannot be read", path, str(error), "copy the model again") from error
+    except (SafetensorError, OSError) as error:
+        raise _fault("the weights cannot be read", path, _reason(error), "copy the model again") from error
+
+
+def _read_card(path: Path) -> Any:
+    if not path.is_file():  # a FIFO would never end
+        raise FileNotFoundError(path)
+    if path.stat().st_size > MAX_CARD_BYTES:
+        raise ValueError(f"it has more than {MAX_CARD_BYTES} bytes")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, "))))
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _is_modest(value: object) -> bool:
+    if isinstance(value, dict | list):
+        return len(value) <= LONGEST and all(map(_is_modest, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, int | float) or abs(value) <= LARGEST
 
 
 def member_folders(path: Path) -> list[Path]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from cmt_med.data.gate import grid_of, load_labels
 from cmt_med.data.readers.decoder import decode
@@ -17,108 +19,164 @@ from cmt_med.evaluation.overlap import mask_of
 
 BINS = 10
 MAX_CASES = 20  # reading probabilities takes a second or two a case
+MARGIN_MM = 10.0
+_TOLERANCE = 1e-3  # of the range: averages and resampling may leave [0, 1] by rounding
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Voxels of all cases by their probability: per bin their number, mean probability, and share in the reference."""
+    """Voxels of all cases by their probability: per bin their number, mean probability, and share in the reference.
+
+    Voxels of the first bin (below 0.1) count where they lie within 10 mm, along each axis, of the reference or of a
+    voxel above 0.1. The others are background far from everything: with them, every model looks perfect; without any of
+    the first bin, one that surely misses what is there would.
+
+    Attributes:
+        voxels, probability, observed: (BINS,); the latter two are NaN where a bin is empty.
+        missed: share of the reference's voxels that are given less than 0.1; NaN without reference.
+    """
 
     voxels: NDArray[np.float64]
     probability: NDArray[np.float64]
     observed: NDArray[np.float64]
+    missed: float
 
     @property
     def error(self) -> float:
-        """Expected calibration error over the bins but the first; NaN if they are empty.
-
-        The first (below 0.1) is nearly all of the image and far from every border: with it, every model looks perfect.
-        """
-        kept = self.voxels[1:] > 0
-        weights = self.voxels[1:][kept]
-        gaps = np.abs(self.probability[1:][kept] - self.observed[1:][kept])
+        """Expected calibration error: mean over the voxels of |probability - observed| of their bin; NaN without any."""
+        kept = self.voxels > 0
+        weights = self.voxels[kept]
+        gaps = np.abs(self.probability[kept] - self.observed[kept])
         return float((weights * gaps).sum() / weights.sum()) if weights.size else float("nan")
 
 
-def probabilities_beside(prediction: Path) -> Path | None:
-    """``CASE_prob.nii.gz`` beside ``CASE.nii.gz``, if it is there."""
+@dataclass(frozen=True)
+class SavedChances:
+    """Files of one case: probabilities, infer's record of them, which names their channels, and the reference."""
+
+    probabilities: Path
+    record: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Reliability of each target, the number of cases that it is from, and a sentence for whatever was left out."""
+
+    curves: dict[str, Reliability]
+    read: int
+    left_out: list[str]
+
+
+def probabilities_beside(prediction: Path) -> tuple[Path, Path] | None:
+    """``CASE_prob.nii.gz`` and ``CASE.json`` beside ``CASE.nii.gz``, if the former is there."""
     for ending in (".nii.gz", ".nii"):
         if prediction.name.endswith(ending):
-            path = prediction.with_name(f"{prediction.name.removesuffix(ending)}_prob.nii.gz")
-            return path if path.is_file() else None
+            name = prediction.name.removesuffix(ending)
+            path = prediction.with_name(f"{name}_prob.nii.gz")
+            return (path, prediction.with_name(f"{name}.json")) if path.is_file() else None
     return None
 
 
 def measure_reliability(
-    saved: Mapping[str, tuple[Path, Path]],
+    saved: Mapping[str, SavedChances],
+    targets: Mapping[str, Sequence[int]],
     reference_targets: Mapping[str, Sequence[int]],
-    sums: Mapping[Path, str] | None = None,
-) -> tuple[dict[str, Reliability], list[str]]:
-    """Reliability of each target over cases.
+    digests: Mapping[Path, str] | None = None,
+) -> Calibration:
+    """Reliability of each target over cases, from the channel of its name.
 
     Args:
-        saved: case -> (probabilities, a channel per target or background and a channel per target; reference).
-        reference_targets: name -> label values in the reference, in the order of the channels.
-        sums: SHA-256 that references must have, where the case list says so.
-
-    Returns:
-        target -> reliability, empty without cases, and a sentence for each case that was left out.
+        saved: files by case.
+        targets: name -> label values in the predictions; a channel of that name must mean the same values.
+        reference_targets: name -> label values in the reference.
+        digests: SHA-256 that references must have, where the case list says so.
     """
-    totals: dict[str, NDArray[np.float64]] = {name: np.zeros((3, BINS)) for name in reference_targets}
-    left_out = []
-    used = 0
-    for case, (probabilities, reference) in saved.items():
+    sums: dict[str, NDArray[np.float64]] = {}
+    left_out: dict[str, list[str]] = {}
+    read = 0
+    for case, files in saved.items():
         try:
-            found = _read(case, probabilities, reference, reference_targets, sums)
+            found, without = _read(case, files, targets, reference_targets, digests)
         except CmtError as error:
-            left_out.append(f"{case}: {error.what}")
+            left_out.setdefault(error.what, []).append(case)
             continue
-        used += 1
-        for name, (chance, truth) in found.items():
-            totals[name] += _binned(chance, truth)
-    if not used:
-        return {}, left_out
-    return {name: _reliability(total) for name, total in totals.items()}, left_out
+        read += bool(found)
+        for reason in without:
+            left_out.setdefault(reason, []).append(case)
+        for name, counts in found.items():
+            sums[name] = sums.get(name, 0) + counts
+    curves = {name: _reliability(sums[name]) for name in targets if name in sums}
+    return Calibration(curves, read, [f"{_some(cases)}: {reason}" for reason, cases in left_out.items()])
+
+
+def _some(cases: Sequence[str]) -> str:
+    return ", ".join(cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
 
 
 def _read(
     case: str,
-    probabilities: Path,
-    reference: Path,
+    files: SavedChances,
     targets: Mapping[str, Sequence[int]],
-    sums: Mapping[Path, str] | None,
-) -> dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    where = f"case {case}: {probabilities}"
-    volume = decode(probabilities)
+    reference_targets: Mapping[str, Sequence[int]],
+    digests: Mapping[Path, str] | None,
+) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+    """The sums of each target that a channel is named after, and why others have none."""
+    where = f"case {case}: {files.probabilities}"
+    channels = _channels(files.record, where)
+    volume = decode(files.probabilities)
     shape = volume.stored.shape
-    channels = shape[3] if len(shape) == 4 else 1
-    first = channels - len(targets)  # of classes, the background comes first
-    if first not in (0, 1) or len(shape) not in (3, 4):
+    count = shape[3] if len(shape) == 4 else 1
+    if count != len(channels) or len(shape) not in (3, 4):
         raise DataError(
-            f"{channels} channels of probabilities for {len(targets)} targets", where=where,
-            fix="predict again with --probabilities", code="E_NDIM",
+            f"{count} channels of probabilities, of which {files.record.name} names {len(channels)}", where=where,
+            why="the files are not of one prediction", fix="predict again with --probabilities", code="E_NDIM",
         )  # fmt: skip
-    labels, grid = load_labels(reference, case, sums=sums)
+    labels, grid = load_labels(files.reference, case, sums=digests)
     if not grid.equals(grid_of(volume)):
         raise DataError("probabilities and reference lie on different grids", where=where, code="E_GRID")
-    return {
-        name: (brightness(volume, where, first + i if len(shape) == 4 else None), mask_of(labels, values))
-        for i, (name, values) in enumerate(targets.items())
-    }
+    found, without = {}, []
+    for name, values in targets.items():
+        if name not in channels:
+            without.append(f"no channel of the probabilities is called {name} (they are {', '.join(channels)})")
+        elif channels[name][1] != sorted(values):
+            without.append(f"the channel {name} means other label values than what is scored as {name}")
+        else:
+            chance = brightness(volume, where, channels[name][0] if len(shape) == 4 else None)
+            if chance.min() < -_TOLERANCE or chance.max() > 1 + _TOLERANCE:
+                raise DataError("values outside [0, 1] are no probabilities", where=where,
+                                why=f"{name} has {chance.min():g} to {chance.max():g}", code="E_RANGE")  # fmt: skip
+            found[name] = _counted(chance, mask_of(labels, reference_targets[name]), grid.spacing)
+    return found, without
 
 
-def _binned(chance: NDArray[np.float32], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(3, BINS): voxels, sum of probabilities, voxels in the reference."""
-    flat, inside = chance.ravel(), truth.ravel()
-    bins = np.clip((flat * BINS).astype(np.intp), 0, BINS - 1)
-    return np.stack(
-        [
-            np.bincount(bins, minlength=BINS),
-            np.bincount(bins, weights=flat, minlength=BINS),
-            np.bincount(bins, weights=inside, minlength=BINS),
-        ]
-    )
+def _channels(record: Path, where: str) -> dict[str, tuple[int, list[int]]]:
+    """name -> position and label values of each channel, as infer has noted them."""
+    try:
+        entries = json.loads(record.read_text(encoding="utf-8"))["probability_channels"]
+        found = {str(e["name"]): (i, sorted(int(v) for v in e["values"])) for i, e in enumerate(entries)}
+        if len(found) != len(entries):
+            raise ValueError("two channels of one name")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            "what the channels of the probabilities mean is not known; predict again with --probabilities", where=where,
+            why=f"{record.name} does not name them", code="E_REPORT",
+        ) from error  # fmt: skip
+    return found
+
+
+def _counted(chance: NDArray[np.float32], truth: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
+    """(3, BINS) of what counts (:class:`Reliability`): voxels, sum of probabilities, voxels in the reference."""
+    bins = np.clip((chance * BINS).astype(np.intp), 0, BINS - 1)
+    near = ((bins > 0) | truth).astype(np.uint8)
+    for axis, size in enumerate(spacing):
+        near = ndimage.maximum_filter1d(near, 2 * round(MARGIN_MM / size) + 1, axis, mode="constant")
+    kept = near > 0
+    at = bins[kept]
+    return np.stack([np.bincount(at, weights, BINS) for weights in (None, chance[kept], truth[kept])])
 
 
 def _reliability(total: NDArray[np.float64]) -> Reliability:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return Reliability(total[0], total[1] / total[0], total[2] / total[0])
+        missed = float(total[2, 0] / total[2].sum())
+        return Reliability(total[0], total[1] / total[0], total[2] / total[0], missed)

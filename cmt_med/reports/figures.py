@@ -1,4 +1,4 @@
-"""Figures as PNG bytes, transparent and in colours that can be read on light and dark pages."""
+"""Figures as PNG bytes, transparent: dark on a light page, which a dark page inverts; and the numbers that they draw."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -14,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from cmt_med.reports.calibration import Reliability
 from cmt_med.reports.planes import PALETTE
@@ -22,26 +24,43 @@ from cmt_med.reports.text import visible
 MAX_TARGETS = 24  # in one figure
 _NAME = 26  # letters of a target's name in a figure
 _COLOURS = tuple(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in PALETTE)
-_INK = "#767676"  # contrast of more than 4 with white and with the dark page
+_INK = "#444444"  # contrast of more than 9 with white, and inverted with the dark page
 _STYLE: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK)
 
 Cases = Mapping[str, Mapping[str, Mapping[str, Any]]]  # case -> target -> score -> value or None
 
 
+def curve_points(rows: Sequence[Mapping[str, Any]], score: str) -> dict[str, NDArray[np.float64]]:
+    """Minutes and values (2, N) of ``score`` in the rows of ``log.jsonl``, for each training by its name.
+
+    Rows with a number under ``"fold"`` are of several trainings; else the name is empty.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.get("loss") is not None and row.get(score) is not None:
+            name = f"fold {row['fold']}" if "fold" in row else ""
+            found.setdefault(name, []).append((row["seconds"] / 60, row[score]))
+    return {name: np.array(points, dtype=float).T for name, points in found.items()}
+
+
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
     """Loss and validation Dice over minutes, from the rows of ``log.jsonl``; None if there are none."""
-    rows = [row for row in rows if row.get("loss") is not None]
-    if not rows:
+    losses, scores = curve_points(rows, "loss"), curve_points(rows, "dice")
+    if not losses:
         return None
+    several = len(losses) > 1
+    colours = {name: _COLOURS[i % len(_COLOURS) if several else 1] for i, name in enumerate(losses)}
     with _drawing() as figure:
         figure.set_size_inches(8, 3)
         left, right = figure.subplots(1, 2)
-        left.plot([row["seconds"] / 60 for row in rows], [row["loss"] for row in rows], color=_COLOURS[1])
+        for name, points in losses.items():
+            left.plot(*points, color=colours[name], lw=1.0 if several else 1.5, label=name)
+        for name, points in scores.items():
+            right.plot(*points, "o-", color=colours[name], ms=3)
         left.set(xlabel="minutes", ylabel="training loss")
-        scored = [row for row in rows if row.get("dice") is not None]
-        minutes = [row["seconds"] / 60 for row in scored]
-        right.plot(minutes, [row["dice"] for row in scored], "o-", color=_COLOURS[2], ms=3)
         right.set(xlabel="minutes", ylabel="validation Dice")
+        if several:
+            left.legend(fontsize=8, frameon=False)
         return _png(figure)
 
 
@@ -60,13 +79,41 @@ def distributions(cases: Cases, targets: Sequence[str], metrics: Mapping[str, st
         figure.set_size_inches(2.2 + 2.6 * len(metrics), 1.0 + 0.55 * len(targets))
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axes, (name, title) in zip(panels, metrics.items(), strict=True):
-            _points_and_boxes(axes, [_values(cases, target, name) for target in targets])
+            _points_and_boxes(axes, [drawn_scores(cases, target, name) for target in targets])
             axes.set_xlabel(title)
             if name == "dice" or name.startswith("nsd_"):
                 axes.set_xlim(-0.03, 1.03)
         panels[0].set_yticks(range(len(targets)), [visible(t, _NAME) for t in targets], parse_math=False)
         panels[0].set_ylim(len(targets) - 0.4, -0.6)
         return _png(figure)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Volumes of one target, a point per case (Bland and Altman 1986).
+
+    Attributes:
+        means, differences: (N,) mL; a difference is prediction minus reference.
+        bias: mean difference.
+        limits: 1.96 standard deviations below and above it; None below three cases.
+    """
+
+    means: NDArray[np.float64]
+    differences: NDArray[np.float64]
+    bias: float
+    limits: tuple[float, float] | None
+
+
+def agreement(cases: Cases, target: str) -> Agreement:
+    """What the Bland-Altman plot of one target draws; of at least one case."""
+    pairs = np.array([(row[target]["reference_ml"], row[target]["predicted_ml"]) for row in cases.values()])
+    differences = pairs[:, 1] - pairs[:, 0]
+    bias = float(differences.mean())
+    limits = None
+    if len(differences) > 2:
+        half = 1.96 * float(differences.std(ddof=1))
+        limits = (bias - half, bias + half)
+    return Agreement(pairs.mean(axis=1), differences, bias, limits)
 
 
 def bland_altman(cases: Cases, targets: Sequence[str]) -> bytes | None:
@@ -76,15 +123,12 @@ def bland_altman(cases: Cases, targets: Sequence[str]) -> bytes | None:
     """
 
     def draw(axes: Axes, target: str, colour: str) -> None:
-        pairs = np.array([(row[target]["reference_ml"], row[target]["predicted_ml"]) for row in cases.values()])
-        differences = pairs[:, 1] - pairs[:, 0]
-        axes.scatter(pairs.mean(axis=1), differences, s=14, alpha=0.75, color=colour)
+        found = agreement(cases, target)
+        axes.scatter(found.means, found.differences, s=14, alpha=0.75, color=colour)
         axes.axhline(0, color=_INK, lw=0.6)
-        axes.axhline(differences.mean(), color=colour, lw=1.2)
-        if len(differences) > 2:
-            half = 1.96 * differences.std(ddof=1)
-            for line in (differences.mean() - half, differences.mean() + half):
-                axes.axhline(line, color=colour, lw=1, ls="--")
+        axes.axhline(found.bias, color=colour, lw=1.2)
+        for line in found.limits or ():
+            axes.axhline(line, color=colour, lw=1, ls="--")
         axes.set(xlabel="mean volume (mL)", ylabel="prediction - reference (mL)")
 
     return _panels(targets, draw) if cases else None
@@ -134,7 +178,8 @@ def _panels(targets: Sequence[str], draw: Callable[[Axes, str, str], None]) -> b
         return _png(figure)
 
 
-def _values(cases: Cases, target: str, metric: str) -> list[float]:
+def drawn_scores(cases: Cases, target: str, metric: str) -> list[float]:
+    """The points of one row of the distributions: a score of every case that has it."""
     found = (case[target].get(metric) for case in cases.values())
     return [float(value) for value in found if value is not None and np.isfinite(value)]
 

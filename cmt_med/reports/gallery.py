@@ -15,8 +15,9 @@ from cmt_med.reports.text import visible
 from cmt_med.reports.viewer import embedded_case
 from cmt_med.reports.volumes import CaseFiles, Listing, largest_error, load_shown
 
-PICTURES = 24  # cases with a picture at most: the worst half and the best half
-EMBEDDED = 6  # cases with volumes in the page at most; likewise
+PICTURES = 24  # scored cases with a picture at most: the worst half and the best half
+EMBEDDED = 6  # cases with volumes in the page at most; likewise, and where room is left, some without a score
+UNDEFINED = 6  # cases without a score that have a picture at most
 
 log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
@@ -34,9 +35,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures, worst case first, and the cases of the viewer with the numbers by which the page calls them."""
+    """Pictures, worst case first, those of cases without a score, and the viewer's cases with the page's numbers of them."""
 
     pictures: tuple[Picture, ...]
+    undefined: tuple[Picture, ...]
     embedded: tuple[dict[str, Any], ...]
     number_of: dict[str, int]
 
@@ -48,19 +50,25 @@ def worst_and_best(ranked: Sequence[_Item], most: int) -> list[_Item]:
     return [*ranked[: most - most // 2], *ranked[len(ranked) - most // 2 :]]
 
 
-def make_gallery(listing: Listing, headlines: Mapping[str, str], *, embed: bool) -> Gallery:
+def make_gallery(listing: Listing, headlines: Mapping[str, str], *, scored: int, embed: bool) -> Gallery:
     """Draw the cases of ``listing``, which are ranked from the worst to the best.
 
     Args:
         listing: files and targets.
         headlines: what is said about each case.
+        scored: how many of the cases have a score; they come first.
         embed: whether there is a viewer that volumes are worth embedding for.
     """
-    inside = {case.name for case in worst_and_best(listing.cases, EMBEDDED)} if embed else set()
+    ranked, undefined = listing.cases[:scored], listing.cases[scored:]
+    inside: set[str] = set()
+    if embed:
+        chosen = worst_and_best(ranked, EMBEDDED)
+        inside = {case.name for case in (*chosen, *undefined[: EMBEDDED - len(chosen)])}
     pictures: list[Picture] = []
     embedded: list[dict[str, Any]] = []
     number_of: dict[str, int] = {}
-    for case in worst_and_best(listing.cases, PICTURES):
+    drawn = worst_and_best(ranked, PICTURES)
+    for case in (*drawn, *undefined[:UNDEFINED]):
         try:
             picture, volumes = _draw(case, listing, headlines[case.name], embed=case.name in inside)
         except CmtError as error:
@@ -71,7 +79,7 @@ def make_gallery(listing: Listing, headlines: Mapping[str, str], *, embed: bool)
         if volumes is not None:
             number_of[case.name] = len(embedded)
             embedded.append(volumes)
-    return Gallery(tuple(pictures), tuple(embedded), number_of)
+    return Gallery(tuple(pictures[: len(drawn)]), tuple(pictures[len(drawn) :]), tuple(embedded), number_of)
 
 
 def _draw(case: CaseFiles, listing: Listing, headline: str, *, embed: bool) -> tuple[bytes, dict[str, Any] | None]:

@@ -79,11 +79,14 @@ class Guard:
             return 421
         if any(origin != b"http://" + host[0] for origin in values.get(b"origin", [])):
             return 403
-        if any(site not in (b"same-origin", b"none") for site in values.get(b"sec-fetch-site", [])):
-            return 403
         parts = path.split(b"/", 2)
         if len(parts) < 3 or parts[0] or not secrets.compare_digest(parts[1], self.token):
             return 403
+        if any(site not in (b"same-origin", b"none") for site in values.get(b"sec-fetch-site", [])):
+            # the file that the browser was opened with is another site; what it leads to is a whole page, never a part
+            asked = [values.get(name) for name in (b"sec-fetch-mode", b"sec-fetch-dest")]
+            if parts[2] or asked != [[b"navigate"], [b"document"]]:
+                return 403
         if scope["query_string"] or not ROUTES.fullmatch(parts[2]):
             return 404
         return None

@@ -17,7 +17,13 @@ from cmt_med.evaluation.metrics import LESION_COUNTS, metric_of
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.files import write_text
 from cmt_med.reports import figures
-from cmt_med.reports.calibration import MAX_CASES, measure_reliability, probabilities_beside
+from cmt_med.reports.calibration import (
+    MARGIN_MM,
+    MAX_CASES,
+    SavedChances,
+    measure_reliability,
+    probabilities_beside,
+)
 from cmt_med.reports.gallery import PICTURES, make_gallery
 from cmt_med.reports.planes import colour_of, tinted
 from cmt_med.reports.text import json_for_page, policy_hash, visible
@@ -52,7 +58,7 @@ def write_report(
         cases: images and sums by case name, for the pictures behind the outlines; may lack cases.
         predictions, references: label volumes by case name.
         reference_targets: label values of the targets in the references, where they are numbered differently.
-        log_rows: rows of ``log.jsonl``.
+        log_rows: rows of ``log.jsonl``; of several trainings each with its number under ``"fold"``.
         settings: the resolved config, as text.
         details: more sections of names and values: the model card, the environment.
         banner: printed on top, for phantom data.
@@ -60,7 +66,8 @@ def write_report(
     targets = list(metrics["targets"])
     own = {name: list(values) for name, values in metrics["targets"].items()}
     theirs = own if reference_targets is None else {name: list(values) for name, values in reference_targets.items()}
-    ranked = rank_cases(metrics["cases"], targets)
+    scored, undefined = rank_cases(metrics["cases"], targets)
+    ranked = scored + undefined
     listing = Listing(
         tuple(
             CaseFiles(name, predictions.get(name), references.get(name), case.images, case.sha256)
@@ -72,8 +79,8 @@ def write_report(
     )
     write_listing(folder, listing)
     script = viewer_script()
-    gallery = make_gallery(listing, {name: _headline(metrics["cases"][name], targets) for name in ranked},
-                           embed=script is not None)  # fmt: skip
+    headlines = {name: _headline(metrics["cases"][name], targets) for name in ranked}
+    gallery = make_gallery(listing, headlines, scored=len(scored), embed=script is not None)
     style = style_sheet()
     page = _environment().get_template("report.html.j2").render(
         title=title,
@@ -81,9 +88,10 @@ def write_report(
         metrics=metrics,
         targets=targets,
         ranked=ranked,
+        scored=scored,
         mean_dice={name: case_mean(_floats(metrics["cases"][name]), targets, "dice") for name in ranked},
-            plotted=_plotted(metrics),
-            figures=_figures(metrics, targets, log_rows),
+        plotted=_plotted(metrics),
+        figures=_figures(metrics, targets, log_rows),
         calibration=_calibration(listing),
         gallery=gallery,
         pictures_stated=PICTURES,
@@ -100,10 +108,18 @@ def write_report(
     return folder / "report.html"
 
 
-def rank_cases(cases: Mapping[str, Mapping[str, Mapping[str, Any]]], targets: Sequence[str]) -> list[str]:
-    """Case names from the worst mean Dice to the best; those without one at the end."""
+def rank_cases(
+    cases: Mapping[str, Mapping[str, Mapping[str, Any]]], targets: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Case names from the worst mean Dice to the best, and those without one, those with most false positives first."""
     means = {name: case_mean(_floats(rows), targets, "dice") for name, rows in cases.items()}
-    return sorted(means, key=lambda name: (math.isnan(means[name]), 0.0 if math.isnan(means[name]) else means[name]))
+    invented = {
+        name: sum(rows[t]["predicted_voxels"] for t in targets if rows[t]["reference_voxels"] == 0)
+        for name, rows in cases.items()
+    }
+    scored = sorted((name for name in means if not math.isnan(means[name])), key=lambda name: means[name])
+    undefined = sorted((name for name in means if math.isnan(means[name])), key=lambda name: -invented[name])
+    return scored, undefined
 
 
 def _environment() -> Environment:
@@ -152,18 +168,19 @@ def _calibration(listing: Listing) -> dict[str, Any] | None:
     for case in listing.cases:
         chances = probabilities_beside(case.prediction) if case.prediction is not None else None
         if chances is not None and case.reference is not None:
-            saved[case.name] = (chances, case.reference)
+            saved[case.name] = SavedChances(*chances, case.reference)
     if not saved:
         return None
     sums = {path: digest for case in listing.cases for path, digest in case.sha256.items()}
     used = dict(sorted(saved.items())[:MAX_CASES])  # by name: a choice of the best or worst would show another model
-    curves, left_out = measure_reliability(used, listing.reference_targets, sums)
+    found = measure_reliability(used, listing.targets, listing.reference_targets, sums)
     return {
-        "picture": figures.reliability(curves),
-        "errors": {name: curve.error for name, curve in curves.items()},
-        "read": len(used) - len(left_out),
+        "picture": figures.reliability(found.curves),
+        "curves": found.curves,
+        "margin": f"{MARGIN_MM:g}",
+        "read": found.read,
         "saved": len(saved),
-        "left_out": left_out,
+        "left_out": found.left_out,
     }
 
 
@@ -172,13 +189,17 @@ def _headline(rows: Mapping[str, Mapping[str, Any]], targets: Sequence[str]) -> 
 
 
 def _run_details(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What ``metrics.json`` itself says about where the predictions come from."""
-    found: dict[str, Mapping[str, Any]] = {}
-    if metrics.get("run"):
-        found["Predictions"] = {key: value for key, value in metrics["run"].items() if key not in ("cases", "targets")}
-    if metrics.get("provenance"):
-        found["Provenance"] = metrics["provenance"]
-    return found
+    """What ``metrics.json`` itself says about where the scores and the predictions come from."""
+    run = dict(metrics.get("run") or {})
+    trained = run.pop("provenance", None)
+    for shown_elsewhere in ("cases", "targets", "complete", "failed", "notice"):
+        run.pop(shown_elsewhere, None)
+    found = {
+        "Evaluation": metrics.get("evaluation"),
+        "Model card": run,
+        "Provenance": metrics.get("provenance") or (trained if isinstance(trained, dict) else None),
+    }
+    return {name: content for name, content in found.items() if content}
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.evaluation.metrics import FACTS, metric_of
 from cmt_med.reports.scores import SCHEMA_VERSION
+
+_SAME_VOLUME = 1e-4  # relative: spacings of copies in other formats differ by the rounding of float32
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class SavedReport:
         cases: case -> target -> score -> value, NaN where it is not defined.
         pooled: how several folders became one: ``""``, ``folds``, ``seeds`` or ``folds of seeds``.
         notices: what the reports say about themselves, such as that the data are phantoms.
+        failed: case -> error code of what could not be scored.
+        members: the reports that were pooled; none where there was one.
     """
 
     name: str
@@ -40,6 +45,8 @@ class SavedReport:
     cases: Mapping[str, Mapping[str, Mapping[str, float]]]
     pooled: str = ""
     notices: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    members: tuple[SavedReport, ...] = ()
 
 
 def load_report(folder: Path) -> SavedReport:
@@ -61,6 +68,7 @@ def load_report(folder: Path) -> SavedReport:
             str(case): {str(target): _row(row) for target, row in rows.items()}
             for case, rows in content["cases"].items()
         }
+        failed = {str(row["case"]): str(row["code"]) for row in content.get("failures", [])}
         targets, rule, rule_text = tuple(content["targets"]), content["empty_rule"], content["empty_rule_text"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _fault("metrics.json is damaged", path, f"{type(error).__name__}: {error}", "evaluate again") from error
@@ -70,17 +78,18 @@ def load_report(folder: Path) -> SavedReport:
         raise _fault("the report cannot be compared", path, why, "evaluate again")
     notices = (str(content["notice"]),) if content.get("notice") else ()
     return SavedReport(
-        str(folder), (str(folder),), targets, rule, rule_text, content.get("lesion_rule"), cases, "", notices
+        str(folder), (str(folder),), targets, rule, rule_text, content.get("lesion_rule"), cases, "", notices, failed
     )
 
 
 def pool(name: str, members: Sequence[SavedReport]) -> SavedReport:
     """Several reports as one: folds (no case in common) are put together, seeds (the same cases) averaged per case.
 
-    A score that is not defined in some seeds is averaged over the others.
+    A score that is not defined in every seed is not defined in their average; see :func:`require_defined_alike`.
 
     Raises:
-        DataError: E_CASES, if some cases were scored more often than others; see also :func:`require_comparable`.
+        DataError: E_CASES, if some cases were scored more often than others; see also :func:`require_same_rules` and
+            :func:`require_same_references`.
     """
     require_same_rules(members)
     require_same_references(members)
@@ -110,6 +119,8 @@ def pool(name: str, members: Sequence[SavedReport]) -> SavedReport:
         cases,
         how,
         tuple(dict.fromkeys(notice for member in members for notice in member.notices)),
+        {case: code for member in members for case, code in member.failed.items() if case not in cases},
+        tuple(members) if how else (),
     )
 
 
@@ -142,24 +153,55 @@ def require_same_rules(reports: Sequence[SavedReport]) -> None:
 
 
 def require_same_references(reports: Sequence[SavedReport]) -> None:
-    """Refuse reports whose references of one case differ in size: they are not the same case.
+    """Refuse reports whose references of one case differ in voxels or in mL: they are not the same case, or grid.
 
     Raises:
         DataError: E_REFERENCE, naming the case.
     """
-    seen: dict[tuple[str, str], tuple[float, SavedReport]] = {}
+    seen: dict[tuple[str, str], tuple[Mapping[str, float], SavedReport]] = {}
     for report in reports:
         for case, rows in report.cases.items():
             for target, row in rows.items():
-                size, earlier = seen.setdefault((case, target), (row["reference_voxels"], report))
-                if size != row["reference_voxels"]:
+                known, earlier = seen.setdefault((case, target), (row, report))
+                if known["reference_voxels"] != row["reference_voxels"] or not math.isclose(
+                    known["reference_ml"], row["reference_ml"], rel_tol=_SAME_VOLUME
+                ):
+                    sizes = (f"{r['reference_voxels']:g} voxels of {r['reference_ml']:g} mL" for r in (known, row))
                     raise DataError(
-                        f"the references differ: {target} has {size:g} and {row['reference_voxels']:g} voxels",
+                        f"the references differ: {target} has {' and '.join(sizes)}",
                         where=f"case {case} in {_place(earlier)} and {_place(report)}",
                         why="a difference of scores would not be one of predictions",
                         fix="evaluate both against the same references",
                         code="E_REFERENCE",
                     )
+
+
+def require_defined_alike(reports: Sequence[SavedReport], cases: Sequence[str], metric: str) -> None:
+    """Refuse a score that one report, or one of the seeds pooled in it, defines in a case and another does not.
+
+    By the rule ``nan``, a case without a reference is left out of the mean of who rightly finds nothing, and counts 0
+    for who invents something: there is no difference to take, and without the case inventions would cost nothing.
+
+    Args:
+        reports: with the score in all ``cases``, as :func:`score_table` wants it.
+
+    Raises:
+        DataError: E_UNDEFINED, naming the case and both reports.
+    """
+    members = [member for report in reports for member in report.members or (report,)]
+    for case in cases:
+        for target in reports[0].targets:
+            scored = [(np.isnan(m.cases[case][target][metric]), m) for m in members if case in m.cases]
+            undefined, defined = (next((m for nan, m in scored if nan == wanted), None) for wanted in (True, False))
+            if undefined is not None and defined is not None:
+                raise DataError(
+                    f"{metric} of {target} is defined in one report and not in the other",
+                    where=f"case {case}: {_place(defined)} has it, {_place(undefined)} does not",
+                    why=f"the rule {reports[0].rule} leaves out who finds nothing where nothing is, and counts who "
+                    "invents something",
+                    fix="evaluate all of them with --empty challenge, where agreement counts, too",
+                    code="E_UNDEFINED",
+                )
 
 
 def common_cases(reports: Sequence[SavedReport], *, intersect: bool) -> list[str]:
@@ -178,7 +220,8 @@ def common_cases(reports: Sequence[SavedReport], *, intersect: bool) -> list[str
             for other in reports:
                 lacking = sorted(set(other.cases) - set(report.cases))
                 if lacking:
-                    named = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+                    listed = [f"{c} (not scored: {report.failed[c]})" if c in report.failed else c for c in lacking[:5]]
+                    named = ", ".join(listed) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
                     raise DataError(
                         f"the cases differ: {named}",
                         where=f"in {_place(other)}, not in {_place(report)}",
@@ -215,17 +258,12 @@ def score_table(report: SavedReport, cases: Sequence[str], metric: str) -> dict[
 
 
 def _averaged(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """One case of several seeds: the mean of each score over the seeds that define it."""
+    """One case of several seeds: the mean of each score, NaN where a seed does not define it."""
     averaged: dict[str, dict[str, float]] = {}
     for target, row in runs[0].items():
         names = [name for name in row if all(name in run[target] for run in runs)]
-        averaged[target] = {name: _mean([run[target][name] for run in runs]) for name in names}
+        averaged[target] = {name: float(np.mean([run[target][name] for run in runs])) for name in names}
     return averaged
-
-
-def _mean(values: Sequence[float]) -> float:
-    kept = [value for value in values if not np.isnan(value)]
-    return float(np.mean(kept)) if kept else float("nan")
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, float]:

@@ -26,6 +26,8 @@ from cmt_med.files import write_json, write_text
 
 SCHEMA_VERSION = 2  # 1 had Dice and volumes alone, under the names that they still have
 
+_READ_AS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
 log = logging.getLogger(__name__)
 
 
@@ -109,9 +111,10 @@ def write_metrics(
     """
     names = score_names(scored) or ["dice", *FACTS]
     known = {name: metric for name in names if (metric := metric_of(name)) is not None}
+    unscored = {failure["case"] for failure in failures} - set(scored)
     metrics: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "summary": summarise(scored, list(targets)),
+        "summary": summarise(scored, list(targets), failed=len(unscored)),
         "empty_rule": rule,
         "empty_rule_text": EMPTY_RULES[rule],
         "missed_text": MISSED_TEXT,
@@ -125,13 +128,18 @@ def write_metrics(
     write_json(folder / "metrics.json", metrics)
     table = io.StringIO()
     writer = csv.writer(table)
-    notice = [str(extra["notice"])] if extra.get("notice") else []
+    notice = [_as_text(str(extra["notice"]))] if extra.get("notice") else []
     writer.writerow(["case", "target", *names] + ["notice"] * len(notice))
     for case, rows in scored.items():
         for target, row in rows.items():
-            writer.writerow([case, target, *(row[name] for name in names), *notice])
+            writer.writerow([_as_text(case), _as_text(target), *(row[name] for name in names), *notice])
     write_text(folder / "metrics.csv", table.getvalue())
     return metrics
+
+
+def _as_text(name: str) -> str:
+    """A name as a spreadsheet takes it for text: with an apostrophe before what it would compute."""
+    return f"'{name}" if name.startswith(_READ_AS_FORMULA) else name
 
 
 def _lesion_rule_content(lesions: str | None) -> dict[str, Any] | None:

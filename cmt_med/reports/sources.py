@@ -6,19 +6,24 @@ File names are matched with the names of cases that a folder lists; no path is e
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cmt_med.data.discover import find_cases, label_maps_in
+from cmt_med.data.discover import find_cases
 from cmt_med.data.manifest import Case, load_manifest
+from cmt_med.data.predicted import RunRecord, read_run, targets_in
 from cmt_med.errors import DataError
 from cmt_med.evaluation.summary import case_mean
+from cmt_med.inference.results import predictions_in
 from cmt_med.reports.saved import SavedReport, load_report
 from cmt_med.reports.volumes import FILE, CaseFiles, Listing, read_listing
 
-_MAX_JSON = 50_000_000  # bytes; a run.json of more is no run.json
+_MAX_JSON = 50_000_000  # bytes; a case's record of more is none
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,8 @@ def find_source(folder: Path, images: Path | None = None) -> Source:
         listing = _listing_of_runs(_run_parts(folder.parent)) if inside_run else read_listing(folder)
     elif parts := _run_parts(folder):
         listing = _listing_of_runs(parts)
-    elif (folder / "run.json").is_file():
-        run = _read_run(folder)
-        listing, notice = _listing_of_inference(folder, run, images), str(run.get("notice", ""))
+    elif (run := read_run(folder)) is not None:
+        listing, notice = _listing_of_inference(folder, run, images), run.notice
     else:
         raise DataError(
             "there is nothing to view here", where=str(folder),
@@ -88,24 +92,40 @@ def _listing_of_runs(parts: Sequence[Path]) -> Listing:
     cases: list[CaseFiles] = []
     targets: dict[str, list[int]] = {}
     for part in parts:
-        targets = targets or _targets(_read_run(part / "validation"), part)
-        predicted = label_maps_in(part / "validation")
+        targets = targets or _targets(read_run(part / "validation"), part)
+        predicted = predictions_in(part / "validation")
         for case in load_manifest(part / "held_out.json").cases:
             cases.append(CaseFiles(case.name, predicted.get(case.name), case.label, case.images, case.sha256))
     return Listing(tuple(cases), targets, targets)
 
 
-def _listing_of_inference(folder: Path, run: Mapping[str, Any], images: Path | None) -> Listing:
-    predicted = label_maps_in(folder)
+def _listing_of_inference(folder: Path, run: RunRecord, images: Path | None) -> Listing:
+    predicted = predictions_in(folder)
     known: dict[str, Case] = {}
     if images is not None:
-        known = {case.name: case for case in find_cases(images, _channels(folder, predicted))}
+        known = {case.name: case for case in find_cases(images, _channels(folder, predicted)).cases}
     targets = _targets(run, folder)
+    theirs = targets if images is None else _targets_in_list(images, run, folder)
     cases = []
     for name, path in predicted.items():
         case = known.get(name, Case(name, {}))
         cases.append(CaseFiles(name, path, case.label, case.images, case.sha256))
-    return Listing(tuple(cases), targets, targets)
+    return Listing(tuple(cases), {name: targets[name] for name in theirs}, theirs)
+
+
+def _targets_in_list(images: Path, run: RunRecord, folder: Path) -> dict[str, list[int]]:
+    """The targets in the numbers of the references, which a case list alone brings."""
+    targets = _targets(run, folder)
+    path = images / "dataset.json" if images.is_dir() else images
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return targets
+    manifest = load_manifest(path)
+    if not any(case.label for case in manifest.cases):
+        return targets
+    theirs = targets_in(manifest, run, folder)
+    for target in [target for target in targets if target not in theirs]:
+        log.warning("%s is not shown: %s has no label of it", target, path.name)
+    return theirs
 
 
 def _channels(folder: Path, predicted: Mapping[str, Path]) -> list[str]:
@@ -117,10 +137,6 @@ def _channels(folder: Path, predicted: Mapping[str, Path]) -> list[str]:
     raise DataError("the channels of the images are not known", where=str(folder),
                     why="no case has its JSON record", fix="view it without --images, or run infer again",
                     code="E_IO")  # fmt: skip
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    return _read_json(folder / "run.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -136,12 +152,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _targets(run: Mapping[str, Any], folder: Path) -> dict[str, list[int]]:
-    try:
-        return {str(name): [int(value) for value in values] for name, values in run["targets"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError("run.json does not say what the label values mean", where=str(folder), why=str(error),
-                        fix="run infer again", code="E_REPORT") from error  # fmt: skip
+def _targets(run: RunRecord | None, folder: Path) -> dict[str, list[int]]:
+    if run is None or run.targets is None:
+        raise DataError("run.json does not say what the label values mean", where=str(folder),
+                        why="there is none" if run is None else "it has no targets", fix="run infer again",
+                        code="E_RUN")  # fmt: skip
+    return run.targets
 
 
 def _ranked(cases: Sequence[CaseFiles], report: SavedReport | None) -> tuple[CaseFiles, ...]:

@@ -34,10 +34,13 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     torch.save(state, buffer)
     path = folder / f"step-{step:09d}.pt"
     # The checksum first: a kill between the two leaves a checksum of nothing, which is passed over, and no checkpoint that
-    # looks damaged.
-    content = buffer.getvalue()
-    write_text(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest() + "\n")
+    # looks damaged. A step may be saved again, and until that is done the checksums of its earlier content hold, too.
+    content, before = buffer.getvalue(), _checksums(path)
+    checksum = hashlib.sha256(content).hexdigest()
+    write_text(path.with_suffix(".sha256"), "".join(f"{line}\n" for line in (*before, checksum)))
     write_bytes(path, content)
+    if before:
+        write_text(path.with_suffix(".sha256"), f"{checksum}\n")
     for old in _checkpoints(folder)[:-KEEP]:
         old.with_suffix(".sha256").unlink(missing_ok=True)
         old.unlink(missing_ok=True)
@@ -75,10 +78,17 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.pt") if _NAME.match(path.name)) if folder.is_dir() else []
 
 
-def _load(path: Path) -> dict[str, Any] | None:
-    checksum = path.with_suffix(".sha256")
+def _checksums(path: Path) -> list[str]:
+    """Those that the content of a checkpoint may have."""
     try:
-        if checksum.read_text(encoding="utf-8").strip() != sha256(path):
+        return path.with_suffix(".sha256").read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return []
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    try:
+        if sha256(path) not in _checksums(path):
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

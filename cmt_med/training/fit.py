@@ -21,7 +21,8 @@ from cmt_med.files import append_line
 from cmt_med.training.board import Board
 from cmt_med.training.budget import Budget
 from cmt_med.training.faults import explained
-from cmt_med.training.progress import Progress
+from cmt_med.training.progress import OutsideShare, Progress
+from cmt_med.training.pulse import Pulse
 from cmt_med.training.schedule import learning_rate
 from cmt_med.training.state import Parts, Run
 from cmt_med.training.steps import batch_groups, training_step
@@ -54,6 +55,7 @@ def fit(
     started: float,
     reserve: Callable[[float], float] = lambda validation_seconds: 0.0,
     stop_requested: Callable[[], bool] = lambda: False,
+    pulse: Pulse | None = None,
     banner: str = "",
 ) -> Outcome:
     """Train, or go on with the run in ``folder``.
@@ -67,6 +69,7 @@ def fit(
         reserve: from the seconds of a validation while training to those kept for what comes after training, which
             counts against ``max_minutes``.
         stop_requested: asked after each step; True saves a checkpoint and raises.
+        pulse: told what the main thread does, for those who wait for it.
         banner: printed with the progress, for phantom data.
 
     Raises:
@@ -87,8 +90,10 @@ def fit(
         plan=plan,
         notes=parts.notes,
     )
+    pulse = pulse or Pulse()
     with explained(train):
-        _Loop(run, budget, seed=seed, stop_requested=stop_requested, banner=banner).run()
+        _Loop(run, budget, seed=seed, stop_requested=stop_requested, pulse=pulse, banner=banner).run()
+    pulse.at("")
     return Outcome(
         weights=run.chosen_weights(),
         steps=run.position.step,
@@ -101,8 +106,10 @@ def fit(
 class _Loop:
     """The engine and its handlers."""
 
-    def __init__(self, run: Run, budget: Budget, *, seed: int, stop_requested: Callable[[], bool], banner: str) -> None:
-        self.state, self.budget, self.stop_requested = run, budget, stop_requested
+    def __init__(
+        self, run: Run, budget: Budget, *, seed: int, stop_requested: Callable[[], bool], pulse: Pulse, banner: str
+    ) -> None:
+        self.state, self.budget, self.stop_requested, self.pulse = run, budget, stop_requested, pulse
         self.parts, self.train = run.parts, run.train
         network = self.parts.network
         if idist.get_world_size() > 1:
@@ -118,9 +125,15 @@ class _Loop:
             seed=seed,
             clip=run.settings.clip,
             amp=self.train.amp,
+            augment=self.parts.augment,
+            compiled=self.train.compile,
         )
         self.banner = banner
         self.engine = Engine(step)
+        self.share = OutsideShare()
+        self.engine.add_event_handler(Events.GET_BATCH_STARTED, self.share.begin)
+        self.engine.add_event_handler(Events.GET_BATCH_STARTED, lambda: pulse.at("waiting for data"))
+        self.engine.add_event_handler(Events.GET_BATCH_COMPLETED, lambda: pulse.at("in a step"))
         self.engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         self.progress = Progress(enabled=run.main, banner=banner)
         self.last_checkpoint = time.monotonic()
@@ -165,10 +178,12 @@ class _Loop:
     def _after_step(self, engine: Engine) -> None:
         position, values = self.state.position, engine.state.output
         position.step = engine.state.iteration
+        self.share.end(values["seconds"])
         finite = self._check_finite(values, engine)
         self.budget.after_step(position.step, self._measure_validation)
         plan = self.budget.plan
-        self.progress.step(position.step, plan.total_steps if plan else None, values["loss"] if finite else None)
+        total = plan.total_steps if plan else None
+        self.progress.step(position.step, total, values["loss"] if finite else None, self.share.value)
         if finite:
             position.loss_sum += values["loss"]
             position.loss_count += 1
@@ -217,6 +232,7 @@ class _Loop:
             "lr": self._rate(position.step - 1),
             "seconds": round(self.budget.seconds(), 1),
             "step_seconds": self.budget.step_seconds(),
+            "outside_share": round(self.share.value, 3),
         }
         # The last average is scored on all held-out cases right after training, so only a choice needs it here.
         wanted = self.train.select == "best" if last else epoch % self.train.validate_every == 0
@@ -227,10 +243,12 @@ class _Loop:
             if self.board is not None:
                 for key, value in scores.items():
                     self.board.scalar(f"validation/{key}", value, position.step)
+        self.pulse.at("writing the log")
         if self.state.main:
             append_line(self.state.folder / "log.jsonl", {"notice": self.banner} | row if self.banner else row)
         self.progress.epoch(row)
         position.loss_sum, position.loss_count, position.closed = 0.0, 0, position.step
+        self.share.clear()
         if last or "dice" in row:
             self._checkpoint()
         self.budget.skip_pause()
@@ -238,9 +256,15 @@ class _Loop:
     def _validate(self) -> dict[str, float]:
         assert self.parts.validate is not None  # by the callers
         begun = time.monotonic()
+
+        def stop() -> bool:  # asked before each batch of windows
+            self.pulse.at("validating")
+            return self.stop_requested()
+
+        self.pulse.at("validating")
         with self.state.evaluated():
             self.parts.network.eval()
-            scores = self.parts.validate(self.parts.network, self.stop_requested)
+            scores = self.parts.validate(self.parts.network, stop)
         if scores is None:
             self._leave()
         assert scores is not None  # else we have left
@@ -252,6 +276,7 @@ class _Loop:
             self._validate()
 
     def _checkpoint(self) -> None:
+        self.pulse.at("writing a checkpoint")
         self.state.save(self.budget.seconds(), self.budget.plan)
         self.last_checkpoint = time.monotonic()
         self.budget.skip_pause()

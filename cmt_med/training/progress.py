@@ -15,6 +15,37 @@ LINE_SECONDS = 30.0
 log = logging.getLogger(__name__)
 
 
+class OutsideShare:
+    """The share of the time of an epoch's steps outside forward, loss and backward: data, augmentation, optimizer.
+
+    Attributes:
+        value: from 0 to 1; 0 before the first step.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """An epoch begins."""
+        self._inside = self._whole = 0.0
+        self._begun: float | None = None
+
+    def begin(self) -> None:
+        """A batch is asked for."""
+        self._begun = time.perf_counter()
+
+    def end(self, inside: float) -> None:
+        """A step is done, of which forward, loss and backward took ``inside`` seconds."""
+        if self._begun is not None:
+            self._inside += inside
+            self._whole += time.perf_counter() - self._begun
+            self._begun = None
+
+    @property
+    def value(self) -> float:
+        return 1.0 - self._inside / self._whole if self._whole else 0.0
+
+
 class Progress:
     """Rate, loss and time left on standard error."""
 
@@ -40,15 +71,15 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def step(self, step: int, total: int | None, loss: float | None) -> None:
-        """Note one optimizer step; ``loss`` is None where it was not finite."""
+    def step(self, step: int, total: int | None, loss: float | None, outside: float) -> None:
+        """Note one optimizer step; ``loss`` is None where it was not finite; ``outside`` see :class:`OutsideShare`."""
         now = time.monotonic()
         seconds, self.last_step_time = now - self.last_step_time, now
         self.rate = seconds if self.rate == 0.0 else 0.95 * self.rate + 0.05 * seconds
         if loss is not None:
             self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         shown = "not finite" if self.loss is None else f"{self.loss:.4f}"
-        note = f"loss {shown}, {self.rate:.2f} s/step"
+        note = f"loss {shown}, {self.rate:.2f} s/step, {100 * outside:.0f}% of it outside the network"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, total=total, note=note)
         elif self.enabled and now - self.last_line >= LINE_SECONDS:
@@ -60,5 +91,6 @@ class Progress:
     def epoch(self, row: dict[str, Any]) -> None:
         """Note the end of an epoch, if it was validated."""
         if "dice" in row:
-            log.info("epoch %d, step %d: loss %.4f, validation Dice %.4f, %.1f min",
-                     row["epoch"], row["step"], row["loss"], row["dice"], row["seconds"] / 60)  # fmt: skip
+            log.info("epoch %d, step %d: loss %.4f, validation Dice %.4f, %.1f min, %.0f%% of the steps outside the network",
+                     row["epoch"], row["step"], row["loss"], row["dice"], row["seconds"] / 60,
+                     100 * row["outside_share"])  # fmt: skip

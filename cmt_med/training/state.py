@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +12,12 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cmt_med.config import Optimizer, Train
+from cmt_med.data.augment import Augment
 from cmt_med.errors import ConfigError, DataError
-from cmt_med.files import read_lines, sha256, write_bytes, write_text
+from cmt_med.files import read_lines, write_text
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
 from cmt_med.training.losses import Loss
 from cmt_med.training.schedule import StepPlan
@@ -37,6 +35,7 @@ class Parts:
         network: on its device, not yet wrapped for several processes.
         loss: from output and labels to a number.
         batches: (first batch) -> endless stream of this rank's batches from there on.
+        augment: changes batches on the device, as drawn; None where they come changed.
         validate: (network, whether to stop) -> scores with the key ``"dice"``, None if stopped; None without validation.
         steps_per_epoch: optimizer steps in an epoch.
         case_names: of the training cases, for naming the culprits of a loss that is not finite.
@@ -46,7 +45,8 @@ class Parts:
 
     network: nn.Module
     loss: Loss
-    batches: Callable[[int], Iterator[dict[str, Tensor]]]
+    batches: Callable[[int], Iterator[dict[str, Any]]]
+    augment: Augment | None
     validate: Validate | None
     steps_per_epoch: int
     case_names: list[str]
@@ -72,7 +72,7 @@ class Position:
     loss_count: int = 0
 
 
-_KEYS = ("fingerprint", "bounds", "position", "plan", "network", "optimizer", "average", "average_updates")
+_KEYS = ("fingerprint", "bounds", "position", "plan", "network", "optimizer", "average", "average_updates", "best")
 
 
 def require_same_run(folder: Path, parts: Parts, train: Train, changed: Sequence[str] = ()) -> None:
@@ -128,14 +128,8 @@ class Run:
         )
         self.average = AveragedWeights(parts.network, train.ema)
         self.position = Position()
-
-    @property
-    def best_path(self) -> Path:
-        return self.folder / "checkpoints" / "best.safetensors"
-
-    @property
-    def best_sum(self) -> Path:
-        return self.best_path.with_suffix(".sha256")
+        self.best: dict[str, Tensor] = {}
+        """Weights of the best scores so far, where they are to be chosen; in the checkpoint, so that both go back together."""
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """The average, or the network's own where there is none."""
@@ -143,20 +137,7 @@ class Run:
 
     def chosen_weights(self) -> dict[str, Tensor]:
         """Last or best, as the experiment says."""
-        if self.train.select == "best" and self.best_path.exists():
-            try:
-                if self.best_sum.read_text(encoding="utf-8").strip() != sha256(self.best_path):
-                    raise ValueError("another checksum")
-                return load_file(self.best_path)
-            except (OSError, ValueError, SafetensorError) as error:
-                raise DataError(
-                    "the best weights are damaged",
-                    where=str(self.best_path),
-                    why=str(error),
-                    fix="--fresh starts over; train.select: last needs the checkpoints alone",
-                    code="E_CHECKPOINT",
-                ) from error
-        return self.averaged_weights()
+        return self.best or self.averaged_weights()
 
     def evaluated(self) -> contextlib.AbstractContextManager[None]:
         """Within the context, the network has the weights that are validated."""
@@ -169,12 +150,8 @@ class Run:
             return
         self.position.best = scores | {"step": self.position.step}
         self.position.without_gain = 0
-        if self.main:
-            weights = {name: t.detach().cpu().contiguous() for name, t in self.averaged_weights().items()}
-            content = save(weights)
-            # Killed between the two, or before the checkpoint that follows, the run goes back and writes both again.
-            write_text(self.best_sum, hashlib.sha256(content).hexdigest() + "\n")
-            write_bytes(self.best_path, content)
+        if self.train.select == "best":
+            self.best = {name: t.detach().to("cpu", copy=True) for name, t in self.averaged_weights().items()}
 
     def save(self, seconds: float, plan: StepPlan | None) -> None:
         """Write a checkpoint.
@@ -200,6 +177,7 @@ class Run:
                 "optimizer": self.optimizer.state_dict(),
                 "average": self.average.weights,
                 "average_updates": self.average.updates,
+                "best": self.best,
             }
             save_checkpoint(self.folder / "checkpoints", self.position.step, state)
 
@@ -216,6 +194,7 @@ class Run:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.average.weights = {name: t.to(device) for name, t in saved["average"].items()}
         self.average.updates = saved["average_updates"]
+        self.best = saved["best"]
         self.position = Position(**saved["position"])
         if self.main:
             log.info("resuming after step %d", self.position.step)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -13,10 +14,11 @@ from ignite.engine import Engine
 from torch import Tensor, nn
 
 from cmt_med.blocks.conv import channels_last
+from cmt_med.data.augment import Augment
 from cmt_med.data.loader import keyed_seed
 from cmt_med.training.losses import Loss
 
-Step = Callable[[Engine, Sequence[dict[str, Tensor]]], dict[str, float]]
+Step = Callable[[Engine, Sequence[dict[str, Any]]], dict[str, float]]
 
 
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -71,6 +73,8 @@ def training_step(
     seed: int,
     clip: float,
     amp: bool,
+    augment: Augment | None = None,
+    compiled: bool = False,
 ) -> Step:
     """One optimizer step on a group of batches, whose gradients are averaged.
 
@@ -83,46 +87,72 @@ def training_step(
         seed: with step and rank, the key of the network's own randomness.
         clip: largest norm of the gradient.
         amp: bf16 autocast on a GPU.
+        augment: changes images and labels on the device, where batches come unchanged.
+        compiled: run the network through torch.compile, for patches of one size; whatever else uses it does not.
 
     Returns:
-        ``step(engine, batches) -> {"loss", "lr", "grad_norm", "finite"}``; without a finite loss and gradient on every
-        rank (``finite`` 0), all ranks leave the weights as they are.
+        ``step(engine, batches) -> {"loss", "lr", "grad_norm", "finite", "seconds"}``, the last those of forward, loss and
+        backward; without a finite loss, gradient and statistics on every rank (``finite`` 0), all ranks leave weights and
+        statistics as they are.
     """
     device = next(network.parameters()).device
     plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    run = torch.compile(network, dynamic=False) if compiled else network
 
-    def step(engine: Engine, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    def step(engine: Engine, batches: Sequence[dict[str, Any]]) -> dict[str, float]:
         number = engine.state.iteration - 1
         torch.manual_seed(keyed_seed(seed, number, idist.get_rank(), 0x57E9))
         rate = rate_at(number)
         for group in optimizer.param_groups:
             group["lr"] = rate
         network.train()
+        buffers = list(plain.buffers())
+        before = [buffer.clone() for buffer in buffers]  # a forward pass moves the statistics of a batch norm
         optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        total = seconds = 0.0
         for position, batch in enumerate(batches):
-            images = channels_last(batch["image"].to(device, non_blocking=True))
-            labels = batch["label"].to(device, non_blocking=True)
+            images, labels = on_device(batch, device, augment)
+            begun = time.perf_counter()
             waits = position + 1 < len(batches) and network is not plain
             with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
-                    output = network(images)
+                    output = run(images)
                 value = loss(output, labels) / len(batches)
                 value.backward()
-            total += float(value.detach())
-        norm = float(nn.utils.clip_grad_norm_(network.parameters(), clip))
-        finite = float(math.isfinite(total) and math.isfinite(norm))
+            total += float(value.detach())  # on a GPU, this waits for it
+            seconds += time.perf_counter() - begun
+        norm, *extremes = torch.stack(
+            [nn.utils.clip_grad_norm_(network.parameters(), clip), *_largest(buffers)]
+        ).tolist()  # fmt: skip
+        finite = float(all(map(math.isfinite, (total, norm, *extremes))))
         if idist.get_world_size() > 1:
             finite = float(idist.all_reduce(finite, "MIN"))
         if finite:
             optimizer.step()
             average.update(plain)
-        return {"loss": total, "lr": rate, "grad_norm": norm, "finite": finite}
+        else:
+            for buffer, kept in zip(buffers, before, strict=True):
+                buffer.copy_(kept)
+        return {"loss": total, "lr": rate, "grad_norm": norm, "finite": finite, "seconds": seconds}
 
     return step
 
 
-def batch_groups(loader: Iterator[dict[str, Tensor]], count: int) -> Iterator[list[dict[str, Tensor]]]:
+def _largest(buffers: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The largest magnitude in each that is not of integers; NaN where there is one."""
+    statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
+    return torch._foreach_norm(statistics, math.inf) if statistics else []
+
+
+def on_device(batch: Mapping[str, Any], device: torch.device, augment: Augment | None) -> tuple[Tensor, Tensor]:
+    """Images (B, C, *S), channels-last, and labels (B, 1, *S) of a batch, changed as drawn where it comes unchanged."""
+    images, labels = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
+    if augment is not None:
+        images, labels = augment(images, labels, batch["drawn"])
+    return channels_last(images), labels
+
+
+def batch_groups(loader: Iterator[dict[str, Any]], count: int) -> Iterator[list[dict[str, Any]]]:
     """Lists of ``count`` batches, for gradient accumulation."""
     while True:
         yield [next(loader) for _ in range(count)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -26,7 +28,7 @@ def test_downloads_are_read_as_they_are(year: str, tmp_path: Path) -> None:
     """At any depth; the decathlon's 4D files by its dataset.json. The same volumes as ``init`` finds."""
     write_as_downloaded(tmp_path / "a/b", year, heads=2, spacing=12.0)
     folder = tmp_path / "a/b" if year == "msd" else tmp_path
-    cases = find_cases(folder, FOUR)
+    cases = find_cases(folder, FOUR).cases
     expected = scan(folder).cases
     assert [(c.name, dict(c.images)) for c in cases] == [(c.name, dict(c.images)) for c in expected]
 
@@ -37,14 +39,14 @@ def test_masks_and_old_folders_are_the_same_cases_as_init_finds(tmp_path: Path) 
         nifti(tmp_path / f"{name}.nii.gz", LABEL)
     for word in ("MR_T1.1", "OT.2"):
         nifti(tmp_path / f"three/VSD.Brain.XX.O.{word}/VSD.Brain.XX.O.{word}.nii.gz", LABEL)
-    cases, expected = find_cases(tmp_path, ("t1",)), scan(tmp_path).cases
+    cases, expected = find_cases(tmp_path, ("t1",)).cases, scan(tmp_path).cases
     seen = [[(c.name, dict(c.images), c.mask) for c in sorted(of, key=lambda c: c.name)] for of in (cases, expected)]
     assert seen[0] == seen[1]
     assert [mask.name if mask else None for *_, mask in seen[0]] == ["p1_brainmask.nii.gz", None, None, "mask.nii.gz"]
     # without a sequence's name, a mask may as well be the label map
-    (case,) = find_cases(nifti(tmp_path / "ct/q.nii.gz").parent, ("ct",))
+    (case,) = find_cases(nifti(tmp_path / "ct/q.nii.gz").parent, ("ct",)).cases
     nifti(tmp_path / "ct/q_mask.nii.gz", LABEL)
-    assert find_cases(tmp_path / "ct", ("ct",)) == [case]
+    assert find_cases(tmp_path / "ct", ("ct",)).cases == [case]
 
 
 def test_other_formats_and_series(tmp_path: Path) -> None:
@@ -52,15 +54,15 @@ def test_other_formats_and_series(tmp_path: Path) -> None:
     for name in ("one/p_t1.nrrd", "one/p_t2.mha", "one/p_seg.nrrd", "one/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("") if name.endswith("txt") else SimpleITK.WriteImage(image, tmp_path / name)
-    (case,) = find_cases(tmp_path / "one", ("t1", "t2"))
+    (case,) = find_cases(tmp_path / "one", ("t1", "t2")).cases
     assert (case.name, set(case.images)) == ("p", {"t1", "t2"})
     folder = series(tmp_path / "scans" / "patient1")
     for given in (folder, tmp_path / "scans"):
-        (case,) = find_cases(given, ("ct",))
+        (case,) = find_cases(given, ("ct",)).cases
         assert (case.name, case.images) == ("patient1", {"ct": (folder, None)})
     assert load_case(case, ("ct",)).image.shape[0] == 1
     two = [series(tmp_path / "study" / "anna" / word) for word in ("T1w", "FLAIR")]  # a series for each channel
-    (case,) = find_cases(tmp_path / "study", ("t1", "flair"))
+    (case,) = find_cases(tmp_path / "study", ("t1", "flair")).cases
     assert (case.name, case.images) == ("anna", {"t1": (two[0], None), "flair": (two[1], None)})
 
 
@@ -80,6 +82,8 @@ def test_what_cannot_be_matched_is_refused(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "one/p_t1.nii.gz", tmp_path / "one/p_t1w.nii.gz")
     with pytest.raises(DataError, match="two files are channel t1 of case p"):
         find_cases(tmp_path / "one", ("t1",))
+    with pytest.raises(DataError, match="cannot be a case name"):
+        case_of_channels({"t1": tmp_path / "patient 3_t1.nii.gz"}, ("t1",))
     with pytest.raises(ConfigError, match="no channel adc"):
         case_of_channels({"adc": tmp_path / "x.nii.gz"}, ("t1",))
 
@@ -100,3 +104,26 @@ def test_files_that_no_channel_names_are_noted(tmp_path: Path) -> None:
     found = scan(tmp_path)
     assert found.channels == ["t1"]
     assert "c1_fl.nii.gz" in found.notes[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, for whom permissions bind")
+def test_folders_that_must_not_be_read_are_problems() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        nifti(folder / "p_t1.nii.gz")
+        (folder / "locked").mkdir()
+        (folder / "listed").mkdir()
+        nifti(folder / "listed/q_t1.nii.gz")
+        for path, mode in ((folder, 0o755), (folder / "locked", 0), (folder / "listed", 0o444)):
+            path.chmod(mode)
+        os.seteuid(65534)
+        try:
+            found = find_cases(folder, ("t1",))
+            with pytest.raises(DataError, match="no permission"):
+                find_cases(folder / "locked", ("t1",))
+            with pytest.raises(DataError, match="no permission"):
+                find_cases(folder / "locked/below", ("t1",))
+        finally:
+            os.seteuid(0)
+    assert [case.name for case in found.cases] == ["p"]
+    assert sorted((Path(p.where).name, p.code) for p in found.problems) == [("locked", "E_IO"), ("q_t1.nii.gz", "E_IO")]

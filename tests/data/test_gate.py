@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from cmt_med.data.examine import examine
 from cmt_med.data.gate import load_case, load_labels
 from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.data.sums import volume_sum
@@ -54,10 +55,34 @@ def test_one_voxel_that_takes_all_contrast(tmp_path: Path, outlier: float, dtype
     assert "voxels" in error.fix or "image again" in error.fix
 
 
+@pytest.mark.parametrize(
+    ("outlier", "share", "code"),
+    [
+        (9e5, 1e-6, "E_RANGE"),
+        (1e9, 300 / 216_000, "E_RANGE"),
+        (-1e9, 0.04, "E_RANGE"),
+        (5000, 0.001, "far"),
+        (100, 0.001, ""),
+    ],
+)
+def test_few_voxels_far_beyond_all_others(tmp_path: Path, outlier: float, share: float, code: str) -> None:
+    image = np.random.default_rng(0).normal(size=(60, 60, 60)).astype(np.float32)  # as after z-scoring
+    image.ravel()[: max(1, round(share * image.size))] = outlier
+    case = case_of(nifti(tmp_path / "i.nii", image))
+    if code == "E_RANGE":
+        assert refusal(case).code == code
+    else:
+        (report,) = examine(case, ("a",), None).files
+        assert report.flags == list(load_case(case, ("a",)).flags)
+        assert (f"a reaches {outlier / 2.58:.0f}"[:11] in "".join(report.flags)) == (code == "far")
+
+
 def test_ranges_that_are_real(tmp_path: Path) -> None:
     sparse = np.zeros(SHAPE, np.float32)
     sparse[2, 3, 4] = 1  # one bright voxel is no outlier by itself
     pet = IMAGE * 1e4
+    fading = np.exp(-np.square(np.indices((40, 40, 40)) - 20.0).sum(0)).astype(np.float32)  # a map of probabilities
+    load_case(case_of(nifti(tmp_path / "i.nii", fading)), ("a",))
     for image in (sparse, pet, IMAGE.astype(np.uint16), IMAGE - 1000, (IMAGE * 2e7).astype(np.uint32)):
         load_case(case_of(nifti(tmp_path / "i.nii", image)), ("a",))
     for image in (

@@ -11,22 +11,38 @@ import torch
 
 from cmt_med.config import Augmentation, Data, Train
 from cmt_med.data import resample
+from cmt_med.data.augment import augment
 from cmt_med.data.cache import Entry, prepare
 from cmt_med.data.gate import Grid, Loaded
 from cmt_med.data.loader import PatchSet, patch_batches
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.transforms import (
     as_dictionary,
-    augmentation,
     background_value,
     foreground_of,
     invert_probabilities,
+    patches,
     preprocessing,
 )
 from tests.helpers import tiny_dataset
 
 DATA = Data(manifest="m", channels=["a", "b"])
 TRAIN = Train(epochs=1, patch_size=[12, 12, 12])
+
+
+def patch_set(
+    entries: list[Entry],
+    settings: Augmentation,
+    *,
+    per_case: int = 1,
+    seed: int = 0,
+    data: Data = DATA,
+    train: Train = TRAIN,
+    apply: bool = True,
+) -> PatchSet:
+    change = augment(data, train, settings)
+    cut = patches(data, train, change.margin)
+    return PatchSet(entries, cut, change, patches_per_case=per_case, seed=seed, apply=apply)
 
 
 def loaded(shape: tuple[int, int, int] = (12, 10, 14), affine: np.ndarray | None = None) -> Loaded:
@@ -119,10 +135,10 @@ def entries(tmp_path: Path) -> list[Entry]:
 
 
 def test_batches_do_not_depend_on_workers_or_on_the_start(entries: list[Entry]) -> None:
-    patches = PatchSet(entries, augmentation(DATA, TRAIN, Augmentation()), patches_per_case=2, seed=5)
+    drawn = patch_set(entries, Augmentation(), per_case=2, seed=5)
 
     def take(start: int, count: int, workers: int) -> list[torch.Tensor]:
-        stream = patch_batches(patches, batch_size=3, start=start, workers=workers)
+        stream = patch_batches(drawn, batch_size=3, start=start, workers=workers)
         return [next(stream)["image"] for _ in range(count)]
 
     whole = take(0, 6, 0)
@@ -134,9 +150,9 @@ def test_batches_do_not_depend_on_workers_or_on_the_start(entries: list[Entry]) 
 
 
 def test_ranks_share_one_batch(entries: list[Entry]) -> None:
-    patches = PatchSet(entries, augmentation(DATA, TRAIN, Augmentation()), patches_per_case=1, seed=5)
-    one = next(patch_batches(patches, batch_size=4, start=1, workers=0))["image"]
-    halves = [next(patch_batches(patches, batch_size=4, start=1, workers=0, rank=r, world=2))["image"] for r in (0, 1)]
+    drawn = patch_set(entries, Augmentation(), seed=5)
+    one = next(patch_batches(drawn, batch_size=4, start=1, workers=0))["image"]
+    halves = [next(patch_batches(drawn, batch_size=4, start=1, workers=0, rank=r, world=2))["image"] for r in (0, 1)]
     assert torch.equal(one[0::2], halves[0])
     assert torch.equal(one[1::2], halves[1])
 
@@ -144,9 +160,9 @@ def test_ranks_share_one_batch(entries: list[Entry]) -> None:
 def test_foreground_sampling_centres_on_labels(entries: list[Entry]) -> None:
     train = Train(epochs=1, patch_size=[3, 3, 3], foreground_fraction=1.0)
     still = Augmentation(flip=0, affine=0, intensity=0, gamma=0, noise=0)
-    patches = PatchSet(entries, augmentation(DATA, train, still), patches_per_case=1, seed=0)
+    items = patch_set(entries, still, train=train)
     for i in range(12):
-        drawn = patches[(0, i % 4)]
+        drawn = items[(0, i % 4)]
         assert drawn["label"][0, 1, 1, 1] == 1
         assert drawn["image"].shape == (2, 3, 3, 3)
 
@@ -154,9 +170,9 @@ def test_foreground_sampling_centres_on_labels(entries: list[Entry]) -> None:
 def test_image_and_label_move_together(entries: list[Entry]) -> None:
     turn = Augmentation(flip=1, affine=1, rotate_degrees=40, intensity=0, gamma=0, noise=0)
     train = Train(epochs=1, patch_size=[18, 15, 20], foreground_fraction=0.0)
-    patches = PatchSet(entries, augmentation(DATA, train, turn), patches_per_case=1, seed=0)
+    items = patch_set(entries, turn, train=train)
     for i in range(4):
-        drawn = patches[(i, i)]
+        drawn = items[(i, i)]
         ball = drawn["label"][0] == 1
         assert ball.sum() > 200
         assert drawn["image"][0][ball].mean() > drawn["image"][0][~ball].mean() + 1.0
@@ -166,7 +182,8 @@ def test_image_and_label_move_together(entries: list[Entry]) -> None:
 def test_augmentation_does_not_shift_the_image_against_its_label(kind: str) -> None:
     settings = {"flip": 0, "affine": 0, "intensity": 0, "gamma": 0, "noise": 0} | {kind: 1.0}
     train = Train(epochs=1, patch_size=[32, 48, 32], foreground_fraction=0.0)
-    transform = augmentation(DATA, train, Augmentation.model_validate(settings))
+    change = augment(DATA.model_copy(update={"channels": ["a"]}), train, Augmentation.model_validate(settings))
+    cut = patches(DATA, train, change.margin)
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in (36, 50, 36)), indexing="ij"))
     radii, centre = np.array([7, 12, 8]), np.array([17.3, 24.6, 18.2])
     distance = np.sqrt(((grid.T - centre) ** 2 / radii**2).sum(-1)).T
@@ -174,9 +191,10 @@ def test_augmentation_does_not_shift_the_image_against_its_label(kind: str) -> N
     label = (image > 0).astype(np.uint8)
     shifts = []
     for seed in range(40):
-        transform.set_random_state(seed=seed)
-        drawn = transform({"image": image.copy(), "label": label.copy(), "points": []})
-        where = [np.argwhere(np.asarray(drawn[key])[0] > 0).mean(0) for key in ("image", "label")]
+        patch = cut.set_random_state(seed=seed)({"image": image, "label": label, "points": []})
+        row = {name: value[None] for name, value in change.draw(np.random.default_rng(seed)).items()}
+        drawn = change(patch["image"][None], patch["label"][None], row)
+        where = [np.argwhere(part[0, 0].numpy() > 0).mean(0) for part in drawn]
         shifts.append(where[0] - where[1])
     assert np.abs(np.mean(shifts, axis=0)).max() < 0.03  # voxels
 
@@ -184,14 +202,15 @@ def test_augmentation_does_not_shift_the_image_against_its_label(kind: str) -> N
 def test_a_patch_without_an_affine_change_is_a_piece_of_the_volume() -> None:
     seldom = Augmentation(flip=0, affine=1e-9, scale=0.2, intensity=0, gamma=0, noise=0)
     train = Train(epochs=1, patch_size=[7, 10, 12], foreground_fraction=0.0)
-    transform = augmentation(DATA, train, seldom)
+    change = augment(DATA.model_copy(update={"channels": ["a"]}), train, seldom)
+    cut = patches(DATA, train, change.margin)
     image = np.arange(9 * 10 * 11, dtype=np.float32).reshape(1, 9, 10, 11) + 1.0
     label = (image % 3 == 0).astype(np.uint8)
     places = set()
     for seed in range(60):
-        transform.set_random_state(seed=seed)
-        drawn = transform({"image": image, "label": label, "points": []})
-        patch, mask = np.asarray(drawn["image"])[0], np.asarray(drawn["label"])[0]
+        whole = cut.set_random_state(seed=seed)({"image": image, "label": label, "points": []})
+        row = {name: value[None] for name, value in change.draw(np.random.default_rng(seed)).items()}
+        patch, mask = (part[0, 0].numpy() for part in change(whole["image"][None], whole["label"][None], row))
         assert patch.shape == (7, 10, 12)
         inside = patch > 0
         np.testing.assert_array_equal(mask[inside], patch[inside] % 3 == 0)
@@ -207,9 +226,9 @@ def test_a_patch_without_an_affine_change_is_a_piece_of_the_volume() -> None:
 def test_2d_patches_are_slices(entries: list[Entry]) -> None:
     data = DATA.model_copy(update={"slice_axis": 1})
     train = Train(epochs=1, patch_size=[12, 10])
-    patches = PatchSet(entries, augmentation(data, train, Augmentation()), patches_per_case=1, seed=0)
-    assert patches[(0, 0)]["image"].shape == (2, 12, 10)
-    assert patches[(0, 0)]["label"].shape == (1, 12, 10)
+    items = patch_set(entries, Augmentation(), data=data, train=train)
+    assert items[(0, 0)]["image"].shape == (2, 12, 10)
+    assert items[(0, 0)]["label"].shape == (1, 12, 10)
 
 
 def test_cache_is_never_stale(tmp_path: Path) -> None:
@@ -235,11 +254,10 @@ def test_slices_of_all_planes(entries: list[Entry]) -> None:
     """Every plane occurs, and each slice is one of the volume's."""
     data = Data(manifest="m", channels=["a", "b"], slice_axis="all")
     still = Augmentation(flip=0, affine=0, intensity=0, gamma=0, noise=0)
-    transform = augmentation(data, Train(epochs=1, patch_size=[30, 30]), still)
-    patches = PatchSet(entries, transform, patches_per_case=8, seed=0)
+    items = patch_set(entries, still, per_case=8, data=data, train=Train(epochs=1, patch_size=[30, 30]))
     planes = set()
     for index in range(24):
-        item = patches[(0, index)]
+        item = items[(0, index)]
         volume = entries[int(item["case"])].image()
         assert item["image"].shape == (2, 30, 30)
         content = np.sort(item["image"][0].numpy()[item["image"][0].numpy() != 0])  # padded around with zeros
@@ -283,9 +301,9 @@ def test_augmentation_keeps_the_foreground_channel(tmp_path: Path) -> None:
         manifest.cases[0], channels=["a", "b"], labels=manifest.labels, settings=settings, folder=tmp_path / "c"
     )
     loud = Augmentation(flip=0.5, affine=0, intensity=1, gamma=1, noise=1, blur=1)
-    patches = PatchSet([entry], augmentation(data, TRAIN, loud), patches_per_case=4, seed=0)
+    items = patch_set([entry], loud, per_case=4, data=data)
     for index in range(4):
-        image = patches[(0, index)]["image"]
+        image = items[(0, index)]["image"]
         assert image.shape[0] == 3
         assert set(image[2].unique().tolist()) == {1.0}
         assert not torch.equal(image[0], image[2])

@@ -38,10 +38,16 @@ def ball(shape: Sequence[int], centre: Sequence[float], radius: float) -> np.nda
     return np.asarray(np.linalg.norm(grid - np.asarray(centre), axis=-1) < radius)
 
 
-def slow_surface(mask: np.ndarray) -> np.ndarray:
-    """Voxels (N, 3) with a face on a voxel that is not in the mask, or on the outside of the array."""
+def slow_surface(mask: np.ndarray, shape: Sequence[int] | None = None) -> np.ndarray:
+    """Voxels (N, 3) with a face on a voxel that is not in the mask, or on the outside of the image.
+
+    Along an axis of one voxel there are no faces, unless the image (of ``shape``, the mask's own by default) is one
+    voxel.
+    """
+    whole = mask.shape if shape is None else shape
     inside = {tuple(v) for v in np.argwhere(mask).tolist()}
-    faces = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)]
+    steps = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)]
+    faces = [s for s in steps if max(whole) == 1 or whole[np.argmax(np.abs(s))] > 1]
     edge = [
         v for v in sorted(inside) if any(tuple(a + b for a, b in zip(v, f, strict=True)) not in inside for f in faces)
     ]
@@ -73,3 +79,38 @@ def slow_scores(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[
         "nsd_1mm": sum(d <= 1 + 1e-5 for d in both) / len(both),
         "nsd_2mm": sum(d <= 2 + 1e-5 for d in both) / len(both),
     }
+
+
+def slow_case(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float], rule: str) -> dict[str, float]:
+    """Every score but the lesion-wise ones, from sets of voxels and the table of rules."""
+    nan = float("nan")
+    p, r = ({tuple(v) for v in np.argwhere(mask).tolist()} for mask in (predicted, reference))
+    image, ml = predicted.size, spacing[0] * spacing[1] * spacing[2] / 1000
+    both, background = len(p & r), image - len(r)
+    scores = {
+        "reference_voxels": len(r), "predicted_voxels": len(p), "reference_ml": len(r) * ml, "predicted_ml": len(p) * ml,
+        "specificity": (background - len(p - r)) / background if background else nan,
+        "volume_error_ml": (len(p) - len(r)) * ml,
+        "relative_volume_error": (len(p) - len(r)) / len(r) if r else nan,
+    }  # fmt: skip
+    diagonal = float(np.linalg.norm(np.array(predicted.shape) * spacing))
+    penalty = max(diagonal, 373.13) if rule == "challenge" else diagonal
+    ratios, distances = ("dice", "iou", "sensitivity", "precision", "nsd_1mm", "nsd_2mm"), ("hd", "hd95", "assd")
+    if p and r:
+        scores |= {
+            "dice": 2 * both / (len(p) + len(r)), "iou": both / len(p | r), "sensitivity": both / len(r),
+            "precision": both / len(p),
+        } | slow_scores(predicted, reference, spacing)  # fmt: skip
+    elif r:  # missed
+        scores |= dict.fromkeys(ratios, 0.0) | dict.fromkeys(distances, penalty)
+    elif rule == "challenge":
+        scores |= dict.fromkeys(ratios, float(not p)) | dict.fromkeys(distances, penalty if p else 0.0)
+    elif rule == "nan" and p:
+        scores |= dict.fromkeys(ratios, 0.0) | dict.fromkeys(distances, nan) | {"sensitivity": nan}
+    else:
+        scores |= dict.fromkeys(ratios + distances, nan)
+    if rule == "skip" and not r:
+        scores |= {"specificity": nan, "volume_error_ml": nan}
+    scores["absolute_volume_error_ml"] = abs(scores["volume_error_ml"])
+    scores["absolute_relative_volume_error"] = abs(scores["relative_volume_error"])
+    return scores

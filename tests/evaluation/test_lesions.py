@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from itertools import product
 
@@ -50,7 +51,7 @@ def slow_lesion_scores(
     zones = flood(grown(truth, rule.dilation, shape))
     components = flood({tuple(v) for v in np.argwhere(predicted).tolist()})
     matched: set[int] = set()
-    dices, distances = [], []
+    dices, distances, missed = [], [], 0
     for zone in zones:
         lesion = zone & truth
         mine = grown(lesion, rule.dilation, shape)
@@ -59,6 +60,7 @@ def slow_lesion_scores(
         if len(lesion) <= rule.min_voxels:
             continue
         if not match:
+            missed += 1
             dices.append(0.0)
             distances.append(374.0)
             continue
@@ -68,15 +70,14 @@ def slow_lesion_scores(
         for voxels in (found, lesion):
             mask = np.zeros(shape, bool)
             mask[tuple(np.array(sorted(voxels)).T)] = True
-            surfaces.append(slow_surface(mask))
+            surfaces.append(slow_surface(mask, shape))
         a, b = surfaces
         both = (slow_directed(a, b, spacing), slow_directed(b, a, spacing))
-        distances.append(max(slow_percentile(d, 0.95) for d in both))
+        distances.append(min(374.0, max(slow_percentile(d, 0.95) for d in both)))
     false = len(components) - len(matched)
     count = len(dices) + false
     if count == 0:
         return 1.0, 0.0, 0, 0, 0
-    missed = sum(d == 374.0 for d in distances)
     return sum(dices) / count, (sum(distances) + 374.0 * false) / count, len(dices), missed, false
 
 
@@ -95,12 +96,14 @@ def random_volume(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Les
         predicted |= ball(shape, rng.uniform(0, shape), rng.uniform(0.6, 2))
     if rng.random() < 0.1:
         predicted[:] = False
+    if rng.random() < 0.3:  # a single slice, where surfaces are contours
+        predicted, reference = predicted[:, :, 3:4], reference[:, :, 3:4]
     rules = [*LESION_RULES.values(), LesionRule(1, 5), LesionRule(2, 10), LesionRule(0, 0)]
     return predicted, reference, rules[rng.integers(len(rules))]
 
 
 def test_random_volumes_against_flood_fill(soak: bool) -> None:
-    seen = {"nothing": 0, "only false positives": 0, "missed": 0, "merged": 0, "dropped": 0, "border": 0}
+    seen = {"nothing": 0, "only false positives": 0, "missed": 0, "merged": 0, "dropped": 0, "border": 0, "slice": 0}
     for seed in range(200 if soak else 60):
         rng = np.random.default_rng(seed)
         predicted, reference, rule = random_volume(rng)
@@ -118,6 +121,7 @@ def test_random_volumes_against_flood_fill(soak: bool) -> None:
         seen["missed"] += found.missed > 0
         seen["merged"] += len(lesions) < len(flood(truth))
         seen["dropped"] += any(len(lesion) <= rule.min_voxels for lesion in lesions)
+        seen["slice"] += reference.shape[2] == 1 and len(found.lesions) > found.missed
         seen["border"] += any(0 in voxel for voxel in truth)
     assert all(seen.values()), seen
 
@@ -183,6 +187,27 @@ def test_lesions_at_the_border() -> None:
     corner = box((0, 0, 0), (26, 26, 26))
     found = lesion_scores(corner, corner, (1, 1, 1), GLI)
     assert (len(found.lesions), found.dice, found.hd95) == (2, 1, 0)
+
+
+def test_a_find_is_never_worse_than_a_miss() -> None:
+    """A lesion found with a tail of a metre counts as much as a missed one; in the challenge's images none is cut off."""
+    lesion, found = np.zeros((10, 10, 600), bool), np.zeros((10, 10, 600), bool)
+    lesion[2:6, 2:6, 2:6] = found[2:6, 2:6, 2:6] = found[4, 4, 4:590] = True
+    tail, miss = (lesion_scores(mask, lesion, (1, 1, 2), GLI) for mask in (found, found & False))
+    assert (tail.hd95, miss.hd95) == (374, 374)
+    assert tail.dice > miss.dice == 0
+    assert math.hypot(240, 240, 155) < 374
+    near = lesion_scores(found, lesion, (1, 1, 0.5), GLI)
+    assert 200 < near.hd95 < 374
+
+
+def test_a_single_slice_is_measured_by_its_contour() -> None:
+    x, y = np.mgrid[:128, :128]
+    flat = [((x - centre) ** 2 + (y - 64) ** 2 < 30**2)[..., None] for centre in (60, 70)]
+    assert lesion_scores(*flat, (1, 1, 5), GLI).hd95 == 10
+    # lesions that lie in one slice of a volume have no inside
+    thick = [np.concatenate([mask, mask & False], 2) for mask in flat]
+    assert lesion_scores(*thick, (1, 1, 5), GLI).hd95 < 10
 
 
 def test_rules() -> None:

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from cmt_med.evaluation.statistics import compare_pairs, holm, standings, wilcoxon
+from cmt_med.evaluation.summary import bootstrap_interval
 
 NAN = float("nan")
 
@@ -134,7 +135,7 @@ def test_scores_that_are_not_defined_are_left_out_and_counted() -> None:
     (test,) = compare_pairs({"t": {"a": a, "b": nothing}}, higher_is_better=True)
     assert (test.n, test.p, test.winner) == (0, 1.0, "")
     rows = standings("t", {"a": a, "b": nothing}, higher_is_better=True)
-    assert [row.n for row in rows] == [0, 0]
+    assert [(row.n, row.n_undefined) for row in rows] == [(0, 5), (0, 5)]
     assert math.isnan(rows[0].first)
 
 
@@ -157,4 +158,6 @@ def test_standings(higher: bool) -> None:
     assert sum(row.bootstrap_rank for row in rows.values()) == pytest.approx(6)
     ranks = np.array([stats.rankdata([-v[i] if higher else v[i] for v in reports.values()]) for i in range(30)])
     assert [row.case_rank for row in rows.values()] == pytest.approx(ranks.mean(axis=0).tolist())
-    assert rows["plain"].mean == pytest.approx(reports["plain"].mean())
+    for name, row in rows.items():
+        assert (row.n, row.n_undefined, row.mean) == (30, 0, pytest.approx(reports[name].mean()))
+        assert (row.low, row.high) == bootstrap_interval(reports[name].tolist())

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cmt_med.evaluation.lesions import LESION_RULES
-from cmt_med.evaluation.metrics import METRICS, mask_metrics
-from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
+from cmt_med.evaluation.metrics import METRICS, mask_metrics, metric_of
+from cmt_med.evaluation.overlap import EMPTY_RULES, MISSED_TEXT, EmptyRule
 from cmt_med.evaluation.summary import bootstrap_interval, describe, summarise
 
 EMPTY = np.zeros((8, 8, 8), bool)
@@ -46,19 +46,33 @@ def test_summary_by_rule(rule: EmptyRule, dice: float, n: int, hd95: float, n_hd
     }  # fmt: skip
 
 
+# What MISSED_TEXT says that a miss can improve: the background of silence is right, and its volume error is bounded.
+NOT_HELD = {"specificity", "absolute_volume_error_ml", "absolute_relative_volume_error"}
+
+
 @pytest.mark.parametrize("rule", list(EMPTY_RULES))
 def test_a_miss_never_raises_a_mean(rule: EmptyRule) -> None:
     """Half of a lesion found, or nothing of it: whatever is better with nothing would reward silence."""
-    half = CUBE.copy()
+    half, long = CUBE.copy(), np.zeros((8, 8, 700), bool)
     half[4:] = False
-    for partial in (half, np.roll(CUBE, 2, 0), ~CUBE):
-        shown = {"a": {"t": mask_metrics(partial, CUBE, spacing=(1, 1, 1), rule=rule)}}
-        silent = {"a": {"t": mask_metrics(EMPTY, CUBE, spacing=(1, 1, 1), rule=rule)}}
+    lesion, tail = long.copy(), long.copy()
+    lesion[2:6, 2:6, 2:6] = tail[2:6, 2:6, 2:6] = tail[4, 4, 6:690] = True
+    better = set()
+    for partial, truth, slice_mm in (
+        (half, CUBE, 1), (np.roll(CUBE, 2, 0), CUBE, 1), (~CUBE, CUBE, 1), (tail, lesion, 2), (np.roll(tail, 1, 0), lesion, 2),
+    ):  # fmt: skip
+        measured = {"spacing": (1, 1, slice_mm), "rule": rule, "lesion_rule": LESION_RULES["gli"]}
+        shown = {"a": {"t": mask_metrics(partial, truth, **measured)}}  # type: ignore[arg-type]
+        silent = {"a": {"t": mask_metrics(truth & False, truth, **measured)}}  # type: ignore[arg-type]
         found, missed = (summarise(cases, ["t"])["t"]["metrics"] for cases in (shown, silent))
-        for name in ("dice", "iou", "sensitivity", "precision", "hd", "hd95", "assd", "nsd_1mm", "nsd_2mm"):
-            sign = 1 if name not in METRICS or METRICS[name].better == "higher" else -1
-            assert sign * missed[name]["mean"] <= sign * found[name]["mean"], name
-            assert missed[name]["n"] == 1
+        for name, row in missed.items():
+            side = metric_of(name).better  # type: ignore[union-attr]
+            sign = {"higher": 1, "lower": -1, "": 0}[side]
+            assert row["n"] == 1
+            if sign * row["mean"] > sign * found[name]["mean"]:
+                better.add(name)
+    assert better == NOT_HELD
+    assert "Specificity and volume errors cannot punish a miss" in MISSED_TEXT
 
 
 def test_the_mean_over_targets_is_per_case() -> None:
@@ -79,12 +93,21 @@ def test_no_case_and_one_case() -> None:
     one = describe([0.5])
     assert (one["mean"], one["n"]) == (0.5, 1)
     assert math.isnan(one["low"])
+    assert math.isnan(one["std"])
+    assert summarise({}, ["t"], failed=3)["t"]["n_failed"] == 3
+
+
+def test_cases_that_were_not_scored_stand_beside_every_mean() -> None:
+    summary = summarise(rows("challenge"), ["t"], failed=2)
+    assert {row["n_failed"] for target in summary.values() for row in target["metrics"].values()} == {2}
+    assert [target["n_failed"] for target in summary.values()] == [2, 2]
+    assert summary["t"]["n"] == 4
 
 
 def test_describe_against_numpy() -> None:
     values = np.random.default_rng(0).random(31).tolist()
     row = describe([*values, float("nan")])
-    expected = (np.mean(values), np.median(values), np.std(values))
+    expected = (np.mean(values), np.median(values), np.std(values, ddof=1))
     assert (row["mean"], row["median"], row["std"]) == pytest.approx(expected)
     assert (row["n"], row["n_undefined"]) == (31, 1)
 

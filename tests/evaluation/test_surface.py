@@ -64,12 +64,40 @@ def test_voxels_on_the_border_are_surface() -> None:
     assert found.hd == found.hd95 == math.sqrt(3)
     assert found.assd == pytest.approx((1 + 6 + 12 * math.sqrt(2) + 8 * math.sqrt(3)) / 27)
     assert found.surface_dice(1) == 7 / 27
-    assert len(surface_points(np.ones((1, 4, 4), bool))) == 16
+    assert len(surface_points(np.ones((2, 4, 4), bool))) == 32
+
+
+def disc(centre: int, radius: int) -> np.ndarray:
+    x, y = np.mgrid[:128, :128]
+    return np.asarray((x - centre) ** 2 + (y - 64) ** 2 < radius**2)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_single_slice_has_a_contour(axis: int) -> None:
+    """Two discs 10 pixels apart: whatever the thickness of the slice, the numbers of 2D."""
+    flat = between(disc(60, 30), disc(70, 30), (1.0, 1.0))
+    assert (flat.hd95, flat.assd) == (10.0, pytest.approx(6.0776, abs=1e-4))
+    masks = [np.expand_dims(mask, axis) for mask in (disc(60, 30), disc(70, 30))]
+    spacing = [1.0, 1.0]
+    spacing.insert(axis, 5.0)
+    found = between(*masks, tuple(spacing))
+    assert np.array_equal(np.sort(found.from_predicted), np.sort(flat.from_predicted))
+    assert np.array_equal(np.sort(found.from_reference), np.sort(flat.from_reference))
+    # a slice of a volume is not a volume of a slice: its voxels are all surface, as before
+    thick = [np.concatenate([mask, mask & False], axis) for mask in masks]
+    assert len(surface_points(thick[0])) == masks[0].sum()
+
+
+def test_lines_and_points_have_a_surface() -> None:
+    assert surface_points(np.ones((1, 9, 1), bool)).tolist() == [[0, 0, 0], [0, 8, 0]]
+    point = np.ones((1, 1, 1), bool)
+    assert surface_points(point).tolist() == [[0, 0, 0]]
+    assert between(point, point).hd == 0
 
 
 def test_hd95_is_the_larger_direction_linearly_interpolated() -> None:
-    row, end = np.zeros((11, 1, 1), bool), np.zeros((11, 1, 1), bool)
-    row[:], end[0] = True, True
+    row, end = np.zeros((11, 2, 2), bool), np.zeros((11, 2, 2), bool)
+    row[:, 0, 0], end[0, 0, 0] = True, True
     for predicted, reference in ((row, end), (end, row)):
         found = between(predicted, reference)
         assert (found.hd, found.hd95) == (10, 9.5)  # of 0 … 10 one way, of a single 0 the other
@@ -130,8 +158,13 @@ def test_the_same_numbers_as_monai(soak: bool) -> None:
         found = surface_distances(predicted, reference, spacing)
         if found is None:
             continue
+        thick = [axis for axis, n in enumerate(predicted.shape) if n > 1]
+        if len(thick) < 2:
+            continue  # MONAI wants two axes
         compared += 1
-        p, r = (torch.from_numpy(np.ascontiguousarray(m))[None, None].float() for m in (predicted, reference))
+        # MONAI gets a single slice as the 2D image that it is
+        spacing = tuple(spacing[axis] for axis in thick)
+        p, r = (torch.from_numpy(np.ascontiguousarray(m.squeeze()))[None, None].float() for m in (predicted, reference))
         common = {"include_background": True, "spacing": spacing}
         theirs = {
             "hd": compute_hausdorff_distance(p, r, **common),

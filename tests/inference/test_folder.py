@@ -11,8 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from cmt_med.data.manifest import Case, load_manifest
+from cmt_med.errors import DataError, OutputError
+from cmt_med.inference.folder import infer_cases
+from cmt_med.inference.results import predictions_in
+from tests.data.made import IMAGE, LABEL, nifti
 from tests.helpers import save, tiny_dataset
-from tests.inference.models import save_random_model
+from tests.inference.models import random_ensemble, save_random_model
 from tests.processes import command
 
 
@@ -95,7 +100,7 @@ def test_bad_cases_among_good_ones(tmp_path: Path, soak: bool) -> None:
         assert running.wait() == 0, running.said()
     out = tmp_path / "out"
     with command("infer", *infer(mixed, out), log=tmp_path / "killed.log") as running:
-        running.wait_for(lambda: len(list(out.glob("case*.json"))) > count // 3)
+        running.wait_for(lambda: (out / "run.json").exists() and len(list(out.glob("case*.json"))) > count // 3)
     killed = {p.name: p.stat().st_mtime_ns for p in out.glob("case*.json")}
     assert count // 3 < len(killed) < count - len(bad)
     assert not json.loads((out / "run.json").read_text())["complete"]
@@ -131,3 +136,154 @@ def test_a_case_that_takes_too_much(tmp_path: Path, option: str, value: str, cod
     failures = json.loads((tmp_path / "out/failures.json").read_text())
     assert [(f["case"], f["code"]) for f in failures] == [("case1", code)]
     assert {p.name for p in (tmp_path / "out").glob("*.nii.gz")} == {"case0.nii.gz", "case2.nii.gz"}
+
+
+def _case(folder: Path, name: str, **others: Path) -> Case:
+    images = {c: (nifti(folder / f"{name}_{c}.nii.gz", IMAGE * factor), None) for factor, c in enumerate("ab", 1)}
+    return Case(name, images, **others)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["sound", "broken"])
+def test_reference_labels_are_never_replaced(tmp_path: Path, broken: bool) -> None:
+    model, manifest = save_random_model(tmp_path / "model"), tiny_dataset(tmp_path / "data", 1, (11, 9, 10))
+    content = json.loads(manifest.read_text())
+    (tmp_path / "data/labels").mkdir()
+    label = (tmp_path / "data/case0_seg.nii.gz").rename(tmp_path / "data/labels/case0.nii.gz")
+    content["training"][0]["label"] = "labels/case0.nii.gz"
+    manifest.write_text(json.dumps(content))
+    if broken:
+        _cut(tmp_path / "data/case0_a.nii.gz")
+    before = _contents(tmp_path / "data")
+    arguments = ["--model", model, "--input", manifest, "--output", label.parent]
+    with command("infer", *arguments, log=tmp_path / "log") as running:
+        assert running.wait() == 73, running.said()
+        assert "overwrite an input" in running.said()
+        assert str(label) in running.said()
+    assert _contents(tmp_path / "data") == before
+
+
+def test_no_file_that_belongs_to_a_case_is_a_target(tmp_path: Path) -> None:
+    """Images, channels that the model does not use, masks, and links to any of them; also where runs were before."""
+    good, out = _case(tmp_path / "in", "good"), tmp_path / "out"
+    assert infer_cases(random_ensemble(), [good, _case(tmp_path / "in", "p")], out) == []
+    ours = (out / "p.nii.gz").read_bytes()
+    elsewhere = nifti(tmp_path / "store/x.nii.gz", LABEL)
+    for kind in ("label", "mask", "unused", "channel", "link"):
+        (out / "p.nii.gz").unlink()
+        if kind == "link":
+            (out / "p.nii.gz").symlink_to(elsewhere)
+        else:
+            (out / "p.nii.gz").write_bytes(ours)
+        target = elsewhere if kind == "link" else out / "p.nii.gz"
+        case = _case(tmp_path / "in", "p", **({kind: target} if kind in ("label", "mask") else {"label": target}))
+        if kind in ("unused", "channel"):
+            case = Case("p", case.images | {"c" if kind == "unused" else "a": (target, None)})
+        before = _contents(tmp_path)
+        with pytest.raises(OutputError, match="overwrite an input"):
+            infer_cases(random_ensemble(), [good, case], out)
+        assert _contents(tmp_path) == before, kind
+
+
+@pytest.mark.parametrize("name", ["p.nii.gz", "p.json", "p_prob.nii.gz", "run.json", "failures.json"])
+def test_files_of_others_are_left_alone(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('{"case": "mine", "cases": ["p"]}')
+    before = _contents(out)
+    with pytest.raises(OutputError, match="overwrite a file that is not one"):
+        infer_cases(random_ensemble(), [_case(tmp_path / "in", "p")], out)
+    assert _contents(out) == before
+
+
+def test_results_that_a_kill_left_without_a_record_are_replaced(tmp_path: Path) -> None:
+    case, out = _case(tmp_path / "in", "p"), tmp_path / "out"
+    assert infer_cases(random_ensemble(), [case], out) == []
+    finished = _contents(out)
+    (out / "p.json").unlink()
+    (out / "p.nii.gz").write_bytes(b"of an older model")
+    assert infer_cases(random_ensemble(), [case], out) == []
+    assert _contents(out) == finished
+
+
+def test_a_result_stays_until_its_case_is_read_again(tmp_path: Path) -> None:
+    """It does not count meanwhile."""
+    case, out = _case(tmp_path / "in", "p"), tmp_path / "out"
+    assert infer_cases(random_ensemble(), [case], out) == []
+    finished = (out / "p.nii.gz").read_bytes()
+    image = case.images["a"][0]
+    image.rename(tmp_path / "unmounted")
+    assert [failure["code"] for failure in infer_cases(random_ensemble(), [case], out)] == ["E_IO"]
+    assert (out / "p.nii.gz").read_bytes() == finished
+    assert predictions_in(out) == {}
+    (tmp_path / "unmounted").rename(image)
+    assert infer_cases(random_ensemble(), [case], out) == []
+    assert predictions_in(out) == {"p": out / "p.nii.gz"}
+
+
+@pytest.mark.parametrize(
+    "names", [["p_prob", "p"], ["run"], ["Failures"], ["X", "x"], ["q", "q"]], ids=lambda names: "-".join(names)
+)
+def test_names_whose_results_would_overwrite_others(tmp_path: Path, names: list[str]) -> None:
+    cases = [_case(tmp_path / str(i), name) for i, name in enumerate(names)]
+    with pytest.raises(DataError) as caught:
+        infer_cases(random_ensemble(), cases, tmp_path / "out")
+    assert caught.value.code == "E_MANIFEST"
+    assert not (tmp_path / "out").exists()
+    listed = [{"id": c.name, "image": {k: str(p) for k, (p, _) in c.images.items()}} for c in cases]
+    manifest = tmp_path / "list.json"
+    manifest.write_text(json.dumps({"training": listed}))  # training ends with the segmentation of its cases, too
+    with pytest.raises(DataError) as caught:
+        load_manifest(manifest)
+    assert caught.value.code == "E_MANIFEST"
+
+
+def _out_of_reach(folder: Path) -> None:
+    """Folders below it whose path is longer than the system takes; made step by step, it cannot be listed by its path."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(5):
+        os.mkdir("d" * 250, dir_fd=here)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def test_what_can_be_no_case_does_not_stop_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["x" * 200] * 15)
+    for name in ("good1", "good2", "patient 3", os.fsdecode(b"caf\xe9"), os.fsdecode(b"\xff/p4"), "twice"):
+        _case(folder, name)
+    nifti(folder / "twice_a.nii")
+    (folder / "loop").symlink_to("loop")
+    (folder / "loop_a.nii.gz").symlink_to("loop_b.nii.gz")
+    (folder / "loop_b.nii.gz").symlink_to("loop_a.nii.gz")
+    _out_of_reach(folder)
+    arguments = ["--model", save_random_model(tmp_path / "model"), "--input", folder, "--output", tmp_path / "out"]
+    with command("infer", *arguments, log=tmp_path / "log") as running:
+        assert running.wait() == 2, running.said()
+        assert "Traceback" not in running.said()
+        assert "2 of 8 cases segmented" in running.said()
+    assert set(predictions_in(tmp_path / "out")) == {"good1", "good2"}
+    failures = json.loads((tmp_path / "out/failures.json").read_text())
+    found = {(Path(f["case"]).name.split("_")[0][:9], f["code"]) for f in failures}
+    assert found == {
+        ("patient 3", "E_MANIFEST"), ("caf\\xe9", "E_MANIFEST"), ("twice", "E_CHANNEL"), ("d" * 9, "E_IO"), ("loop", "E_IO"),
+        ("p4", "E_IO"),
+    }  # fmt: skip
+
+
+def test_a_mask_whose_voxels_alone_have_changed_is_noticed(tmp_path: Path) -> None:
+    """They lie beside its header, which stays the same."""
+    mask = tmp_path / "in/p_mask.hdr"
+    case, out = _case(tmp_path / "in", "p", mask=mask), tmp_path / "out"
+    seen = []
+    for size in (1, 2):
+        inside = np.zeros(IMAGE.shape, np.uint8)
+        inside[size:] = 1
+        nib.save(nib.Nifti1Pair(inside, nib.load(case.images["a"][0]).affine), mask)
+        assert infer_cases(random_ensemble(), [case], out) == []
+        seen.append(json.loads((out / "p.json").read_text())["mask_sha256"])
+    assert seen[0] != seen[1]

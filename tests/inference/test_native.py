@@ -21,7 +21,8 @@ from cmt_med.inference.predict import Ensemble, Predictor
 def ensemble(channels: int, *, regions: bool, spacing: Any, crop: bool, members: int = 1, **settings: Any) -> Ensemble:
     labels = {"background": 0} | {f"l{i}": i for i in range(1, channels + (1 if regions else 0))}
     card = ModelCard(
-        name="made", network={}, channels=["t1"], labels=labels,
+        name="made", network={"name": "made", "spatial_dims": 3, "in_channels": 1, "num_classes": channels},
+        channels=["t1"], labels=labels,
         regions=[{"name": f"l{i}", "values": list(range(i, channels + 1)), "write": i} for i in range(1, channels + 1)]
         if regions else None,
         preprocessing={"spacing": spacing, "crop_foreground": crop, "normalise": "foreground", "clip": None},

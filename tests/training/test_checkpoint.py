@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cmt_med.config import Optimizer, Train
 from cmt_med.errors import DataError
+from cmt_med.training import checkpoint
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
+from cmt_med.training.state import Parts, Run
 
 
 def test_three_are_kept_and_a_damaged_newest_falls_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -29,3 +32,39 @@ def test_three_are_kept_and_a_damaged_newest_falls_back(tmp_path: Path, caplog: 
         path.write_bytes(b"x")
     with pytest.raises(DataError, match="all checkpoints"):
         load_newest(tmp_path)
+
+
+def test_killed_while_a_step_is_saved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, 10, {"closed": 0})
+    for _ in range(2):
+        with monkeypatch.context() as context:
+            context.setattr(checkpoint, "write_bytes", _killed)
+            with pytest.raises(KeyboardInterrupt):
+                save_checkpoint(tmp_path, 10, {"closed": 10})
+        assert load_newest(tmp_path) == {"closed": 0}
+    save_checkpoint(tmp_path, 10, {"closed": 10})
+    assert load_newest(tmp_path) == {"closed": 10}
+    assert len((tmp_path / "step-000000010.sha256").read_text().split()) == 1
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(folder: Path) -> Run:
+    parts = Parts(torch.nn.Linear(2, 1), lambda output, _: output.mean(), lambda _: iter(()), None, 1, [], "x")
+    return Run(parts, Train(epochs=9, select="best", ema=0, patch_size=[8]), Optimizer(), folder)
+
+
+def test_the_best_weights_go_back_with_their_checkpoint(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    for step, dice in ((1, 0.5), (2, 0.9)):
+        torch.nn.init.constant_(run.parts.network.weight, float(step))  # type: ignore[arg-type]
+        run.position.step = step
+        run.note_scores({"dice": dice})
+        run.save(0.0, None)
+    (tmp_path / "checkpoints/step-000000002.pt").write_bytes(b"x")
+    run = _run(tmp_path)
+    run.resume()
+    assert run.position.best == {"dice": 0.5, "step": 1}
+    assert run.chosen_weights()["weight"].tolist() == [[1.0, 1.0]]

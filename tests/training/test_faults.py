@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Engine
 
 from cmt_med.config import Train
 from cmt_med.data.loader import patch_batches
 from cmt_med.errors import Interrupted
 from cmt_med.files import LOCK_NAME
 from cmt_med.inference.model import load_model
+from cmt_med.networks import build_network
 from cmt_med.training.checkpoint import load_newest
 from cmt_med.training.faults import explained
+from cmt_med.training.steps import AveragedWeights, training_step
 from tests.helpers import tiny_config, tiny_dataset
 from tests.processes import Running, command
 
@@ -77,8 +80,10 @@ def test_more_epochs_continue_a_finished_run(folder: Path) -> None:
     assert (run / "model/model.safetensors").read_bytes() == weights
 
 
-def test_a_rate_that_blows_up(folder: Path) -> None:
-    with _train(folder, "run", "train.epochs=9", "optimizer={lr: 1e30, clip: 1e30, warmup: 0}") as running:
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_rate_that_blows_up(folder: Path, norm: str) -> None:
+    sets = ["train.epochs=9", "optimizer={lr: 1e30, clip: 1e30, warmup: 0}", f"network.options.norm={norm}"]
+    with _train(folder, "run", *sets) as running:
         assert running.wait() == 65, running.said()
         said = running.said()
     assert "[E_NAN]" in said
@@ -89,6 +94,22 @@ def test_a_rate_that_blows_up(folder: Path) -> None:
         state = load_newest(folder / "run/checkpoints")
         assert state is not None
         assert all(tensor.isfinite().all() for tensor in state["network"].values())
+
+
+@pytest.mark.parametrize("scale", [5e18, 1e20])  # of the first, loss and gradient are finite
+def test_a_batch_that_is_skipped_leaves_no_trace(scale: float) -> None:
+    network = build_network("cmt_unetr_ti", spatial_dims=2, in_channels=1, num_classes=2)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert any("running_var" in name for name in before)
+    step = training_step(
+        network, torch.optim.AdamW(network.parameters()), lambda output, _: output.softmax(1)[:, 0].mean(),
+        rate_at=lambda _: 1e-3, average=AveragedWeights(network, 0.9), seed=0, clip=1.0, amp=False,
+    )  # fmt: skip
+    image = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * scale
+    engine = Engine(step)
+    engine.run([[{"image": image, "label": torch.zeros(2, 1, 64, 64)}]])
+    assert engine.state.output["finite"] == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_a_dead_data_worker(folder: Path) -> None:

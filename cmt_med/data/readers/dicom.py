@@ -88,6 +88,7 @@ def _series(folder: Path, where: str) -> Opened:
 def _multiframe(path: Path, where: str) -> Opened:
     header = read_header(path)
     if "PerFrameFunctionalGroupsSequence" not in header:
+        _require_one_frame(header, where)
         raise dicom_fault(
             "one slice of a series",
             where,
@@ -104,12 +105,21 @@ def _multiframe(path: Path, where: str) -> Opened:
 
 def _frame_of_slice(path: Path, header: Dataset) -> Frame:
     def build() -> Frame:
+        _require_one_frame(header, readable_name(path))
         plane = _plane(readable_name(path), header, header, header, header)
         return Frame(
             plane, path, header, 0, float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
         )
 
     return guarded(build, readable_name(path))
+
+
+def _require_one_frame(header: Dataset, where: str) -> None:
+    if int(header.get("NumberOfFrames") or 1) > 1:
+        raise dicom_fault(
+            f"the file holds {header.NumberOfFrames} frames and does not say where each of them lies", where,
+            "all but the first would be lost", "export it as an enhanced multi-frame file or as single slices, or convert it",
+        )  # fmt: skip
 
 
 def _frames_of_file(path: Path, header: Dataset) -> list[Frame]:
@@ -129,9 +139,23 @@ def _frames_of_file(path: Path, header: Dataset) -> list[Frame]:
             f"{readable_name(path)} frame {number + 1}", header, place, turned, item("PixelMeasuresSequence")
         )
         values = item("PixelValueTransformationSequence")
-        slope, intercept = float(values.get("RescaleSlope", 1)), float(values.get("RescaleIntercept", 0))
+        slope, intercept = _rescale_of_frame(header, values, plane.name)
         frames.append(Frame(plane, path, header, number, slope, intercept))
+    if len({bool(group.get("PixelValueTransformationSequence") or shared.get("PixelValueTransformationSequence"))
+            for group in groups}) > 1:  # fmt: skip
+        raise _fault_of_mixed_rescales(readable_name(path))
     return frames
+
+
+def _rescale_of_frame(header: Dataset, values: Dataset, name: str) -> tuple[float, float]:
+    inner = float(values.get("RescaleSlope", 1)), float(values.get("RescaleIntercept", 0))
+    outer = float(header.get("RescaleSlope", inner[0])), float(header.get("RescaleIntercept", inner[1]))
+    if inner != outer:
+        raise dicom_fault(
+            "RescaleSlope and RescaleIntercept of the file are not those of its frames", name,
+            "some readers apply the ones and some the others", "export the series again, or as single slices",
+        )  # fmt: skip
+    return inner
 
 
 def _plane(name: str, header: Dataset, place: Dataset, turned: Dataset, measures: Dataset) -> Plane:
@@ -153,6 +177,7 @@ def _plane(name: str, header: Dataset, place: Dataset, turned: Dataset, measures
 
     spacing = measures.get("SpacingBetweenSlices", header.get("SpacingBetweenSlices"))
     thickness = measures.get("SliceThickness", header.get("SliceThickness"))
+    number = header.get("InstanceNumber") if place is header else None
     return Plane(
         name=name,
         position=numbers(place, "ImagePositionPatient", 3),
@@ -162,6 +187,7 @@ def _plane(name: str, header: Dataset, place: Dataset, turned: Dataset, measures
         between=float(spacing) if spacing else None,
         thickness=float(thickness) if thickness else None,
         instance=str(header.get("SOPInstanceUID", "")) if place is header else name,
+        number=None if number in (None, "") else int(number),
     )
 
 
@@ -178,6 +204,9 @@ def _require_one_series(frames: Sequence[Frame], where: str) -> None:
             f"the folder holds {len(series)} series", where, f"their slices would be mixed into one volume: {listed}",
             "put each series into a folder of its own",
         )  # fmt: skip
+    if len({str(frame.header.get("PatientID", "")) for frame in frames}) > 1:  # which are not repeated in the message
+        raise dicom_fault("the slices are of several patients", where, "they differ in PatientID",
+                          "put each series into a folder of its own")  # fmt: skip
     for keyword in ("FrameOfReferenceUID", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "Modality"):
         values = {str(frame.header.get(keyword, "missing")) for frame in frames}
         if len(values) > 1:
@@ -191,8 +220,7 @@ def _opened(frames: Sequence[Frame], where: str) -> Opened:
     shape = (*frames[0].plane.shape, len(frames))
     rescales = {(frame.slope, frame.intercept) for frame in frames}
     if len({("RescaleSlope" in f.header, "RescaleIntercept" in f.header) for f in frames}) > 1:
-        raise dicom_fault("some slices have RescaleSlope and RescaleIntercept, some have not", where,
-                     "their values would not be comparable", "export the series again")  # fmt: skip
+        raise _fault_of_mixed_rescales(where)
     if not np.isfinite(list(rescales)).all() or any(slope == 0 for slope, _ in rescales):
         raise dicom_fault("a slice has no valid RescaleSlope and RescaleIntercept", where, f"there is {sorted(rescales)[:3]}",
                      "export the series again")  # fmt: skip
@@ -206,6 +234,11 @@ def _opened(frames: Sequence[Frame], where: str) -> Opened:
     )
     stored = Stored("DICOM", shape, dtype, as_tuples(affine), slope, intercept, notes=notes)
     return Opened(stored, _pixels(frames, dtype, raw=raw))
+
+
+def _fault_of_mixed_rescales(where: str) -> DataError:
+    return dicom_fault("some slices have RescaleSlope and RescaleIntercept, some have not", where,
+                       "their values would not be comparable", "export the series again")  # fmt: skip
 
 
 def _pixels(frames: Sequence[Frame], dtype: str, *, raw: bool) -> Iterator[bytes]:

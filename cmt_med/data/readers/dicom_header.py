@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,8 @@ def slices_in(folder: Path) -> list[Path]:
     for path in paths:
         if path.name.startswith(".") or path.name.upper().startswith(("DICOMDIR", "LICENSE", "LICENCE", "README")):
             continue
-        if not path.name.lower().endswith(_BESIDE) and not path.is_dir():
+        # What cannot even be looked at counts as a file, whose reading then says why.
+        if not path.name.lower().endswith(_BESIDE) and not os.path.isdir(path):  # noqa: PTH112
             found.append(path)
         if len(found) > MAX_SLICES:
             raise DataError(f"the folder has more than {MAX_SLICES} files", where=readable_name(folder),

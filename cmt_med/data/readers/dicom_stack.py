@@ -28,6 +28,7 @@ class Plane:
         shape: (columns, rows).
         between, thickness: what the header says of the distance between slices and of their thickness, if anything.
         instance: identity of the slice.
+        number: its number within the series, if it has one.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Plane:
     between: float | None
     thickness: float | None
     instance: str
+    number: int | None
 
 
 def stack_affine(planes: Sequence[Plane], where: str) -> tuple[NDArray[np.float64], list[int]]:
@@ -63,7 +65,7 @@ def stack_affine(planes: Sequence[Plane], where: str) -> tuple[NDArray[np.float6
     order = np.argsort(depths, kind="stable")
     step = _even_step([planes[i] for i in order], depths[order], where)
     _require_straight(positions[order], normal, min(first.pixel), where)
-    _require_no_gap(first, step, len(planes), where)
+    _require_no_gap([planes[i] for i in order], step, where)
     affine = np.eye(4)
     affine[:3, 0] = along_row * first.pixel[1]
     affine[:3, 1] = along_column * first.pixel[0]
@@ -127,17 +129,34 @@ def _require_straight(positions: NDArray[np.float64], normal: NDArray[np.float64
         )  # fmt: skip
 
 
-def _require_no_gap(first: Plane, step: float, count: int, where: str) -> None:
-    """Every other slice missing leaves even distances; then only the header's own distance tells."""
-    between = first.between
-    if between is None or between <= 0 or between < 0.9 * (first.thickness or 0.0):
-        return  # absent, or the gap between slices, which some scanners write there
-    times = step / between
-    if times > 1.5 and abs(times - round(times)) < 0.02:
+def _require_no_gap(planes: Sequence[Plane], step: float, where: str) -> None:
+    """Every other slice missing leaves even distances; then only the header's own distance, or the slices' numbers, tell."""
+    between, thickness = planes[0].between or 0.0, planes[0].thickness or 0.0
+    apart = f"the {len(planes)} slices lie {step:.4g} mm apart"
+    if (
+        between > 0 and between >= 0.9 * thickness
+    ):  # else absent, or the gap between slices, as some scanners write there
+        times = step / between
+        if times > 1.5 and abs(times - round(times)) < 0.02:
+            raise _fault(
+                f"only every {round(times)}. slice is there", where,
+                f"{apart}, SpacingBetweenSlices is {between:.4g} mm", "fetch the missing slices",
+            )  # fmt: skip
+        return
+    skipped = _steady_skip([plane.number for plane in planes])
+    if skipped > 1 and 0 < 1.5 * thickness < step and abs(between + thickness - step) > 0.1 * step:
         raise _fault(
-            f"only every {round(times)}. slice is there", where,
-            f"the {count} slices lie {step:.4g} mm apart, SpacingBetweenSlices is {between:.4g} mm", "fetch the missing slices",
+            f"only every {skipped}. slice is there", where,
+            f"{apart} and are {thickness:.4g} mm thick, and their InstanceNumbers count in steps of {skipped}",
+            "fetch the missing slices; if none is missing, convert the series (dcm2niix)",
         )  # fmt: skip
+
+
+def _steady_skip(numbers: Sequence[int | None]) -> int:
+    """By how much the numbers of the slices grow from one to the next; 0 if they do not grow evenly."""
+    known = [number for number in numbers if number is not None]
+    steps = {abs(one - other) for one, other in zip(known[1:], known, strict=False)}
+    return steps.pop() if len(known) == len(numbers) and len(steps) == 1 else 0
 
 
 def _short(numbers: Sequence[float]) -> str:

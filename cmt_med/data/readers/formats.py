@@ -98,10 +98,10 @@ def files_of(path: Path) -> list[Path]:
     lower = path.name.lower()
     if lower.endswith((".hdr", ".hdr.gz", *_VOXELS_BESIDE)):
         return sorted([path, nifti.partner(path)])
-    if lower.endswith((".nhdr", ".mhd")):
-        with contextlib.closing(Stream(path)) as stream:
+    if lower.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):  # each of them can name a file for its voxels
+        with contextlib.closing(Stream(path, deflated=False)) as stream:
             head = stream.peek(nrrd.MAX_HEADER)
-        name = nrrd.data_file(head) if lower.endswith(".nhdr") else metaimage.data_file(head)
+        name = nrrd.data_file(head) if head.startswith(b"NRRD") else metaimage.data_file(head)
         return [path, nrrd.companion(path, name)] if name else [path]
     return [path]
 

@@ -24,13 +24,15 @@ TYPES = {
 }  # fmt: skip
 _MATRICES = ("TransformMatrix", "Rotation", "Orientation")
 _ORIGINS = ("Offset", "Position", "Origin")
+_SPACINGS = ("ElementSpacing", "ElementSize")
+_BYTE_ORDERS = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
 
 
 def read(path: Path, stream: Stream) -> Opened:
     """Read a header; the voxels follow in the file, or lie in one beside it.
 
     Raises:
-        DataError: E_HEADER, E_DTYPE, E_NDIM, E_SIZE, E_GEOMETRY, E_FORMAT, E_TRUNCATED, E_GZIP, E_IO.
+        DataError: E_HEADER, E_DTYPE, E_NDIM, E_SIZE, E_UNITS, E_GEOMETRY, E_FORMAT, E_TRUNCATED, E_GZIP, E_IO.
     """
     where = readable_name(path)
     fields, length = _fields(stream, where)
@@ -86,7 +88,8 @@ def _describe(fields: dict[str, str], where: str) -> Stored:
         raise _fault(
             f"NDims is {fields.get('NDims')}, DimSize {fields.get('DimSize', '')[:60]!r}", where, "they do not fit"
         )
-    channels = int(_numbers(fields, "ElementNumberOfChannels", where, (1.0,))[0])
+    channels = _channels(fields, where)
+    _require_plain(fields, where)
     shape = tuple(int(size) for size in sizes)
     check_shape((*shape, channels), int(TYPES[kind][-1]), where)
     if len(shape) != 3:
@@ -96,17 +99,54 @@ def _describe(fields: dict[str, str], where: str) -> Stored:
         )  # fmt: skip
     affine = _place(fields, where)
     check_matrix(affine, shape, where, "TransformMatrix")
-    big = any(_flag(fields, name, where) for name in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"))
-    dtype = (">" if big else "<") + TYPES[kind]
+    orders = {name: _flag(fields, name, where) for name in _BYTE_ORDERS if name in fields}
+    if len(set(orders.values())) > 1:
+        raise _fault(f"{' and '.join(orders)} differ", where, "readers would take the bytes in different orders")
+    dtype = (">" if any(orders.values()) else "<") + TYPES[kind]
     if channels == 1:
         return Stored("MetaImage", shape, dtype, as_tuples(affine))
     return Stored("MetaImage", (*shape, channels), dtype, as_tuples(affine), channels_first=True)
 
 
+def _channels(fields: dict[str, str], where: str) -> int:
+    numbers = _numbers(fields, "ElementNumberOfChannels", where, (1.0,))
+    if len(numbers) != 1 or numbers[0] != int(numbers[0]):
+        raise _fault(
+            f"ElementNumberOfChannels is {fields['ElementNumberOfChannels'][:40]!r}", where, "it is one number"
+        )
+    return int(numbers[0])
+
+
+def _require_plain(fields: dict[str, str], where: str) -> None:
+    """Refuse units and a scale of brightness, which ITK leaves unused and others may not."""
+    unit = fields.get("DistanceUnits", "mm")
+    if unit not in ("mm", "?"):
+        raise DataError(
+            f"the header gives lengths in {unit[:20]!r}", where=where, why="sizes and volumes would be off by powers of ten",
+            fix="convert the image to millimetres", code="E_UNITS",
+        )  # fmt: skip
+    for name, neutral in (("ElementToIntensityFunctionSlope", 1.0), ("ElementToIntensityFunctionOffset", 0.0)):
+        if _numbers(fields, name, where, (neutral,)) != (neutral,):
+            raise _fault(
+                f"{name} is {fields[name][:40]!r}", where, "some readers scale the voxels by it and some do not"
+            )
+
+
+def _one_of(names: tuple[str, ...], fields: dict[str, str], where: str) -> str | None:
+    """The name under which a field stands that has several; all that are there must say the same."""
+    found = [name for name in names if name in fields]
+    for name in found[1:]:
+        if not np.array_equal(_numbers(fields, name, where), _numbers(fields, found[0], where)):
+            raise _fault(
+                f"{found[0]} is {fields[found[0]][:60]!r}, {name} {fields[name][:60]!r}",
+                where,
+                "readers choose differently",
+            )
+    return found[0] if found else None
+
+
 def _place(fields: dict[str, str], where: str) -> NDArray[np.float64]:
-    matrix = next((name for name in _MATRICES if name in fields), None)
-    origin = next((name for name in _ORIGINS if name in fields), None)
-    spacing = next((name for name in ("ElementSpacing", "ElementSize") if name in fields), None)
+    matrix, origin, spacing = (_one_of(names, fields, where) for names in (_MATRICES, _ORIGINS, _SPACINGS))
     if matrix is None or origin is None or spacing is None:
         raise geometry_error(
             "the header does not say where the volume lies", where,

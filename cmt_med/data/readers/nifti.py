@@ -118,7 +118,20 @@ def read(path: Path, stream: Stream) -> Opened:
         raise _fault("the header file of a pair is larger than any header", where, f"it has {stream.size} bytes")
     while stream.read(1 << 16):  # extensions; and the checksum at the end
         pass
-    return Opened(stored, _voxels(Stream(partner(path)), offset, stored))
+    return Opened(stored, _voxels(_beside(partner(path), offset + stored.size), offset, stored))
+
+
+def _beside(path: Path, size: int) -> Stream:
+    """The voxels of a pair, which its name says to be compressed or not: the first ones may happen to be gzip's magic."""
+    stream = Stream(path, deflated=path.name.lower().endswith(".gz"))
+    if not stream.compressed and stream.size != size and stream.peek(2) == b"\x1f\x8b":
+        stream.close()
+        raise DataError(
+            "the voxels are compressed with gzip under another name", where=readable_name(path),
+            why="programs choose how to read a file by its name, so they would differ",
+            fix="unpack the file, or rename the pair: it ends in .hdr.gz and .img.gz if both are compressed", code="E_FORMAT",
+        )  # fmt: skip
+    return stream
 
 
 def partner(path: Path) -> Path:

@@ -37,10 +37,14 @@ _FIELDS = re.compile(
     "space directions|measurement frame|sizes|spacings|thicknesses|axis mins|axismins|axis maxs|axismaxs|centers|centerings|"
     "labels|units|kinds"
 )
-_COLOURS = re.compile("complex|rgb-color|hsv-color|xyz-color|rgba-color")
+_ALIASES = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip", "axismins": "axis mins",
+            "axismaxs": "axis maxs"}  # fmt: skip
+_COLOURS = re.compile("complex|rgb-color|hsv-color|xyz-color|rgba-color|3-color|4-color")
+_SPATIAL = ("domain", "space", "none", "???")  # the last two say that the kind is not known
+_MILLIMETRES = ("mm", "millimeter", "millimeters", "millimetre", "millimetres", "")
 _KINDS = re.compile(
     f"{_COLOURS.pattern}|"
-    "domain|space|time|list|point|vector|covariant-vector|normal|stub|scalar|2-vector|3-color|4-color|3-vector|3-gradient|"
+    "domain|space|time|list|point|vector|covariant-vector|normal|stub|scalar|2-vector|3-vector|3-gradient|"
     "3-normal|4-vector|quaternion|2d-symmetric-matrix|2d-masked-symmetric-matrix|2d-matrix|2d-masked-matrix|3d-symmetric-matrix|"
     "3d-masked-symmetric-matrix|3d-matrix|3d-masked-matrix|none|[?]{3}"
 )
@@ -62,11 +66,11 @@ def read(path: Path, stream: Stream) -> Opened:
             f"the voxels are encoded as {encoding or 'nothing'!r}", where=where, why="raw and gzip are read",
             fix="save it again with gzip compression, for example as .nii.gz", code="E_FORMAT",
         )  # fmt: skip
-    if any(fields.get(name, "0") != "0" for name in ("line skip", "lineskip", "byte skip", "byteskip")):
+    if any(fields.get(name, "0") != "0" for name in ("line skip", "byte skip")):
         raise _fault(
             "the header skips lines or bytes in front of the voxels", where, "few readers agree on what is skipped"
         )
-    detached = fields.get("data file", fields.get("datafile"))
+    detached = fields.get("data file")
     source = path
     if detached is not None:
         source, length = companion(path, detached), 0
@@ -76,7 +80,8 @@ def read(path: Path, stream: Stream) -> Opened:
 
 def data_file(head: bytes) -> str | None:
     """The name of the file beside a header that holds its voxels, if there is one."""
-    found = re.search(rb"^data ?file: *([^\r\n]+)", head.partition(b"\n\n")[0], re.M | re.I)
+    header = re.split(rb"\r?\n\r?\n", head, maxsplit=1)[0]
+    found = re.search(rb"^data ?file:(?!=) *([^\r\n]+)", header, re.M | re.I)
     return found.group(1).decode("utf-8", "replace").strip() if found else None
 
 
@@ -117,9 +122,10 @@ def _fields(stream: Stream, where: str) -> tuple[dict[str, str], int]:
             continue  # comments, and what programs keep for themselves
         if not _FIELDS.fullmatch(name.lower()) or not line.isascii() or not line.isprintable():
             raise _fault(f"the header has the line {line[:60]!r}", where, "it is neither a field nor a comment")
-        if name.lower() in fields:
-            raise _fault(f"the header has {name!r} twice", where, "readers differ in which one they take")
-        fields[name.lower()] = value.strip()
+        key = _ALIASES.get(name.lower(), name.lower())
+        if key in fields:
+            raise _fault(f"the header has {key!r} twice", where, "readers differ in which one they take")
+        fields[key] = value.strip()
     return fields, len(head) if end is None else end.end()
 
 
@@ -151,6 +157,11 @@ def _describe(fields: dict[str, str], where: str) -> Stored:
             f"the voxels are of kind {kinds[extra]}", where=where, why="only real numbers are segmented",
             fix="export grey values", code="E_DTYPE",
         )  # fmt: skip
+    if not all(kind in _SPATIAL for i, kind in enumerate(kinds) if i != extra):
+        raise _fault(
+            f"kinds is {fields['kinds'][:60]!r}", where, "an axis with a direction in space is said to be none of it"
+        )
+    _require_one_measure(fields, len(sizes), extra, where)
     spatial = [n for i, n in enumerate(sizes) if i != extra]
     check_matrix(affine, spatial, where, "space directions")
     if extra is None:
@@ -163,7 +174,7 @@ def _describe(fields: dict[str, str], where: str) -> Stored:
 
 def _place(fields: dict[str, str], count: int, where: str) -> tuple[int | None, NDArray[np.float64]]:
     """The axis that is not spatial, if there is one, and the matrix from indices to millimetres (RAS+)."""
-    space = fields.get("space", "").lower().removesuffix("-time")
+    space = fields.get("space", "").lower()
     directions = re.findall(rf"{_VECTOR}|none", fields.get("space directions", ""))
     if " ".join(directions) != fields.get("space directions", ""):
         raise _fault(
@@ -176,12 +187,7 @@ def _place(fields: dict[str, str], count: int, where: str) -> tuple[int | None, 
             "cannot be told apart",
             "export it again from a program that knows the patient's position (3D Slicer), or convert the original",
         )  # fmt: skip
-    for unit in re.findall(r'"([^"]*)"', fields.get("space units", "")):
-        if unit.lower() not in ("mm", "millimeter", "millimeters", "millimetre", "millimetres", ""):
-            raise DataError(
-                f"the header gives lengths in {unit[:20]!r}", where=where, why="sizes and volumes would be off by powers of ten",
-                fix="convert the image to millimetres", code="E_UNITS",
-            )  # fmt: skip
+    _require_millimetres(_quoted(fields, "space units", 3, where), where)
     extra = [i for i, direction in enumerate(directions) if direction == "none"]
     vectors = [_vector(d, where) for d in directions if d != "none"]
     if len(directions) != count or len(vectors) != 3 or len(extra) > 1:
@@ -193,6 +199,40 @@ def _place(fields: dict[str, str], count: int, where: str) -> tuple[int | None, 
     affine[:3, :3] = np.transpose(vectors)
     affine[:3, 3] = _vector(fields["space origin"], where)
     return (extra[0] if extra else None), np.diag([*_TO_RAS[space], 1.0]) @ affine
+
+
+def _require_one_measure(fields: dict[str, str], count: int, extra: int | None, where: str) -> None:
+    """Refuse what gives an axis in space a second length, place or unit beside its direction."""
+    if fields.get("space dimension", "3") != "3":
+        raise _fault(f"space dimension is {fields['space dimension'][:20]!r}", where, "the space has three")
+    units = _quoted(fields, "units", count, where)
+    _require_millimetres([unit for i, unit in enumerate(units) if i != extra], where)
+    for name in ("spacings", "axis mins", "axis maxs"):
+        numbers = fields.get(name, "nan " * count).lower().split()
+        if len(numbers) != count or any(number != "nan" for i, number in enumerate(numbers) if i != extra):
+            raise _fault(
+                f"{name} is {fields[name][:60]!r}", where, "the directions say where the axes lie: readers choose"
+            )
+
+
+def _quoted(fields: dict[str, str], name: str, count: int, where: str) -> list[str]:
+    """The texts of a field that has one in double quotes for each axis; empty ones if the field is not there."""
+    text = fields.get(name, '"" ' * count).strip()
+    if not re.fullmatch(rf'("[^"]*"\s*){{{count}}}', text):
+        raise DataError(
+            f"{name} is {text[:60]!r}", where=where, why=f"{count} units in double quotes are needed, so what it means is open",
+            fix="convert the image to millimetres, or leave the units out if it is in millimetres", code="E_UNITS",
+        )  # fmt: skip
+    return re.findall(r'"([^"]*)"', text)
+
+
+def _require_millimetres(units: list[str], where: str) -> None:
+    for unit in units:
+        if unit.lower() not in _MILLIMETRES:
+            raise DataError(
+                f"the header gives lengths in {unit[:20]!r}", where=where, why="sizes and volumes would be off by powers of ten",
+                fix="convert the image to millimetres", code="E_UNITS",
+            )  # fmt: skip
 
 
 def _vector(text: str, where: str) -> list[float]:

@@ -17,8 +17,10 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
     RLELossless,
     generate_uid,
 )
@@ -109,6 +111,49 @@ def test_transfer_syntaxes(tmp_path: Path) -> None:
         assert "s2.dcm" in error.where
 
 
+def test_big_endian(tmp_path: Path) -> None:
+    expected = brightness(decode(series(tmp_path / "s")), "x")
+    for file in (tmp_path / "s").iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.PixelData = dataset.pixel_array.astype(">i2").tobytes()
+        dataset["PixelData"].VR = "OW"
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        pydicom.dcmwrite(file, dataset, implicit_vr=False, little_endian=False, force_encoding=True)
+    np.testing.assert_array_equal(brightness(decode(tmp_path / "s"), "x"), expected)
+
+
+def test_lossless_jpeg(tmp_path: Path) -> None:
+    expected = brightness(decode(series(tmp_path / "plain")), "x")
+
+    def packed(dataset: Dataset, number: int) -> None:
+        writer = SimpleITK.ImageFileWriter()
+        writer.SetFileName(str(tmp_path / "x.dcm"))
+        writer.SetUseCompression(True)
+        writer.SetCompressor("JPEG")
+        writer.Execute(SimpleITK.GetImageFromArray(PIXELS[number]))
+        written = pydicom.dcmread(tmp_path / "x.dcm")
+        assert written.file_meta.TransferSyntaxUID == JPEGLosslessSV1
+        dataset.file_meta.TransferSyntaxUID, dataset.PixelData = JPEGLosslessSV1, written.PixelData
+        dataset["PixelData"].is_undefined_length = True
+
+    np.testing.assert_array_equal(brightness(decode(series(tmp_path / "jpeg", packed)), "x"), expected)
+
+
+def test_one_real_slice_in_every_transfer_syntax(tmp_path: Path, real_data: Path) -> None:
+    source = real_data / "odd_files" / "pydicom" / "src" / "pydicom" / "data" / "test_files"
+    expected = pydicom.dcmread(source / "MR_small.dcm").pixel_array
+    for ending in ("", "_implicit", "_bigendian", "_expb", "_RLE", "_jp2klossless", "_jpeg_ls_lossless"):
+        folder = tmp_path / f"s{ending}"
+        folder.mkdir()
+        for number in range(2):
+            dataset = pydicom.dcmread(source / f"MR_small{ending}.dcm")
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.{number}"
+            turned = dataset.ImageOrientationPatient
+            moved(dataset, tuple(number * float(dataset.SliceThickness) * np.cross(turned[:3], turned[3:])))
+            dataset.save_as(folder / f"{number}.dcm")
+        np.testing.assert_array_equal(brightness(decode(folder), "x"), np.stack([expected] * 2).T)
+
+
 def test_slopes_may_differ_between_slices(tmp_path: Path) -> None:
     """As in PET, where every slice uses the whole range of its bits."""
     folder = series(tmp_path / "s", lambda d, i: setattr(d, "RescaleSlope", 0.25 * (i + 1)))
@@ -175,6 +220,15 @@ FAULTS: dict[str, tuple[Change, str, str, str]] = {
         lambda d, i: setattr(d, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.66.4"), "E_DICOM", "Segmentation Storage", "images",
     ),
     "too large": (lambda d, i: (setattr(d, "Rows", 65535), setattr(d, "Columns", 65535)), "E_SIZE", "voxels", "crop"),
+    "several frames in a slice": (
+        lambda d, i: (setattr(d, "NumberOfFrames", 3), setattr(d, "PixelData", PIXELS[:3].tobytes())), "E_DICOM",
+        "3 frames", "export",
+    ),
+    "several patients": (lambda d, i: i > 2 and setattr(d, "PatientID", "1"), "E_DICOM", "several patients", "folder"),
+    "every second slice is missing by number and thickness": (
+        lambda d, i: (setattr(d, "InstanceNumber", 9 - 2 * i), setattr(d, "SliceThickness", 1.25)), "E_DICOM",
+        "only every 2. slice", "fetch",
+    ),
     "every second slice is said to be missing": (
         lambda d, i: setattr(d, "SpacingBetweenSlices", 1.25) or setattr(d, "SliceThickness", 1.25), "E_DICOM",
         "only every 2. slice", "fetch",
@@ -188,6 +242,23 @@ def test_refused(tmp_path: Path, change: Change, code: str, what: str, fix: str)
     assert error.code == code
     assert what in error.what
     assert fix in error.fix
+
+
+@pytest.mark.parametrize(("thickness", "between"), [(2, None), (1.25, 2.5), (1.25, 1.25), (None, None)])
+def test_steps_of_numbers_alone_are_no_gap(tmp_path: Path, thickness: float | None, between: float | None) -> None:
+    """As where the echoes of an interleaved scan were put into series of their own; the gap may be the distance's rest."""
+
+    def every_second_number(dataset: Dataset, number: int) -> None:
+        dataset.InstanceNumber, dataset.SliceThickness = 2 * number + 1, thickness
+        if between is not None:
+            dataset.SpacingBetweenSlices = between if between == 2.5 else 2.5
+
+    def gaps(dataset: Dataset, number: int) -> None:
+        every_second_number(dataset, number)
+        moved(dataset, tuple(0.01 * number * np.cross(TURNED[:3], TURNED[3:])))
+
+    for change in (every_second_number, gaps):
+        assert decode(series(tmp_path / change.__name__, change)).array.shape == (COLUMNS, ROWS, SLICES)
 
 
 @pytest.mark.parametrize("missing", [("s3.dcm",), ("s2.dcm", "s3.dcm")])
@@ -271,6 +342,13 @@ def test_multiframe_file(tmp_path: Path) -> None:
     shutil.copy(path, tmp_path / "alone" / "again.dcm")
     assert "multi-frame" in refusal(tmp_path / "alone").what
     assert refusal(enhanced(tmp_path / "n" / "e.dcm", NumberOfFrames=4)).code == "E_DICOM"
+    assert "not those of its frames" in refusal(enhanced(tmp_path / "r" / "e.dcm", RescaleSlope=3)).what
+    decode(enhanced(tmp_path / "q" / "e.dcm", RescaleSlope=2, RescaleIntercept=-24))
+    dataset = pydicom.dcmread(path)
+    values = dataset.SharedFunctionalGroupsSequence[0].pop("PixelValueTransformationSequence")
+    dataset.PerFrameFunctionalGroupsSequence[0].add(values)
+    dataset.save_as(path)
+    assert "some slices have RescaleSlope" in refusal(path).what
     assert refusal(enhanced(tmp_path / "o" / "e.dcm", PixelData=PIXELS[:4].tobytes())).code == "E_TRUNCATED"
 
 

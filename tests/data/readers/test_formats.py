@@ -127,6 +127,45 @@ def test_made_by_hand(tmp_path: Path) -> None:
     assert np.array_equal(decode(nrrd).array, IMAGE)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Offset", "Origin"),
+        ("Offset", "Position = -40 30 11.0\nOffset"),
+        ("TransformMatrix", "Orientation"),
+        ("ElementSpacing", "ElementSize"),
+        ("ElementSpacing", "DistanceUnits = mm\nElementSpacing"),
+        ("ElementSpacing", "ElementToIntensityFunctionSlope = 1\nElementToIntensityFunctionOffset = 0\nElementSpacing"),
+        ("domain domain domain", "??? space none"),
+        ("endian", 'space units: "mm" "mm" "mm"\nunits: "" "" ""\nspacings: nan nan nan\nendian'),
+    ],
+)
+def test_several_ways_to_say_it(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / ("i.mha" if old in META else "i.nrrd")
+    path.write_bytes(meta_with(old, new) if old in META else nrrd_with(old, new))
+    equal_to_itk(path)
+    assert np.array_equal(decode(path).array, IMAGE)
+
+
+def test_byte_orders_and_channels_of_meta(tmp_path: Path) -> None:
+    path, big = tmp_path / "i.mha", IMAGE.astype(">f4").tobytes(order="F")
+    for name in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"):
+        header = META.replace("BinaryDataByteOrderMSB = False", f"{name} = True")
+        path.write_bytes(header.encode() + big)
+        equal_to_itk(path)
+        assert np.array_equal(decode(path).array, IMAGE)
+    packed = zlib.compress(big)
+    header = header.replace("CompressedData = False", f"CompressedData = True\nCompressedDataSize = {len(packed)}")
+    path.write_bytes(header.encode() + packed)
+    equal_to_itk(path)
+    two = np.stack([IMAGE, IMAGE * 2])
+    path.write_bytes(
+        meta_with("DimSize", "ElementNumberOfChannels = 2\nDimSize")[: -len(VOXELS)] + two.tobytes(order="F")
+    )
+    equal_to_itk(path)
+    assert np.array_equal(decode(path).array[..., 1], IMAGE * 2)
+
+
 def nrrd_with(old: str, new: str) -> bytes:
     assert old in NRRD
     return NRRD.replace(old, new).encode() + b"\n" + VOXELS
@@ -145,6 +184,20 @@ FAULTS = {
     "nrrd nan": ("i.nrrd", nrrd_with("(1.5,0,0)", "(nan,0,0)"), "E_GEOMETRY"),
     "nrrd sheared": ("i.nrrd", nrrd_with("(1.5,0,0)", "(1.5,0.5,0)"), "E_GEOMETRY"),
     "nrrd in micrometres": ("i.nrrd", nrrd_with("endian:", 'space units: "um" "um" "um"\nendian:'), "E_UNITS"),
+    "nrrd units without quotes": ("i.nrrd", nrrd_with("endian:", "space units: um um um\nendian:"), "E_UNITS"),
+    "nrrd axes in micrometres": ("i.nrrd", nrrd_with("endian:", 'units: "um" "um" "um"\nendian:'), "E_UNITS"),
+    "nrrd spacings": ("i.nrrd", nrrd_with("endian:", "spacings: 3 3 3\nendian:"), "E_HEADER"),
+    "nrrd axis mins": ("i.nrrd", nrrd_with("endian:", "axismins: 5 5 5\nendian:"), "E_HEADER"),
+    "nrrd space dimension": ("i.nrrd", nrrd_with("endian:", "space dimension: 4\nendian:"), "E_HEADER"),
+    "nrrd with time in its space": ("i.nrrd", nrrd_with("superior", "superior-time"), "E_GEOMETRY"),
+    "nrrd colours in space": (
+        "i.nrrd", nrrd_with("sizes: 5 6 7", "sizes: 3 10 7").replace(b"kinds: domain", b"kinds: rgb-color"), "E_HEADER",
+    ),
+    "nrrd vectors in space": ("i.nrrd", nrrd_with("kinds: domain", "kinds: vector"), "E_HEADER"),
+    "nrrd list in space": ("i.nrrd", nrrd_with("domain domain domain", "domain domain list"), "E_HEADER"),
+    "nrrd two data files": (
+        "i.nhdr", nrrd_with("encoding: raw", "encoding: raw\ndatafile: a.raw\ndata file: b.raw"), "E_HEADER",
+    ),
     "nrrd too large": ("i.nrrd", nrrd_with("sizes: 5 6 7", "sizes: 1048576 1024 1024"), "E_SIZE"),
     "nrrd truncated": ("i.nrrd", nrrd_with("sizes: 5 6 7", "sizes: 5 6 8"), "E_TRUNCATED"),
     "nrrd with more voxels": ("i.nrrd", nrrd_with("sizes: 5 6 7", "sizes: 5 6 6"), "E_HEADER"),
@@ -155,8 +208,12 @@ FAULTS = {
     "nrrd type": ("i.nrrd", nrrd_with("type: float", "type: block"), "E_DTYPE"),
     "nrrd endian": ("i.nrrd", nrrd_with("endian: little\n", ""), "E_HEADER"),
     "nrrd twice": ("i.nrrd", nrrd_with("type: float", "type: float\ntype: short"), "E_HEADER"),
-    "nrrd encoding": ("i.nrrd", nrrd_with("encoding: raw", "encoding: bzip2"), "E_FORMAT"),
+    "nrrd bzip2": ("i.nrrd", nrrd_with("encoding: raw", "encoding: bzip2"), "E_FORMAT"),
+    "nrrd ascii": ("i.nrrd", nrrd_with("encoding: raw", "encoding: ascii"), "E_FORMAT"),
+    "nrrd hex": ("i.nrrd", nrrd_with("encoding: raw", "encoding: hex"), "E_FORMAT"),
     "nrrd skips": ("i.nrrd", nrrd_with("encoding: raw", "encoding: raw\nbyte skip: 4"), "E_HEADER"),
+    "nrrd skips to the end": ("i.nrrd", nrrd_with("encoding: raw", "encoding: raw\nbyte skip: -1"), "E_HEADER"),
+    "nrrd skips lines": ("i.nrrd", nrrd_with("encoding: raw", "encoding: raw\nlineskip: 1"), "E_HEADER"),
     "nrrd not compressed": ("i.nrrd", nrrd_with("encoding: raw", "encoding: gzip"), "E_GZIP"),
     "nrrd traversal": ("i.nhdr", nrrd_with("encoding: raw", "encoding: raw\ndata file: ../secret.raw"), "E_HEADER"),
     "nrrd absolute": ("i.nhdr", nrrd_with("encoding: raw", "encoding: raw\ndata file: /etc/passwd"), "E_HEADER"),
@@ -167,6 +224,15 @@ FAULTS = {
     "meta singular": ("i.mha", meta_with("1 0 0 0 0 1 0 -1 0", "1 0 0 1 0 0 0 -1 0"), "E_GEOMETRY"),
     "meta spacing": ("i.mha", meta_with("1.5 1.25 2", "1.5 -1.25 2"), "E_GEOMETRY"),
     "meta nan": ("i.mha", meta_with("Offset = -40", "Offset = nan"), "E_HEADER"),
+    "meta two places": ("i.mha", meta_with("Offset", "Origin = 1 2 3\nOffset"), "E_HEADER"),
+    "meta two matrices": ("i.mha", meta_with("Offset", "Rotation = 1 0 0 0 1 0 0 0 1\nOffset"), "E_HEADER"),
+    "meta two spacings": ("i.mha", meta_with("DimSize", "ElementSize = 3 3 3\nDimSize"), "E_HEADER"),
+    "meta two byte orders": ("i.mha", meta_with("DimSize", "ElementByteOrderMSB = True\nDimSize"), "E_HEADER"),
+    "meta in micrometres": ("i.mha", meta_with("DimSize", "DistanceUnits = um\nDimSize"), "E_UNITS"),
+    "meta in centimetres": ("i.mha", meta_with("DimSize", "DistanceUnits = cm\nDimSize"), "E_UNITS"),
+    "meta slope": ("i.mha", meta_with("DimSize", "ElementToIntensityFunctionSlope = 2\nDimSize"), "E_HEADER"),
+    "meta intercept": ("i.mha", meta_with("DimSize", "ElementToIntensityFunctionOffset = -1000\nDimSize"), "E_HEADER"),
+    "meta half a channel": ("i.mha", meta_with("DimSize", "ElementNumberOfChannels = 1.5\nDimSize"), "E_HEADER"),
     "meta too large": ("i.mha", meta_with("5 6 7", "1048576 1024 1024"), "E_SIZE"),
     "meta truncated": ("i.mha", meta_with("5 6 7", "5 6 8"), "E_TRUNCATED"),
     "meta with more voxels": ("i.mha", meta_with("5 6 7", "5 6 6"), "E_HEADER"),
@@ -212,6 +278,22 @@ def test_sums_cover_the_voxels_beside_a_header(tmp_path: Path) -> None:
         content[7] ^= 1
         voxels.write_bytes(content)
         assert volume_sum(path) != before
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", ["i.mha", "i.mhd", "i.nrrd", "i.nhdr"])
+def test_sums_go_by_what_the_header_says(tmp_path: Path, name: str, line_end: str) -> None:
+    header = (
+        META.replace("LOCAL", "x.raw") if name.startswith("i.m") else NRRD + "data file:=no.raw\ndata file: x.raw\n\n"
+    )
+    path, voxels = tmp_path / name, tmp_path / "x.raw"
+    path.write_bytes(header.replace("\n", line_end).encode())
+    voxels.write_bytes(VOXELS)
+    before = volume_sum(path)
+    assert files_of(path) == [path, voxels]
+    voxels.write_bytes((IMAGE * 2).tobytes(order="F"))
+    assert np.array_equal(decode(path).array, IMAGE * 2)
+    assert volume_sum(path) != before
 
 
 def test_stems() -> None:

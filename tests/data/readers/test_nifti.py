@@ -180,6 +180,29 @@ def test_parts_of_a_pair(tmp_path: Path) -> None:
     assert "i.img" in error.where
 
 
+def test_voxels_beside_a_header_go_by_their_name(tmp_path: Path) -> None:
+    voxels = LABEL.copy(order="F")
+    voxels[:2, 0, 0] = 0x1F, 0x8B  # gzip's magic, as values
+    for ending in (".img", ".img.gz"):
+        nib.save(nib.Nifti1Pair(voxels, AFFINE), tmp_path / f"i{ending}")
+        assert np.array_equal(decode(tmp_path / f"i{ending}").array, voxels)
+    nib.save(nib.Nifti1Pair(IMAGE, AFFINE), tmp_path / "i.img")
+    (tmp_path / "i.img").write_bytes(gzip.compress((tmp_path / "i.img").read_bytes()))
+    error = refusal(tmp_path / "i.hdr")
+    assert error.code == "E_FORMAT"
+    assert "rename" in error.fix
+
+
+def test_bytes_behind_the_voxels_and_several_gzip_members(tmp_path: Path) -> None:
+    content = nifti(tmp_path / "i.nii").read_bytes()
+    (tmp_path / "i.nii").write_bytes(content + b"\0")
+    (tmp_path / "z.nii.gz").write_bytes(gzip.compress(content) + gzip.compress(b"\0"))
+    for name in ("i.nii", "z.nii.gz"):
+        assert refusal(tmp_path / name).code == "E_HEADER"
+    (tmp_path / "z.nii.gz").write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]) + bytes(9))
+    assert np.array_equal(decode(tmp_path / "z.nii.gz").array, np.asanyarray(nib.load(tmp_path / "z.nii.gz").dataobj))
+
+
 def test_nifti2_claiming_2_to_the_40(tmp_path: Path) -> None:
     content = bytearray(nib.Nifti2Image(LABEL, AFFINE).to_bytes())
     struct.pack_into("<8q", content, 16, 3, 2**20, 2**10, 2**10, 1, 1, 1, 1)

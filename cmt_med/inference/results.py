@@ -1,0 +1,105 @@
+"""Whose the files of an inference folder are: what is no result of an earlier run is never replaced or removed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmt_med.data.discover import label_maps_in
+from cmt_med.data.manifest import Case
+from cmt_med.errors import OutputError
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where the results of one case lie; ``chances`` are its probabilities."""
+
+    labels: Path
+    record: Path
+    chances: Path
+
+    @classmethod
+    def of(cls, case: str, folder: Path) -> Results:
+        """Those of a case in a folder."""
+        return cls(folder / f"{case}.nii.gz", folder / f"{case}.json", folder / f"{case}_prob.nii.gz")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them, the record first: without it, the others count for nothing."""
+        return self.record, self.labels, self.chances
+
+
+def require_own(folder: Path, cases: Sequence[Case]) -> None:
+    """Refuse a folder where a result would replace a file that belongs to a case, or that no earlier run has written.
+
+    A run that was killed may have left results without a record: they are known by the list of cases in its ``run.json``.
+
+    Raises:
+        OutputError: naming the file.
+    """
+    inputs = {_identity(path) for case in cases for path in _named_by(case)} - {None}
+    run = read_record(folder / "run.json")
+    begun = run.get("cases") if "weights_sha256" in run else None
+    known = set(map(str, begun)) if isinstance(begun, list) else None
+    for name in ("run.json", "failures.json"):
+        _require(folder / name, inputs, ours=known is not None)
+    for case in cases:
+        results = Results.of(case.name, folder)
+        record = read_record(results.record)
+        ours = case.name in (known or ()) or (record.get("case") == case.name and "output_sha256" in record)
+        for path in results.files:
+            _require(path, inputs, ours=ours)
+
+
+def predictions_in(folder: Path) -> dict[str, Path]:
+    """Case name -> label map, without what an earlier run has left of cases that have failed in the last one.
+
+    Raises:
+        DataError: see :func:`label_maps_in`.
+    """
+    failed = read_record(folder / "run.json").get("failed")
+    left_out = failed if isinstance(failed, list) else []
+    return {name: path for name, path in label_maps_in(folder).items() if name not in left_out}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty where there is none, or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # a FIFO would never end
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _require(path: Path, inputs: set[tuple[int, int] | None], *, ours: bool) -> None:
+    if not os.path.lexists(path):
+        return
+    if _identity(path) in inputs:
+        raise OutputError(
+            "a result would overwrite an input", where=str(path), why="it is a file of one of the cases",
+            fix="choose another --output",
+        )  # fmt: skip
+    if not ours:
+        raise OutputError(
+            "a result would overwrite a file that is not one", where=str(path),
+            why="no record beside it says that an earlier run has written it",
+            fix="choose another --output, or move the file away",
+        )  # fmt: skip
+
+
+def _named_by(case: Case) -> list[Path]:
+    named = (*(path for path, _ in case.images.values()), case.label, case.mask)
+    return [path for path in named if path is not None]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The same for all names of a file: links, and other capitals where the file system does not tell them apart."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,81 @@
+"""A model whose parts do not fit is refused when it is loaded, before any case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cmt_med.errors import DataError
+from cmt_med.inference.model import MAX_CARD_BYTES, load_model
+from cmt_med.networks import NETWORKS, build_network
+from cmt_med.networks.cmt import CLASSIFIERS
+from cmt_med.trained import trained_network
+from tests.inference.models import NETWORK, random_model, save_random_model
+
+CLASSIFIER = {"name": "cmt_ti", "spatial_dims": 3, "in_channels": 2, "num_classes": 3}
+FAULTS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "other widths": lambda card: card["network"].update(dims=[8, 24]),
+    "other depths": lambda card: card["network"].update(depths=[1, 2]),
+    "unknown option": lambda card: card["network"].update(bogus=1),
+    "option of another type": lambda card: card["network"].update(dims="wide"),
+    "no network's name": lambda card: card["network"].pop("name"),
+    "unknown network": lambda card: card["network"].update(name="unheard_of"),
+    "a classifier": lambda card: card.update(network=CLASSIFIER),
+    "network of 4 dimensions": lambda card: card["network"].update(spatial_dims=4),
+    "network as a list": lambda card: card.update(network=[]),
+    "one more channel": lambda card: card["channels"].append("c"),
+    "no channels": lambda card: card.update(channels=[]),
+    "one label less": lambda card: card["labels"].pop("two"),
+    "a label beyond 255": lambda card: card["labels"].update(two=300),
+    "a label that is no number": lambda card: card["labels"].update(two="2"),
+    "one number for two labels": lambda card: card["labels"].update(two=1),
+    "no background": lambda card: card.update(labels={"x": 3, "one": 1, "two": 2}),
+    "empty preprocessing": lambda card: card["preprocessing"].clear(),
+    "a spacing of two": lambda card: card["preprocessing"].update(spacing=[1.0, 1.0]),
+    "a spacing of zeros": lambda card: card["preprocessing"].update(spacing=[0.0] * 3),
+    "unknown normalisation": lambda card: card["preprocessing"].update(normalise="none"),
+    "clipping at one percentile": lambda card: card["preprocessing"].update(clip=[1.0]),
+    "unknown preprocessing": lambda card: card["preprocessing"].update(rotate=1),
+    "a window of zeros": lambda card: card.update(window=[0, 0, 0]),
+    "a window of two": lambda card: card.update(window=[16, 16]),
+    "a patch of text": lambda card: card.update(patch=["8", "8", "8"]),
+    "an endless patch": lambda card: card.update(patch=[1 << 40] * 3),
+    "slices in 3D": lambda card: card.update(slice_axes=[0]),
+    "a mirrored axis of none": lambda card: card.update(mirrored_axes=[3]),
+    "overlap of one": lambda card: card["inference"].update(overlap=1.0),
+    "a large card": lambda card: card["provenance"].update(note="x" * MAX_CARD_BYTES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", FAULTS.values(), ids=FAULTS)
+def test_parts_that_do_not_fit(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    folder = save_random_model(tmp_path)
+    trained_network(*load_model(folder))
+    card = json.loads((folder / "model.json").read_text())
+    change(card)
+    (folder / "model.json").write_text(json.dumps(card))
+    with pytest.raises(DataError) as caught:
+        trained_network(*load_model(folder))
+    assert (caught.value.code, caught.value.exit_code) == ("E_MODEL", 65)
+    assert "validation error" not in caught.value.why
+    assert len(caught.value.why.splitlines()) == 1
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - CLASSIFIERS.keys()))
+def test_every_network_is_no_larger_than_its_weights(name: str, dims: int) -> None:
+    """Else a sound model would be refused."""
+    small = {key: value for key, value in NETWORK.items() if key not in ("name", "spatial_dims")}
+    options = small if name == "cmt_unetr" else {"in_channels": 2, "num_classes": 3}
+    network = build_network(name, spatial_dims=dims, **options)
+    card, _ = random_model()
+    card = card.model_copy(update={"network": {"name": name, "spatial_dims": dims} | options})
+    again = trained_network(card, network.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    )

@@ -1,0 +1,89 @@
+"""Steps: changes on the device are those of the worker; the time outside the network."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cmt_med.config import Augmentation, Data, Train
+from cmt_med.data.augment import augment
+from cmt_med.data.cache import prepare
+from cmt_med.data.loader import PatchSet, patch_batches
+from cmt_med.data.manifest import load_manifest
+from cmt_med.data.transforms import patches
+from cmt_med.networks import build_network
+from cmt_med.training.losses import segmentation_loss
+from cmt_med.training.progress import OutsideShare
+from cmt_med.training.steps import AveragedWeights, on_device, training_step
+from tests.helpers import tiny_dataset
+
+
+def test_changes_on_the_device_are_those_of_the_worker(tmp_path: Path) -> None:
+    """What a GPU does to a whole batch, here on the CPU, beside what a data worker does patch by patch."""
+    manifest = load_manifest(tiny_dataset(tmp_path / "d", 3))
+    settings = {"spacing": None, "crop_foreground": False, "normalise": "image", "clip": None}
+    entries = [
+        prepare(c, channels=("a", "b"), labels=manifest.labels, settings=settings, folder=tmp_path / "cache")
+        for c in manifest.cases
+    ]
+    data, train = Data(manifest="m", channels=["a", "b"]), Train(epochs=1, patch_size=[12, 10, 8])
+    change = augment(data, train, Augmentation(affine=0.7, gamma=0.5, noise=0.5, blur=0.5, low_resolution=0.5))
+    cut = patches(data, train, change.margin)
+    there, here = (
+        patch_batches(
+            PatchSet(entries, cut, change, patches_per_case=2, seed=3, apply=apply), batch_size=3, start=0, workers=1
+        )
+        for apply in (True, False)
+    )
+    for _ in range(4):
+        done, raw = next(there), next(here)
+        assert raw["image"].shape[2:] == (14, 12, 10), "with the margin"
+        images, labels = on_device(raw, torch.device("cpu"), change)
+        torch.testing.assert_close(images, done["image"], rtol=1e-5, atol=1e-5)
+        assert images.is_contiguous(memory_format=torch.channels_last_3d)
+        assert torch.equal(labels, done["label"])
+        assert torch.equal(raw["case"], done["case"])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+def test_a_compiled_step_is_a_step() -> None:
+    torch.manual_seed(0)
+    options = {"stem_channels": 8, "dims": (8, 16), "depths": (1, 1), "head_dim": 8, "full_channels": 4}
+    few = {"attention": ("lightweight", "window"), "kv_strides": (2, 1), "drop_path": 0.0}
+    first = build_network("cmt_unetr", spatial_dims=3, in_channels=1, num_classes=2, **options, **few)
+    batch = {"image": torch.randn(2, 1, 12, 12, 12), "label": torch.randint(0, 2, (2, 1, 12, 12, 12)).byte()}
+    found = []
+    for compiled in (False, True):
+        network = copy.deepcopy(first)
+        step = training_step(
+            network, torch.optim.SGD(network.parameters(), lr=0.1), segmentation_loss([0, 1], None),
+            rate_at=lambda _: 0.1, average=AveragedWeights(network, 0.0), seed=0, clip=10.0, amp=False, compiled=compiled,
+        )  # fmt: skip
+        engine = SimpleNamespace(state=SimpleNamespace(iteration=1))
+        losses = [step(engine, [batch])["loss"] for _ in range(2)]  # type: ignore[arg-type]
+        found.append((losses, network.state_dict()))
+    (eager, weights), (fast, its_weights) = found
+    assert fast == pytest.approx(eager, rel=1e-4)
+    assert eager[0] != pytest.approx(eager[1], rel=1e-3), "the first step has changed the weights"
+    assert weights.keys() == its_weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(its_weights[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_share_outside_the_network() -> None:
+    share = OutsideShare()
+    assert share.value == 0
+    share.begin()
+    time.sleep(0.05)
+    share.end(0.01)
+    assert 0.5 < share.value < 0.85
+    share.end(1.0)  # without a beginning it counts for nothing
+    assert 0.5 < share.value < 0.85
+    share.clear()
+    assert share.value == pytest.approx(0)
