@@ -114,7 +114,7 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
         training, validation = training[: max(1, limit - held_out)], validation[:held_out]
     log.info(
         "%s: %d cases to train, %d to validate; channels %s; labels %s",
-        manifest.name, len(training), len(validation), ", ".join(channels),
+        manifest.name or manifest.path.name, len(training), len(validation), ", ".join(channels),
         ", ".join(f"{name} {value}" for name, value in manifest.labels.items()),
     )  # fmt: skip
     entries = _cache_all([*training, *validation], channels, manifest, experiment)

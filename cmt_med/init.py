@@ -70,7 +70,7 @@ def init(
     failures = [{"case": p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]]
     # Paths are absolute: the case list may be moved, the data may not.
     write_json(listed, manifest_content(manifest, manifest.cases))
-    write_text(output, _config(output, listed, manifest, seen))
+    write_text(output, _config(output, listed, manifest, seen, found.title))
     if failures:
         write_json(output.parent / "failures.json", failures)
     else:
@@ -140,7 +140,7 @@ def _manifest(found: Scan, seen: Survey, style: Convention | None, labels: dict[
 # ---- the config
 
 
-def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey) -> str:
+def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey, title: str) -> str:
     environment = Environment(  # noqa: S701 - YAML, where HTML's escapes would be wrong; names are quoted as JSON
         loader=PackageLoader("cmt_med", "templates"),
         undefined=StrictUndefined,
@@ -154,7 +154,7 @@ def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey) -> str
         output=output,
         manifest=_quoted(str(listed.resolve())),
         channels=[_quoted(name) for name in manifest.channels],
-        data_set=" ".join(manifest.name.split()),  # on one line: it stands in a comment
+        data_set=" ".join(title.split()),  # on one line: it stands in a comment
         convention=manifest.convention,
         brats=manifest.regions is not None,
         folds=5 if patients >= 5 else max(2, patients),
@@ -195,9 +195,7 @@ def _print(
     failures: list[dict[str, str]],
 ) -> None:
     patients = len({case.group for case in manifest.cases})
-    print(
-        f"data set:   {manifest.name}, {len(manifest.cases)} cases of {patients} patients, {seen.labelled} with labels"
-    )
+    print(f"data set:   {found.title}, {len(manifest.cases)} cases of {patients} patients, {seen.labelled} with labels")
     print(f"convention: {style.about if style is not None else 'none; names as listed'} (from {'; '.join(reasons)})")
     print(f"channels:   {', '.join(manifest.channels)}")
     counts = ", ".join(f"{name} = {v} in {seen.values[v]} cases" for name, v in manifest.labels.items())

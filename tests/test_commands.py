@@ -47,9 +47,35 @@ def test_a_run_folder_has_everything(trained: Path) -> None:
     assert "challenge" in page
     assert page.count("data:image/png") == 5  # three figures, two cases
     assert "http" not in page.replace("http-equiv", "")
-    card = (run / "model/model.json").read_text()
-    assert "case" not in card.replace("_cases", "")
-    assert str(trained) not in card
+
+
+def test_a_model_does_not_say_whose_data_it_has_seen(tmp_path: Path) -> None:
+    """No byte of it has the name of a case, a patient, a file, a folder or a user."""
+    mark = "Qzxjv"
+    folder = tmp_path / f"Folder{mark}"
+    content = json.loads(tiny_dataset(folder).read_text())
+    del content["name"]  # a list that does not name its data set is named by nothing else
+    for i, entry in enumerate(content["training"]):
+        for role, old in [*entry["image"].items(), ("label", entry["label"])]:
+            (folder / old).rename(folder / f"File{mark}_{i}_{role}.nii.gz")
+        entry["image"] = {channel: f"File{mark}_{i}_{channel}.nii.gz" for channel in "ab"}
+        entry |= {"id": f"Case{mark}{i}", "group": f"Patient{mark}{i}", "label": f"File{mark}_{i}_label.nii.gz"}
+    (folder / f"List{mark}.json").write_text(json.dumps(content))
+    config = tiny_config(folder, folder / f"List{mark}.json").rename(folder / f"Config{mark}.yaml")
+    (tmp_path / f"Home{mark}").mkdir()
+    user = {"USER": f"User{mark}", "LOGNAME": f"User{mark}", "HOME": str(tmp_path / f"Home{mark}")}
+    for folds in ([], ["--set", "folds=2", "--set", f"output={folder / 'folds'}"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "cmt_med.train", "--config", str(config), "--set", "train.epochs=1", *folds],
+            env=os.environ | user, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    written = [path for run in ("run", "folds") for path in (folder / run / "model").rglob("*") if path.is_file()]
+    assert len(written) == 6
+    for path in written:
+        held = path.relative_to(folder).as_posix().encode() + path.read_bytes()
+        for name in (mark, str(tmp_path), str(Path(__file__).parents[1])):
+            assert name.lower().encode() not in held.lower(), (path, name)
 
 
 def test_the_same_command_again_changes_nothing(trained: Path) -> None:

@@ -34,7 +34,8 @@ class Scan:
     """What lies under a path.
 
     Attributes:
-        name: of the data set.
+        title: of the data set, for messages.
+        name: what the list calls it, if there is one that does.
         cases: complete ones, without patient or fold unless the list names them.
         suffixes: what file names (or the list) call the channels.
         named: label names and values that the list states.
@@ -44,7 +45,8 @@ class Scan:
         problems: cases that were left out, and why.
     """
 
-    name: str
+    title: str
+    name: str = ""
     cases: list[Case] = field(default_factory=list)
     channels: list[str] = field(default_factory=list)
     suffixes: set[str] = field(default_factory=set)
@@ -89,8 +91,8 @@ def scan(path: Path) -> Scan:
 
 def _from_list(path: Path) -> Scan:
     manifest = load_manifest(path)
-    result = Scan(manifest.name, list(manifest.cases), list(manifest.channels), named=manifest.labels)
-    result.convention, result.demo = manifest.convention, manifest.demo
+    result = Scan(manifest.name or path.stem, manifest.name, list(manifest.cases), list(manifest.channels))
+    result.named, result.convention, result.demo = manifest.labels, manifest.convention, manifest.demo
     _keep_complete(result)
     return result
 

@@ -48,6 +48,7 @@ class Case:
 class Manifest:
     """A data set: its cases, channels and labels.
 
+    ``name`` is what the list calls it, if it does. Models carry that name, so it is never made of a file's or a folder's.
     ``labels`` maps names (canonical, background first) to values in the files. ``convention`` is the challenge's way of
     naming that the data set follows, as ``init`` found it, and ``regions`` what is segmented in it by default.
     """
@@ -108,7 +109,7 @@ def load_manifest(path: Path) -> Manifest:
         channels = tuple(cases[0].images)
     return Manifest(
         path=path,
-        name=str(content.get("name", path.stem)),
+        name=str(content.get("name", "")),
         cases=cases,
         channels=channels,
         labels=labels,
@@ -144,7 +145,7 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case]) -> dict[str, Any
             entry["sha256"] = {str(file.absolute()): digest for file, digest in case.sha256.items()}
         entries.append(entry)
     return {
-        "name": manifest.name,
+        **({"name": manifest.name} if manifest.name else {}),
         "demo": manifest.demo,
         "modality": {str(i): name for i, name in enumerate(manifest.channels)},
         "labels": {str(value): name for name, value in manifest.labels.items()},
