@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from cmt_med.evaluate import evaluate
 from cmt_med.train import train
 from tests.browser import canvas, check_layers, chromium, console, wait_for_case
 from tests.helpers import tiny_config, tiny_dataset
+from tests.test_real_data import CONFIGS, SMALL
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +100,34 @@ def test_the_phantom(tmp_path: Path, offline: Any) -> None:
     assert offline.find_element(By.CLASS_NAME, "banner").text == BANNER
 
 
-@pytest.mark.data
-def test_hippocampus(tmp_path: Path, real_data: Path, offline: Any) -> None:
+def hippocampus(real_data: Path, folder: Path, count: int) -> Path:
+    """A case list of the first real hippocampi."""
     source = json.loads((real_data / "hippocampus/dataset.json").read_text())
     for entry in source["training"]:
         for key in ("image", "label"):
             entry[key] = str((real_data / "hippocampus" / entry[key]).resolve())
-    manifest = tmp_path / "hippocampus.json"
-    manifest.write_text(json.dumps(source | {"training": source["training"][:30], "test": []}))
+    manifest = folder / "hippocampus.json"
+    manifest.write_text(json.dumps(source | {"training": source["training"][:count], "test": []}))
+    return manifest
+
+
+@pytest.mark.data
+def test_a_fold_of_the_hippocampus(tmp_path: Path, real_data: Path, offline: Any) -> None:
+    """The report that a short training on real cases leaves, of what it has not seen."""
+    sets = [f"data.manifest={hippocampus(real_data, tmp_path, 20)}", "data.split={by: fold, fold: 0, folds: 5}",
+            "train.epochs=12", "optimizer.lr=5e-3"]  # fmt: skip
+    arguments = ["--config", str(CONFIGS / "hippocampus.yaml"), "--output", str(tmp_path / "run"), *SMALL]
+    assert run_command(train, [*arguments, *[part for one in sets for part in ("--set", one)]]) == 0
+    metrics = json.loads((tmp_path / "run/report/metrics.json").read_text())
+    assert len(metrics["cases"]) == 4
+    assert metrics["summary"]["mean"]["mean"] > 0.3
+    print(drive(offline, tmp_path / "run/report/report.html"))
+    assert offline.find_element(By.CSS_SELECTOR, "#training + figure img").get_attribute("naturalWidth") != "0"
+
+
+@pytest.mark.data
+def test_of_many_cases_the_worst_and_the_best_are_drawn(tmp_path: Path, real_data: Path, offline: Any) -> None:
+    manifest = hippocampus(real_data, tmp_path, 30)
     predictions = damaged_predictions(manifest, tmp_path / "p", {"anterior": [1], "posterior": [2]})
     arguments = ["--predictions", str(predictions), "--references", str(manifest), "--output", str(tmp_path / "r")]
     assert run_command(evaluate, arguments) == 0
@@ -142,11 +164,84 @@ def test_dark_light_and_print(tmp_path: Path, offline: Any) -> None:
         feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         offline.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
         offline.get((tmp_path / "r/report.html").as_uri())
+        wait_for_case(offline, 0)
         grounds[scheme] = offline.execute_script("return getComputedStyle(document.body).backgroundColor")
+        for selector in ("body", "a", ".note", ".hint", ".location", "caption", "button"):
+            assert contrast(offline, selector) >= 4.5, (scheme, selector)
+        assert offline.execute_script("return getComputedStyle(document.querySelector('.plot')).filter") == (
+            "invert(1) hue-rotate(180deg)" if scheme == "dark" else "none"
+        )
     assert grounds == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 24, 27)"}
-    offline.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    offline.execute_script("for (const e of document.querySelectorAll('details')) e.open = false")
+    assert not offline.execute_script(CLOSED_IS_SHOWN)
+    dark_print = {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    offline.execute_cdp_cmd("Emulation.setEmulatedMedia", dark_print)
     shown = offline.execute_script("return getComputedStyle(document.getElementById('viewer')).display")
+    closed = offline.execute_script(CLOSED_IS_SHOWN)
+    inverted = offline.execute_script("return getComputedStyle(document.querySelector('.plot')).filter")
+    on_white = contrast(offline, ".note", ground="rgb(255, 255, 255)")
     printed = offline.execute_cdp_cmd("Page.printToPDF", {})["data"]
     offline.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     assert shown == "none"
+    assert closed
+    assert inverted == "none"
+    assert on_white >= 4.5
     assert len(printed) > 50_000
+
+
+# Whether what closed details contain takes room on the page.
+CLOSED_IS_SHOWN = """return [...document.querySelectorAll('details')].every((d) => {
+    const inside = d.lastElementChild;
+    return inside.checkVisibility({contentVisibilityAuto: true}) && inside.getBoundingClientRect().height > 20;
+})"""
+
+
+def contrast(driver: Any, selector: str, ground: str | None = None) -> float:
+    """WCAG's contrast of the text of an element with the page."""
+    colours = driver.execute_script(
+        "return [document.querySelector(arguments[0]), document.body].map((e, i) =>"
+        " getComputedStyle(e)[i ? 'backgroundColor' : 'color'])",
+        selector,
+    )
+    light, dark = sorted((luminance(colours[0]), luminance(ground or colours[1])), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of ``rgb(r, g, b)``."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
+def test_the_policy_lets_no_other_script_run(tmp_path: Path, offline: Any) -> None:
+    manifest = tiny_dataset(tmp_path / "d", cases=2)
+    predictions = damaged_predictions(manifest, tmp_path / "p", {"ball": [1]})
+    arguments = ["--predictions", str(predictions), "--references", str(manifest), "--output", str(tmp_path / "r")]
+    assert run_command(evaluate, arguments) == 0
+    text = (tmp_path / "r/report.html").read_text()
+    policy = html.unescape(re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', text)[0])
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["connect-src"] == "'none'"
+    assert re.fullmatch(r"'sha256-[\w+/=]{44}'", rules["script-src"])
+    assert re.fullmatch(r"'sha256-[\w+/=]{44}'", rules["style-src"])
+    assert text.index("Content-Security-Policy") < text.index("<style") < text.index("<script")
+    injected = (
+        "<script>window.hit = 1</script><img src=x onerror='window.hit = 2'><a id=bad href='javascript:window.hit = 3'>x</a>"
+        "<iframe srcdoc='<script>parent.hit = 4</script>'></iframe><style>main { display: none }</style>"
+    )
+    (tmp_path / "r/attacked.html").write_text(text.replace("<main>", f"<main>{injected}", 1))
+    (tmp_path / "r/bare.html").write_text(
+        re.sub("<meta http-equiv[^>]*>", "", text).replace("<main>", f"<main>{injected}", 1)
+    )
+    offline.get((tmp_path / "r/bare.html").as_uri())
+    assert offline.execute_script("return window.hit") is not None  # it would run, but for the policy
+    console(offline)
+    offline.get((tmp_path / "r/attacked.html").as_uri())
+    wait_for_case(offline, 0)  # and the page's own does
+    offline.execute_script("document.getElementById('bad').click()")
+    assert offline.execute_script("return window.hit ?? null") is None
+    assert offline.execute_script("return getComputedStyle(document.querySelector('main')).display") == "block"
+    refused = [line for line in console(offline) if "Content Security Policy" in line]
+    assert len(refused) >= 4
