@@ -53,7 +53,7 @@ def case_of(image: Path, label: Path | None = None, mask: Path | None = None) ->
 
 def _load(of: Case | Path, *, label: bool) -> None:
     if isinstance(of, Case):
-        load_case(of, ("a",), (0, 1))
+        load_case(of, list(dict.fromkeys(["a", *of.images])), (0, 1))
     elif label:
         load_labels(of, "the-case", (0, 1))
     else:

@@ -1,14 +1,22 @@
-"""The gate: cases whose files are sound alone or not at all, and how they fit together (rows 3 to 7, 12, 16, 17 of the table)."""
+"""The gate: every kind of input that other tools pass silently, a row each of the table below, and how files fit together.
+
+The table has an example of every row with its code and its advice; the rows' many variants are in the tests that stand in it.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cmt_med.data.examine import examine
 from cmt_med.data.gate import load_case, load_labels
@@ -16,6 +24,120 @@ from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.data.sums import volume_sum
 from cmt_med.errors import DataError
 from tests.data.made import AFFINE, IMAGE, LABEL, SHAPE, case_of, nifti, refusal
+from tests.data.readers.test_dicom import FAULTS, series
+from tests.data.readers.test_nifti import SHEARED
+
+
+def changed(path: Path, change: Callable[[bytearray], object]) -> Path:
+    """The file after its bytes were changed in place."""
+    content = bytearray(path.read_bytes())
+    change(content)
+    path.write_bytes(content)
+    return path
+
+
+def spoilt(value: float) -> NDArray[np.float32]:
+    image = IMAGE.copy()
+    image[1, 2, 3] = value
+    return image
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def with_label(folder: Path, label: NDArray[Any], affine: NDArray[np.float64] = AFFINE) -> Case:
+    return case_of(nifti(folder / "i.nii"), nifti(folder / "l.nii.gz", label, affine))
+
+
+def without_a_slice(folder: Path) -> Path:
+    (series(folder / "s") / "s3.dcm").unlink()
+    return folder / "s"
+
+
+MOVED = AFFINE + np.array([[0, 0, 0, 10], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+ROWS: dict[str, tuple[Callable[[Path], Case | Path], str, str, str]] = {
+    # 1: readers/test_streams.py, bits that flip anywhere
+    "1 flip": (lambda f: changed(nifti(f / "i.nii.gz"), lambda c: c.__setitem__(-6, c[-6] ^ 1)), "E_GZIP", "damaged", "again"),
+    # 2: readers/test_streams.py, cut anywhere
+    "2 cut .nii": (lambda f: changed(nifti(f / "i.nii"), lambda c: c.__delitem__(slice(-9, None))),
+                   "E_TRUNCATED", "too early", "again"),
+    "2 cut .nii.gz": (lambda f: changed(nifti(f / "i.nii.gz"), lambda c: c.__delitem__(slice(-9, None))),
+                      "E_TRUNCATED", "too early", "again"),
+    # 3 to 7: below
+    "3 NaN": (lambda f: nifti(f / "i.nii", spoilt(np.nan)), "E_NONFINITE", "1 voxels", "make the image again"),
+    "3 infinity": (lambda f: nifti(f / "i.nii", spoilt(-np.inf)), "E_NONFINITE", "1 voxels", "make the image again"),
+    "4 1e30": (lambda f: nifti(f / "i.nii", spoilt(1e30)), "E_RANGE", "1e+30", "voxels"),
+    "5 moved by 10 mm": (lambda f: with_label(f, LABEL, MOVED), "E_GRID", "another grid", "resample"),
+    "5 another shape": (lambda f: with_label(f, LABEL[:-1]), "E_GRID", "another grid", "resample"),
+    "5 a channel elsewhere": (
+        lambda f: Case("the-case", {"b": (nifti(f / "b.nii"), None), "a": (nifti(f / "a.nii", IMAGE * 2, MOVED), None)}),
+        "E_GRID", "another grid", "resample",
+    ),
+    "6 half labels": (lambda f: with_label(f, (LABEL * 0.5).astype(np.float32)), "E_LABEL", "whole", "nearest neighbour"),
+    "7 outside the map": (lambda f: with_label(f, LABEL * np.uint8(3)), "E_LABEL", "3", "3 -> 1"),
+    "7 above 2^24": (lambda f: with_label(f, LABEL * np.int32(2**24 + 1)), "E_LABEL", "16777217", "16777217 -> 1"),
+    # 8 to 11: readers/test_nifti.py
+    "8 qform apart": (lambda f: nifti(f / "i.nii", at_268=("f", 50.0)), "E_GEOMETRY", "qform and sform", "inspect --fix"),
+    "8 no codes": (lambda f: nifti(f / "i.nii", codes=(0, 0)), "E_GEOMETRY", "both 0", "orientation"),
+    "8 pixdim apart": (lambda f: nifti(f / "i.nii", codes=(0, 1), at_80=("f", 9.0)), "E_GEOMETRY", "pixdim", "inspect --fix"),
+    "8 sheared": (lambda f: nifti(f / "i.nii", affine=SHEARED, codes=(0, 1)), "E_GEOMETRY", "sheared", "resample"),
+    "8 singular": (lambda f: nifti(f / "i.nii", at_280=("4f", 0, 0, 0, 0)), "E_GEOMETRY", "singular", "convert"),
+    "8 NaN": (lambda f: nifti(f / "i.nii", at_280=("f", np.nan)), "E_GEOMETRY", "NaN", "convert"),
+    "9 slope 0": (lambda f: nifti(f / "i.nii", at_112=("ff", 0.0, 5.0)), "E_HEADER", "scl_slope", "convert"),
+    "9 slope NaN": (lambda f: nifti(f / "i.nii", at_112=("ff", np.nan, 5.0)), "E_HEADER", "scl_slope", "convert"),
+    "9 vox_offset 0": (lambda f: nifti(f / "i.nii", at_108=("f", 0.0)), "E_HEADER", "vox_offset", "convert"),
+    "9 small dims": (lambda f: nifti(f / "i.nii", at_42=("h", 4)), "E_HEADER", "more voxels", "convert"),
+    "10 complex": (lambda f: nifti(f / "i.nii", IMAGE.astype(np.complex64)), "E_DTYPE", "complex", "magnitude"),
+    "10 RGB": (lambda f: nifti(f / "i.nii", at_70=("hh", 128, 24)), "E_DTYPE", "RGB", "grey values"),
+    "10 4D": (lambda f: nifti(f / "i.nii", np.stack([IMAGE] * 2, -1)), "E_NDIM", "4D", "modality"),
+    "10 4D label": (lambda f: with_label(f, np.stack([LABEL] * 2, -1)), "E_NDIM", "4D", "one volume alone"),
+    "10 5D": (lambda f: nifti(f / "i.nii", np.stack([IMAGE] * 2, -1)[:, :, :, None]), "E_NDIM", "5D", "modality"),
+    "10 empty": (lambda f: nifti(f / "i.nii", at_42=("h", 0)), "E_NDIM", "empty", "export"),
+    "11 micrometres": (lambda f: nifti(f / "i.nii", at_123=("B", 3)), "E_UNITS", "micrometres", "inspect --fix"),
+    "11 metres": (lambda f: nifti(f / "i.nii", at_123=("B", 1)), "E_UNITS", "metres", "inspect --fix"),
+    # 12, a flag: test_suspicious_images_are_flagged
+    # 13: readers/test_streams.py, whatever else a file may be
+    "13 git-LFS": (
+        lambda f: written(f / "i.nii", b"version https://git-lfs.github.com/spec/v1\n"), "E_FORMAT", "git-LFS", "git lfs pull",
+    ),
+    "13 HTML": (lambda f: written(f / "i.nii.gz", b"<!DOCTYPE html><html>"), "E_FORMAT", "an HTML page", "fetch"),
+    "13 empty": (lambda f: written(f / "i.nii.gz", b""), "E_FORMAT", "an empty file", "again"),
+    "13 renamed": (lambda f: nifti(f / "i.nii").rename(f / "i.nii.gz"), "E_FORMAT", "another name", "rename"),
+    # 14: readers/test_streams.py, with the memory that it takes
+    "14 bomb": (lambda f: written(f / "i.nii.gz", gzip.compress(nifti(f / "i.nii").read_bytes() + bytes(20 << 20))),
+                "E_SIZE", "beyond what its header claims", "do not open"),
+    "14 2^40 voxels": (
+        lambda f: nifti(f / "i.nii", at_40=("5h", 4, 1024, 1024, 1024, 1024)), "E_SIZE", "1099511627776", "crop",
+    ),
+    # 15: readers/test_streams.py, within two seconds; there also sockets and files without permission
+    "15 FIFO": (lambda f: os.mkfifo(f / "i.nii") or f / "i.nii", "E_IO", "a FIFO", "image file"),
+    "15 loop": (lambda f: (f / "i.nii").symlink_to("i.nii") or f / "i.nii", "E_IO", "back to itself", "replace the link"),
+    "15 folder": (lambda f: (f / "i.nii").mkdir() or f / "i.nii", "E_IO", "no DICOM slices", "image file"),
+    "15 not UTF-8": (lambda f: nifti(f / "i.nii").rename(os.fsdecode(bytes(f) + b"/\xe9.nii")), "E_IO", "UTF-8", "rename"),
+    # 16: test_lists_that_would_overwrite_or_leave_their_folder; outputs over inputs: tests/inference/test_folder.py
+    # 17: test_missing_parts; an extra channel and a copied one are flags: test_suspicious_images_are_flagged
+    "17 missing": (
+        lambda f: Case("the-case", {"b": (nifti(f / "b.nii"), None)}), "E_CHANNEL", "a is missing", "leave the case out",
+    ),
+    # 18: readers/test_dicom.py
+    "18 missing slice": (without_a_slice, "E_DICOM", "1 slice", "fetch"),
+    "18 gantry tilt": (lambda f: series(f / "s", FAULTS["gantry tilt"][0]), "E_DICOM", "gantry tilt", "dcm2niix"),
+    "18 orientations": (
+        lambda f: series(f / "s", FAULTS["mixed orientations"][0]), "E_DICOM", "mixed orientations", "folder of their own",
+    ),
+    "18 mixed series": (lambda f: series(f / "s", FAULTS["mixed series"][0]), "E_DICOM", "2 series", "folder of its own"),
+    # 19, masks that are the same in every orientation: tests/inference/test_orientation.py
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "code", "what", "fix"), ROWS.values(), ids=ROWS)
+def test_every_row(tmp_path: Path, make: Callable[[Path], Case | Path], code: str, what: str, fix: str) -> None:
+    error = refusal(make(tmp_path))
+    assert error.code == code
+    assert what in error.what
+    assert fix in error.fix
 
 
 def test_good_case(tmp_path: Path) -> None:
@@ -164,10 +286,14 @@ def test_missing_parts(tmp_path: Path) -> None:
         load_case(case, ("a", "t1ce"))
     assert raised.value.code == "E_CHANNEL"
     assert "t1ce" in raised.value.what
-    with pytest.raises(DataError, match="E_LABEL"):
+    assert "leave the case out" in raised.value.fix
+    with pytest.raises(DataError) as raised:
         load_case(case, ("a",), (0, 1), need_label=True)
+    assert raised.value.code == "E_LABEL"
+    assert "add 'label'" in raised.value.fix
     empty = case_of(nifti(tmp_path / "i.nii"), mask=nifti(tmp_path / "m.nii", LABEL * 0))
     assert refusal(empty).code == "E_MASK"
+    assert "correct the mask" in refusal(empty).fix
 
 
 def test_suspicious_images_are_flagged(tmp_path: Path) -> None:
@@ -199,30 +325,40 @@ def test_channels_of_a_4d_file_go_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entries", "what"),
+    ("entries", "what", "fix"),
     [
-        ([{"image": "a.nii", "id": "x"}, {"image": "b.nii", "id": "x"}], "stands twice"),
-        ([{"image": "a.nii", "id": "x"}, {"image": "a.nii", "id": "y"}], "the same files"),
-        ([{"image": "../a.nii"}], "leads out"),
-        ([{"image": "b/../../a.nii"}], "leads out"),
-        ([{"image": "a.nii", "label": "../../etc/passwd"}], "leads out"),
-        ([{"image": "a.nii", "mask": "../m.nii"}], "leads out"),
-        ([{"image": {"t1": "../a.nii"}}], "leads out"),
-        ([{"image": "a.nii", "id": "../x"}], "case name"),
-        ([{"image": "a.nii", "id": "x/y"}], "case name"),
-        ([{"image": "a.nii", "id": "-rf"}], "case name"),
-        ([{"image": "a\0.nii"}], "file is expected"),
-        ([{"image": "a.nii", "sha256": {"a.nii": "123"}}], "sha256"),
+        (
+            [{"image": "a.nii", "id": "x"}, {"image": "b.nii", "id": "x"}],
+            "stands twice",
+            "training[0] or training[1] an id",
+        ),
+        ([{"image": "a.nii"}, {"image": "b/a.nii"}], "stands twice", "training[0] or training[1] an id"),
+        ([{"image": "a.nii", "id": "x"}, {"image": "a.nii", "id": "y"}], "the same files", "each image once"),
+        ([{"image": "../a.nii"}], "leads out", "absolute path"),
+        ([{"image": "b/../../a.nii"}], "leads out", "absolute path"),
+        ([{"image": "a.nii", "label": "../../etc/passwd"}], "leads out", "absolute path"),
+        ([{"image": "a.nii", "mask": "../m.nii"}], "leads out", "absolute path"),
+        ([{"image": {"t1": "../a.nii"}}], "leads out", "absolute path"),
+        ([{"image": "a.nii", "sha256": {"../b.nii": "0" * 64}}], "leads out", "absolute path"),
+        ([{"image": "a.nii", "id": "../x"}], "case name", "letters, digits"),
+        ([{"image": "a.nii", "id": "x/y"}], "case name", "letters, digits"),
+        ([{"image": "a.nii", "id": "-rf"}], "case name", "letters, digits"),
+        ([{"image": "a.nii", "id": "x\n"}], "case name", "letters, digits"),
+        ([{"image": "a\0.nii"}], "file is expected", "as text"),
+        ([{"image": "a.nii", "sha256": {"a.nii": "123"}}], "sha256", "inspect --hash"),
+        ([{"image": "a.nii", "sha256": {"b.nii": "0" * 64}}], "none of its files", "inspect --hash"),
     ],
 )
-def test_lists_that_would_overwrite_or_leave_their_folder(tmp_path: Path, entries: list[object], what: str) -> None:
+def test_lists_that_would_overwrite_or_leave_their_folder(
+    tmp_path: Path, entries: list[object], what: str, fix: str
+) -> None:
     path = tmp_path / "d.json"
     path.write_text(json.dumps({"labels": {"0": "background"}, "training": entries}))
     with pytest.raises(DataError) as raised:
         load_manifest(path)
     assert raised.value.code == "E_MANIFEST"
     assert what in raised.value.what
-    assert raised.value.fix != DataError.usual_fix
+    assert fix in raised.value.fix
 
 
 def test_sums_of_a_list_are_checked_on_reading(tmp_path: Path) -> None:
