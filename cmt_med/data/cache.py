@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.gate import load_case, of_case
+from cmt_med.data.gate import content_of, load_case
 from cmt_med.data.manifest import Case
-from cmt_med.data.sums import content_key
 from cmt_med.data.transforms import POINTS_PER_LABEL, as_dictionary, preprocessing
-from cmt_med.errors import DataError
 from cmt_med.files import sha256, write_file, write_json
 
 CACHE_VERSION = 2
@@ -107,18 +105,11 @@ def _is_whole(entry: Entry) -> bool:
 
 def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], settings: Mapping[str, Any]) -> str:
     files = {
-        name: [_content(case.images[name][0], case), case.images[name][1]] for name in channels if name in case.images
+        name: [content_of(case.images[name][0], case), case.images[name][1]] for name in channels if name in case.images
     }
-    extra = [_content(path, case) if path is not None else None for path in (case.label, case.mask)]
+    extra = [content_of(path, case) if path is not None else None for path in (case.label, case.mask)]
     described = [CACHE_VERSION, files, extra, list(channels), sorted(labels.values()), dict(settings)]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _content(path: Path, case: Case) -> str:
-    try:
-        return content_key(path, case.sha256)
-    except DataError as error:
-        raise of_case(error, case) from error
 
 
 def _sample_points(label: NDArray[np.uint8]) -> NDArray[np.int16]:

@@ -13,12 +13,12 @@ from cmt_med.data.flags import image_flags
 from cmt_med.data.grid import Grid, corner_distance
 from cmt_med.data.manifest import Case
 from cmt_med.data.readers.decoder import Volume, decode
-from cmt_med.data.sums import check_sums
+from cmt_med.data.sums import check_sums, content_key
 from cmt_med.data.values import brightness
 from cmt_med.data.values import labels as label_values
 from cmt_med.errors import DataError
 
-__all__ = ["Grid", "Loaded", "grid_of", "load_case", "load_labels", "of_case", "require_same_grid"]
+__all__ = ["Grid", "Loaded", "content_of", "grid_of", "load_case", "load_labels", "require_same_grid"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _read(path: Path, case: Case, *, ndim: int) -> Volume:
             check_sums(path, case.sha256[path])
         volume = decode(path)
     except DataError as error:
-        raise of_case(error, case) from error
+        raise _of_case(error, case) from error
     shape = volume.stored.shape
     if len(shape) != ndim:
         several = ndim == 3
@@ -130,7 +130,19 @@ def _read(path: Path, case: Case, *, ndim: int) -> Volume:
     return volume
 
 
-def of_case(error: DataError, case: Case) -> DataError:
+def content_of(path: Path, case: Case) -> str:
+    """The sum of one of a case's files as part of a key, also where it need not be read again; see :func:`content_key`.
+
+    Raises:
+        DataError: E_HASH, naming case and file.
+    """
+    try:
+        return content_key(path, case.sha256)
+    except DataError as error:
+        raise _of_case(error, case) from error
+
+
+def _of_case(error: DataError, case: Case) -> DataError:
     """The error of a file, saying also whose it is."""
     where = f"case {case.name}: {error.where}"
     return DataError(error.what, where=where, why=error.why, fix=error.fix, code=error.code)

@@ -14,10 +14,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.gate import Grid, Loaded, load_case
+from cmt_med.data.gate import Grid, Loaded, content_of, load_case
 from cmt_med.data.manifest import Case
 from cmt_med.data.names import require_distinct
-from cmt_med.data.sums import content_key
 from cmt_med.data.transforms import background_value
 from cmt_med.errors import CmtError, DataError, OutputError
 from cmt_med.files import sha256, write_bytes, write_json
@@ -139,9 +138,9 @@ class _Read:
 def _read(card: ModelCard, folder: Path, probabilities: Probabilities, case: Case) -> _Read:
     inputs = {name: case.images[name][0] for name in card.channels if name in case.images}
     key: dict[str, Any] = {
-        "input_sha256": {name: content_key(path) for name, path in inputs.items()},
+        "input_sha256": {name: content_of(path, case) for name, path in inputs.items()},
         "input_plane": {name: case.images[name][1] for name in inputs},
-        "mask_sha256": content_key(case.mask) if case.mask is not None else None,
+        "mask_sha256": content_of(case.mask, case) if case.mask is not None else None,
         "weights_sha256": card.weights_sha256,
         "settings": card.inference.model_dump(),
         "preprocessing": card.preprocessing,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from cmt_med.data.manifest import Case, load_manifest
+from cmt_med.data.sums import volume_sum
 from cmt_med.errors import DataError, OutputError
 from cmt_med.inference.folder import infer_cases
 from cmt_med.inference.results import predictions_in
@@ -287,3 +289,14 @@ def test_a_mask_whose_voxels_alone_have_changed_is_noticed(tmp_path: Path) -> No
         assert infer_cases(random_ensemble(), [case], out) == []
         seen.append(json.loads((out / "p.json").read_text())["mask_sha256"])
     assert seen[0] != seen[1]
+
+
+def test_sums_hold_also_where_there_is_a_result(tmp_path: Path) -> None:
+    """Results of what stands there now are none of what the list names."""
+    case, out = _case(tmp_path / "in", "p"), tmp_path / "out"
+    path = case.images["a"][0]
+    listed = replace(case, sha256={path: volume_sum(path)})
+    nifti(path, IMAGE * 2)
+    assert infer_cases(random_ensemble(), [case], out) == []  # by a list without sums
+    (failure,) = infer_cases(random_ensemble(), [listed], out)
+    assert (failure["case"], failure["code"]) == ("p", "E_HASH")
