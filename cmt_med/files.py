@@ -313,6 +313,26 @@ def _unwritable(what: str, path: Path, error: OSError) -> OutputError:
     return OutputError(what, where=str(path), why=error.strerror or str(error), fix=fix)
 
 
+@contextlib.contextmanager
+def private_file(text: str, *, prefix: str, suffix: str) -> Iterator[Path]:
+    """A file in ``$TMPDIR`` that only this user can read, removed on leaving.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    try:
+        file = tempfile.NamedTemporaryFile("w", prefix=prefix, suffix=suffix, encoding="utf-8")  # noqa: SIM115
+        file.write(text)
+        file.flush()
+    except OSError as error:
+        raise OutputError(
+            "a temporary file cannot be written", where=tempfile.gettempdir(), why=error.strerror or str(error),
+            fix="free space there, or set TMPDIR to another folder",
+        ) from error  # fmt: skip
+    with file:
+        yield Path(file.name)
+
+
 def scratch(size: int) -> mmap.mmap:
     """Zeros in a file without a name (in ``$TMPDIR``), which is gone with the last use of the mapping.
 

@@ -6,7 +6,6 @@ import contextlib
 import secrets
 import socket
 import sys
-import tempfile
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import typer
 
 from cmt_med.cli import Debug, run_command
 from cmt_med.errors import EXIT_DONE, ConfigError, DataError
+from cmt_med.files import private_file
 from cmt_med.reports.sources import Source, find_source
 from cmt_med.reports.text import visible
 from cmt_med.reports.viewer import HOW_TO_BUILD, viewer_script
@@ -65,12 +65,9 @@ def page_leading_to(address: str) -> Iterator[Path]:
     A browser is given this file: the command line of a process, where the address would stand else, can be read by all
     users of the machine, and the address has the token.
     """
-    with tempfile.NamedTemporaryFile("w", prefix="cmt_med_view_", suffix=".html", encoding="utf-8") as page:
-        page.write(
-            f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>cmt-med view</title>\n'
-        )
-        page.flush()
-        yield Path(page.name)
+    text = f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>cmt-med view</title>\n'
+    with private_file(text, prefix="cmt_med_view_", suffix=".html") as page:
+        yield page
 
 
 def listen(port: int) -> socket.socket:
