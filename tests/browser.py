@@ -18,10 +18,10 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
+from cmt_med.reports.planes import PALETTE, colour_of, tinted
 from cmt_med.reports.viewer import viewer_script
 
 PURE = (230, 97, 1)  # the first label in the prediction
-TINTED = (245, 192, 153)  # and in the reference
 
 
 def require_browser() -> None:
@@ -102,31 +102,37 @@ def canvas(driver: Any) -> NDArray[np.int16]:
     return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), dtype=np.int16)
 
 
-def count(pixels: NDArray[np.int16], colour: tuple[int, int, int], tolerance: int = 12) -> int:
-    """Pixels of about that colour."""
-    return int((np.abs(pixels - np.array(colour)).max(axis=-1) <= tolerance).sum())
+def count(pixels: NDArray[np.int16], *colours: tuple[int, int, int], tolerance: int = 12) -> int:
+    """Pixels of about one of these colours."""
+    near = [np.abs(pixels - np.array(colour)).max(axis=-1) <= tolerance for colour in colours]
+    return int(np.logical_or.reduce(near).sum())
 
 
 def check_layers(driver: Any) -> dict[str, int]:
-    """Both layers are drawn, each follows its opacity, and a label can be hidden; counts of pixels."""
+    """Both layers are drawn, each follows its opacity, and labels can be hidden; counts of pixels of any label."""
     found = {}
-    for layer, other, colour in (("prediction", "reference", PURE), ("reference", "prediction", TINTED)):
+    labels = driver.find_elements(By.CSS_SELECTOR, "[id^=viewer-label-]")
+    pure = [colour_of(i) for i in range(min(len(labels), len(PALETTE)))]
+    for layer, other, colours in (
+        ("prediction", "reference", pure), ("reference", "prediction", [tinted(colour) for colour in pure]),
+    ):  # fmt: skip
         set_opacity(driver, other, 0)
         set_opacity(driver, layer, 1)
-        found[layer] = count(canvas(driver), colour)
+        found[layer] = count(canvas(driver), *colours)
         set_opacity(driver, layer, 0.4)
-        found[f"{layer} at 0.4"] = count(canvas(driver), colour)
+        found[f"{layer} at 0.4"] = count(canvas(driver), *colours)
         set_opacity(driver, layer, 0)
-        found[f"{layer} at 0"] = count(canvas(driver), colour)
+        found[f"{layer} at 0"] = count(canvas(driver), *colours)
         assert found[layer] > 200, found
         assert found[f"{layer} at 0.4"] < found[layer] / 10, found
         assert found[f"{layer} at 0"] == 0, found
     set_opacity(driver, "prediction", 1)
-    label = driver.find_element(By.ID, "viewer-label-0")
-    label.click()
-    found["label hidden"] = count(canvas(driver), PURE)
-    assert found["label hidden"] == 0, found
-    label.click()
+    for label in labels:
+        label.click()
+    found["labels hidden"] = count(canvas(driver), *pure)
+    assert found["labels hidden"] == 0, found
+    for label in labels:
+        label.click()
     return found
 
 
