@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from cmt_med.cli import Debug, run_command
 from cmt_med.config import Experiment
-from cmt_med.data.brats import Convention, Signs, patient_of, recognise, standard_regions
+from cmt_med.data.brats import Convention, Signs, cavities_in_doubt, patient_of, recognise, standard_regions
 from cmt_med.data.foreign import Scan, scan
 from cmt_med.data.manifest import Case, Manifest, manifest_content
 from cmt_med.data.names import TUMOUR_LABELS
@@ -207,6 +207,10 @@ def _print(
           f"{'×'.join(f'{v:g}' for v in np.median(np.array(seen.spacings), axis=0))} mm")  # fmt: skip
     for note in found.notes:
         print(f"note:       {note}")
+    doubtful = cavities_in_doubt(style, seen.values_in) if style is not None else []
+    if doubtful:
+        print(f"look at:    {', '.join(doubtful[:10])}{' and more' if len(doubtful) > 10 else ''}: a cavity (4) without "
+              "enhancing tumour (3), or a mask numbered as until 2021, where 4 is enhancing tumour")  # fmt: skip
     for case, pairs in sorted(seen.copies.items()):
         print(f"copied:     case {case}: {', '.join(f'{a} and {b} are the same image' for a, b in pairs)}")
     for failure in failures:

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from cmt_med.cli import run_command
@@ -14,7 +16,7 @@ from cmt_med.data.phantom_years import write_as_downloaded
 from cmt_med.experiment import load_config
 from cmt_med.init import init
 from cmt_med.train import train
-from tests.helpers import tiny_dataset
+from tests.helpers import save, tiny_dataset
 
 
 def test_a_download_trains_from_what_init_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,6 +62,21 @@ def test_contradictions_are_asked_about(tmp_path: Path, capsys: pytest.CaptureFi
     assert run_command(init, [*arguments, "--convention", "brats2023"]) == 73  # it may have been edited
     assert run_command(init, [*arguments, "--convention", "brats2021", "--force"]) == 65
     assert run_command(init, [*arguments, "--convention", "brats1999", "--force"]) == 64
+
+
+def test_a_mask_that_may_be_numbered_as_before_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_as_downloaded(tmp_path / "download", "brats2024-gli", heads=3, spacing=12.0)
+    masks = sorted((tmp_path / "download").rglob("*-seg.nii.gz"))
+    image = nib.load(masks[1])
+    labels = np.asarray(image.dataobj)
+    save(masks[1], np.where(labels == 3, 4, labels).astype(np.uint8), image.affine)
+    others = [path.parent.name for path in masks if 3 in np.asarray(nib.load(path).dataobj)]
+    assert run_command(init, [str(tmp_path / "download"), "--output", str(tmp_path / "my.yaml")]) == 0
+    told = capsys.readouterr().out
+    line = next(line for line in told.splitlines() if line.startswith("look at:"))
+    assert masks[1].parent.name in line
+    assert "2021" in line
+    assert not any(name in line for name in others)
 
 
 def test_faulty_cases_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

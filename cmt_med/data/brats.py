@@ -8,7 +8,7 @@ channel names, label values) agrees with it, and asked for where they do not.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cmt_med.config import Region
@@ -221,6 +221,14 @@ def _contradiction(convention: Convention, signs: Signs) -> str | None:
         if convention.labels.get(label, value) != value:
             return f"case names say {convention.about}, but dataset.json says {value} is {label}"
     return None
+
+
+def cavities_in_doubt(convention: Convention, values_in: Mapping[str, Collection[int]]) -> list[str]:
+    """Cases with a cavity and no enhancing tumour: so they may be, but a mask numbered as until 2021 looks the same."""
+    cavity, enhancing = convention.labels.get("RC"), convention.labels.get("ET")
+    if cavity is None:
+        return []
+    return sorted(case for case, values in values_in.items() if cavity in values and enhancing not in values)
 
 
 def _words(convention: Convention) -> set[str]:

@@ -32,6 +32,7 @@ class Survey:
     Attributes:
         cases: those that could be read.
         values: in how many cases each label value occurs.
+        values_in: case -> its label values.
         labelled: cases with a label map.
         problems: cases that could not be read.
         copies: case -> channels that are the same image.
@@ -42,6 +43,7 @@ class Survey:
 
     cases: list[Case] = field(default_factory=list)
     values: Counter[int] = field(default_factory=Counter)
+    values_in: dict[str, frozenset[int]] = field(default_factory=dict)
     labelled: int = 0
     problems: list[DataError] = field(default_factory=list)
     copies: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -91,6 +93,7 @@ def survey(cases: Sequence[Case], channels: Sequence[str], *, tick: Callable[[],
             if seen.values is not None:
                 result.labelled += 1
                 result.values.update(seen.values)
+                result.values_in[case.name] = frozenset(seen.values)
     return result
 
 

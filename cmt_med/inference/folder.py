@@ -195,6 +195,7 @@ def _infer_case(
         found.key
         | {
             "case": case.name,
+            "members": [member["weights_sha256"] for member in card.provenance.get("members", [])],
             "probabilities": probabilities,
             "probability_channels": found.key.get("probability_channels"),
             "output_sha256": sha256(results.labels),
