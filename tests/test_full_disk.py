@@ -35,6 +35,7 @@ from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.training.board import Board
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
 from tests.helpers import save, tiny_config, tiny_dataset
+from tests.inference.models import NETWORK
 from tests.processes import Running, command
 
 OFFSETS = 32
@@ -51,9 +52,12 @@ def _once(path: Path, array: np.ndarray) -> Path:
 
 
 def _model(folder: Path, version: int) -> None:
-    card = ModelCard.model_construct(
-        name=f"v{version}", network={}, channels=["a"], labels={"background": 0, "ball": 1}, regions=None, preprocessing={},
-        slice_axes=[], mirrored_axes=[], window=[8], patch=[8], inference=load_config(folder.parent / "tiny.yaml").inference,
+    plain = {"spacing": None, "crop_foreground": False, "normalise": "image", "clip": None, "foreground_channel": False}
+    card = ModelCard(
+        name=f"v{version}", network=NETWORK | {"in_channels": 1, "num_classes": 2}, channels=["a"],
+        labels={"background": 0, "ball": 1}, regions=None, preprocessing=plain,
+        slice_axes=[], mirrored_axes=[], window=[8, 8, 8], patch=[8, 8, 8],
+        inference=load_config(folder.parent / "tiny.yaml").inference,
         provenance={"note": "x" * 500 * version}, validation=None,
     )  # fmt: skip
     save_model(folder, card, {"w": torch.from_numpy(_noise(version))})

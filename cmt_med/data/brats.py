@@ -126,8 +126,8 @@ def lesions_of(convention: str) -> str | None:
 
 
 def patient_of(case: str, convention: Convention) -> str:
-    """The patient that a case belongs to: its name without the time point."""
-    return re.sub(convention.group, "", case)
+    """The patient that a case belongs to: its name without the time point, where it is one of the convention's names."""
+    return re.sub(convention.group, "", case) if re.match(convention.cases, case, re.I) else case
 
 
 @dataclass(frozen=True)
@@ -271,11 +271,34 @@ def named_convention(word: str, cases: Sequence[str]) -> Convention:
 
 
 def labels_by_name(cases: Sequence[str]) -> dict[str, int] | None:
-    """Label numbers of the challenge that case names belong to, or None if they are of none, or of several that differ.
+    """Label numbers of the challenge that case names belong to, or None if they are of none.
 
     Names alone leave open whether a glioma is of 2023 or 2024; the numbers they share are the same.
+
+    Raises:
+        DataError: E_CONVENTION, if names are of challenges that number differently, or only some are of one.
     """
-    fitting = [c for c in CONVENTIONS.values() if all(re.match(c.cases, name, re.I) for name in cases)]
+    found = [_labels_of_name(case) for case in cases]
+    known = {name: value for labels in found if labels for name, value in labels.items()}
+    if not known:
+        return None
+    strange = [
+        case for case, labels in zip(cases, found, strict=True) if labels is None or not labels.items() <= known.items()
+    ]
+    if strange or len(set(known.values())) < len(known):
+        one = next(case for case in cases if _by_name([case]))
+        raise DataError(
+            "the cases number their labels differently, as far as their names tell",
+            where=f"{len(cases)} cases, among them {', '.join(dict.fromkeys([one, strange[0] if strange else cases[-1]]))}",
+            why="results are written in the numbers of the data set, and one number would have two meanings",
+            fix="say whose numbers all results get with --convention, or run infer on one data set after the other",
+            code="E_CONVENTION",
+        )
+    return known
+
+
+def _labels_of_name(case: str) -> dict[str, int] | None:
+    fitting = [c for c in CONVENTIONS.values() if re.match(c.cases, case, re.I)]
     return max((c.labels for c in fitting), key=len, default=None)
 
 

@@ -35,23 +35,23 @@ class Parts:
         network: on its device, not yet wrapped for several processes.
         loss: from output and labels to a number.
         batches: (first batch) -> endless stream of this rank's batches from there on.
-        augment: changes batches on the device, as drawn; None where they come changed.
         validate: (network, whether to stop) -> scores with the key ``"dice"``, None if stopped; None without validation.
         steps_per_epoch: optimizer steps in an epoch.
         case_names: of the training cases, for naming the culprits of a loss that is not finite.
         fingerprint: hash of config and split; a checkpoint of another one is refused.
         notes: what the plan changed, and why.
+        augment: changes batches on the device, as drawn; None where they come changed.
     """
 
     network: nn.Module
     loss: Loss
     batches: Callable[[int], Iterator[dict[str, Any]]]
-    augment: Augment | None
     validate: Validate | None
     steps_per_epoch: int
     case_names: list[str]
     fingerprint: str
     notes: tuple[str, ...] = ()
+    augment: Augment | None = None
 
 
 @dataclass

@@ -155,7 +155,24 @@ def test_patient_of_a_case(name: str, case: str, patient: str) -> None:
 def test_label_numbers_by_name() -> None:
     assert labels_by_name(["BraTS-GLI-00001-000"]) == NEW | {"RC": 4}
     assert labels_by_name(["BraTS2021_00001", "BraTS2021_00002"]) == OLD
-    assert labels_by_name(["BraTS2021_00001", "other"]) is None
+    assert labels_by_name(["one", "other"]) is None
+    assert labels_by_name(["BraTS-GLI-00001-000", "BraTS-MEN-00001-000"]) == NEW | {"RC": 4}
+    for mixed in (
+        ["BraTS2021_00001", "other"],
+        ["other", "BraTS-GLI-00001-000"],
+        ["BraTS2021_00001", "BraTS-GLI-00001-000"],
+        ["BRATS_001", "BraTS20_Training_001"],
+        ["BraTS-MEN-RT-0001-1", "BraTS-GLI-00001-000"],
+    ):
+        with pytest.raises(DataError, match="number their labels differently") as error:
+            labels_by_name(mixed)
+        assert error.value.code == "E_CONVENTION"
+        assert "--convention" in error.value.fix
+
+
+def test_other_names_are_patients_of_their_own() -> None:
+    assert patient_of("UCSF-001", CONVENTIONS["brats2023-gli"]) == "UCSF-001"
+    assert patient_of("patient_000", CONVENTIONS["brats2018"]) == "patient_000"
 
 
 # ---- folders with the faults that real downloads have
