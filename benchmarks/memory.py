@@ -2,8 +2,8 @@
 
 python benchmarks/memory.py [--shape 512 512 600] [--classes 2 105] [--limit 4.0] [--compare] [--json runs/memory.json]
 
-A made scan at 0.8 x 0.8 x 1 mm, a small, untrained network (seeded) at 1.5 mm: memory depends on the volume, the window and
-the number of classes, not on what was learned. Memory is the sum of VmHWM over all processes of the command, the process
+A made scan at 0.8 x 0.8 x 1 mm, the default network, untrained (seeded), at 1.5 mm: memory depends on the volume, the window
+and the number of classes, not on what was learned. Memory is the sum of VmHWM over all processes of the command, the process
 that decodes files among them; the exit code is 1 if it exceeds --limit (GB). With --compare, labels are compared with those of
 whole probabilities resampled at once, in a process of its own, which takes tens of gigabytes for many classes.
 """
@@ -45,11 +45,8 @@ def make_scan(path: Path, shape: list[int]) -> None:
 
 
 def make_model(folder: Path, classes: int, window: int) -> None:
-    """A model folder with a small network."""
-    settings: dict[str, Any] = {
-        "name": "cmt_unetr", "spatial_dims": 3, "in_channels": 1, "num_classes": classes, "stem_channels": 8,
-        "dims": [16, 24, 32], "depths": [1, 1, 1], "head_dim": 8, "full_channels": 8,
-    }  # fmt: skip
+    """A model folder with the default network."""
+    settings: dict[str, Any] = {"name": "cmt_unetr", "spatial_dims": 3, "in_channels": 1, "num_classes": classes}
     torch.manual_seed(0)
     network = build_network(**settings)
     card = ModelCard(

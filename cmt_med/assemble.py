@@ -21,16 +21,17 @@ from cmt_med.data.augment import augment
 from cmt_med.data.brats import standard_regions
 from cmt_med.data.cache import Entry, default_cache_folder, prepare
 from cmt_med.data.loader import PatchSet, patch_batches
-from cmt_med.data.manifest import Case, Manifest, region_values
+from cmt_med.data.manifest import Case, Manifest
 from cmt_med.data.names import TUMOUR_LABELS, canonical_channel
 from cmt_med.data.phantom import BANNER, make_phantom
+from cmt_med.data.regions import region_values
 from cmt_med.data.splits import split_cases
 from cmt_med.data.transforms import patches as cut_patches
 from cmt_med.data.transforms import preprocessing_settings, slice_axes
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.inference.postprocess import Target, check_settings
 from cmt_med.inference.predict import Windows
-from cmt_med.networks import FIXED, build_network
+from cmt_med.networks import FIXED, NETWORKS_VERSION, build_network
 from cmt_med.networks.cmt import CLASSIFIERS
 from cmt_med.networks.weights import load_pretrained
 from cmt_med.training.losses import segmentation_loss
@@ -293,7 +294,7 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
         }
     )
     sides = [[entry.folder.name for entry in side] for side in (data.training_entries, data.validation_entries)]
-    identity = [described, sides, data.channels, data.manifest.labels, data.regions]
+    identity = [NETWORKS_VERSION, described, sides, data.channels, data.manifest.labels, data.regions]
     return Parts(
         network=network,
         loss=segmentation_loss(

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from cmt_med import errors
+from cmt_med.text import visible_lines
 
 # typer keeps its own copy of click since 0.20-odd; either way, this is the UsageError that it raises.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -32,7 +33,9 @@ def run_command(command: Callable[..., int | None], arguments: list[str] | None 
 
 def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run a typer application and return its exit code; errors are printed with their four parts."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(_Readable("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
     for noisy in ("monai", "matplotlib", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it logs every exception that passes; we print it once
@@ -64,6 +67,13 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return errors.EXIT_BUG
+
+
+class _Readable(logging.Formatter):
+    """Names in log lines cannot move the cursor or turn the line around."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible_lines(super().format(record))
 
 
 def _as_ctrl_c(*_: object) -> None:

@@ -29,7 +29,7 @@ from cmt_med.reports.saved import (
     require_same_rules,
     score_table,
 )
-from cmt_med.reports.text import visible
+from cmt_med.text import visible
 
 OVER_TARGETS = "mean over targets"
 

@@ -36,6 +36,7 @@ from cmt_med.files import locked, read_lines, require_writable_folder, write_fol
 from cmt_med.inference.choose import Choice, Held, choose_settings
 from cmt_med.inference.model import load_model, save_model
 from cmt_med.inference.results import predictions_in
+from cmt_med.networks import NETWORKS_VERSION
 from cmt_med.reports.html import write_report
 from cmt_med.reports.provenance import shared_and_own
 from cmt_med.reports.scores import score_folder, write_metrics
@@ -174,7 +175,7 @@ def _key(request: Request) -> str:
     """What a fold's result depends on: the settings as asked for, and the case list."""
     asked = request.experiment.model_dump(exclude={"output": True, "data": {"workers"}, "inference": {"batch_size"}})
     listed = Path(request.experiment.data.manifest).read_bytes()
-    content = json.dumps([asked, request.limit], sort_keys=True).encode() + listed
+    content = json.dumps([NETWORKS_VERSION, asked, request.limit], sort_keys=True).encode() + listed
     return hashlib.sha256(content).hexdigest()
 
 

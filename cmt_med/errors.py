@@ -6,6 +6,8 @@ to fix it. Commands print the four parts without a traceback and leave with ``ex
 
 from __future__ import annotations
 
+from cmt_med.text import visible
+
 EXIT_DONE = 0
 EXIT_SOME_FAILED = 2
 EXIT_USAGE = 64
@@ -37,11 +39,11 @@ class CmtError(Exception):
         super().__init__(self.message())
 
     def message(self) -> str:
-        """The parts, one per line, with absent parts left out."""
-        parts = [f"[{self.code}] {self.what}"]
+        """The parts, one per line, with absent parts left out, and what a file's name could do to a terminal spelled out."""
+        parts = [f"[{self.code}] {_on_one_line(self.what)}"]
         for label, text in (("where", self.where), ("why", self.why), ("fix", self.fix)):
             if text:
-                parts.append(f"  {label}: {text}")
+                parts.append(f"  {label}: {_on_one_line(text)}")
         return "\n".join(parts)
 
     def as_dict(self) -> dict[str, str]:
@@ -51,6 +53,10 @@ class CmtError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process borders (data workers); the default would call __init__ with the message alone.
         return _rebuild, (type(self), self.what, self.where, self.why, self.fix, self.code)
+
+
+def _on_one_line(text: str) -> str:
+    return visible(text)
 
 
 def _rebuild(kind: type[CmtError], what: str, where: str, why: str, fix: str, code: str) -> CmtError:

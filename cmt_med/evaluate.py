@@ -151,6 +151,8 @@ def _references(
         theirs = targets_in(manifest, run, predictions) if by_name else targets
         for target in [target for target in targets if target not in theirs]:
             log.warning("%s is not scored: %s has no label of it", target, path.name)
+        if by_name and "RC" in manifest.labels and "RC" not in (run.labels or {}):
+            log.warning("RC is not scored: the model does not know it")
         found = _References(
             path,
             {name: case.label for name, case in cases.items() if case.label is not None},

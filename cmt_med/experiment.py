@@ -14,7 +14,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from cmt_med.config import Experiment, Section
+from cmt_med.config import Experiment, Inference, Section
 from cmt_med.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -75,6 +75,22 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     for item in overrides:
         _override(tree, lines, item)
     return _validate(tree, lines, str(path))
+
+
+def changed_inference(settings: Inference, overrides: Iterable[str]) -> Inference:
+    """A model's settings with ``KEY=VALUE`` items, values in YAML, such as ``minimum.ET=100`` or ``thresholds={}``.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    tree: dict[str, Any] = {"inference": settings.model_dump()}
+    lines: dict[tuple[str, ...], str] = {}
+    for item in overrides:
+        _override(tree, lines, f"inference.{item.removeprefix('inference.')}", example="minimum.ET=100")
+    try:
+        return Inference.model_validate(tree["inference"])
+    except ValidationError as error:
+        raise _explained(error, lines, "--set", ("inference",)) from error
 
 
 def dump_config(experiment: Experiment) -> str:
@@ -150,15 +166,18 @@ def _collect_lines(node: Any, path: tuple[str, ...], source: str, lines: dict[tu
             _collect_lines(value, here, source, lines)
 
 
-def _override(tree: dict[str, Any], lines: dict[tuple[str, ...], str], item: str) -> None:
+def _override(
+    tree: dict[str, Any], lines: dict[tuple[str, ...], str], item: str, *, example: str = "optimizer.lr=3e-4"
+) -> None:
     key, separator, text = item.partition("=")
     path = tuple(key.strip().split("."))
     if not separator or not all(path):
-        raise ConfigError("--set needs key=value", where=repr(item), fix="write for example --set optimizer.lr=3e-4")
+        raise ConfigError("--set needs key=value", where=repr(item), fix=f"write for example --set {example}")
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError("--set has a value that is not YAML", where=repr(item), why=str(error)) from error
+        why = " ".join(str(error).split())
+        raise ConfigError("--set has a value that is not YAML", where=repr(item), why=why) from error
     target: Any = tree
     for part in path[:-1]:
         if isinstance(target, list) and part.isdigit() and int(part) < len(target):
@@ -182,29 +201,36 @@ def _validate(tree: dict[str, Any], lines: dict[tuple[str, ...], str], source: s
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        # pydantic names the branches of a union, which are no keys of ours
-        path = tuple(str(part) for part in first["loc"] if not str(part).startswith(("list[", "literal[")))
-        line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), source)
-        key = ".".join(path) or "the whole config"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        if first["type"] == "extra_forbidden":
-            known = _keys_at(path[:-1])
-            near = difflib.get_close_matches(path[-1], known, 1, 0.6)
-            elsewhere = [".".join(p) for p in _all_keys() if p[-1] == path[-1]]
-            hint = near[0] if near else (f"{elsewhere[0]}, which is where it belongs" if elsewhere else "")
-            raise ConfigError(
-                f"unknown key {key}{more}",
-                where=line,
-                why="a key that nothing reads is usually a slip of the pen",
-                fix=f"did you mean {hint}?" if hint else f"known keys here: {', '.join(known)}",
-            ) from error
-        raise ConfigError(
-            f"wrong value for {key}{more}" if first["type"] != "missing" else f"missing key {key}{more}",
+        raise _explained(error, lines, source) from error
+
+
+def _explained(
+    error: ValidationError, lines: dict[tuple[str, ...], str], source: str, within: tuple[str, ...] = ()
+) -> ConfigError:
+    """The first fault by key and line, with the nearest right spelling; keys lie ``within`` a section of the file."""
+    first = error.errors()[0]
+    # pydantic names the branches of a union, which are no keys of ours
+    path = (*within, *(str(part) for part in first["loc"] if not str(part).startswith(("list[", "literal["))))
+    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), source)
+    key = ".".join(path) or "the whole config"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, 1, 0.6)
+        elsewhere = [".".join(p) for p in _all_keys() if p[-1] == path[-1] and not within]
+        hint = near[0] if near else (f"{elsewhere[0]}, which is where it belongs" if elsewhere else "")
+        return ConfigError(
+            f"unknown key {key}{more}",
             where=line,
-            why=first["msg"].removeprefix("Value error, "),
-            fix=f"it was given {first['input']!r}" if first["type"] not in ("missing", "value_error") else "correct it",
-        ) from error
+            why="a key that nothing reads is usually a slip of the pen",
+            fix=f"did you mean {hint}?" if hint else f"known keys here: {', '.join(known)}",
+        )
+    return ConfigError(
+        f"wrong value for {key}{more}" if first["type"] != "missing" else f"missing key {key}{more}",
+        where=line,
+        why=first["msg"].removeprefix("Value error, "),
+        fix=f"it was given {first['input']!r}" if first["type"] not in ("missing", "value_error") else "correct it",
+    )
 
 
 def _section_of(annotation: Any) -> type[Section] | None:

@@ -10,15 +10,17 @@ from typing import Annotated
 import typer
 
 from cmt_med.cli import Debug, pick_device, run_command, use_threads
-from cmt_med.data.brats import labels_by_name, named_convention
+from cmt_med.data.brats import CONVENTIONS, labels_by_name, named_convention
 from cmt_med.data.discover import Found, case_of_channels, find_cases
-from cmt_med.data.manifest import Case, load_manifest
+from cmt_med.data.manifest import Case
+from cmt_med.data.names import disagreements
 from cmt_med.data.phantom import BANNER
-from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError
+from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.files import locked, remove_leftovers, require_writable_folder
 from cmt_med.inference.caps import Caps
+from cmt_med.inference.cards import joint_card, renumbered, with_settings
 from cmt_med.inference.folder import Probabilities, infer_cases
-from cmt_med.inference.model import ModelCard, joint_card, load_model, member_folders, renumbered
+from cmt_med.inference.model import ModelCard, load_model, member_folders
 from cmt_med.inference.predict import Ensemble, Predictor
 from cmt_med.trained import trained_network
 
@@ -33,7 +35,7 @@ def infer(
     input: Annotated[
         Path | None,
         typer.Option(
-            help="A case, a folder of cases, or a case list (.json); a CASE_mask beside MR channels is the foreground."
+            help="A case, a folder of cases, or a case list (.json, .csv); a CASE_mask beside MR channels is the foreground."
         ),
     ] = None,
     channel: Annotated[list[str] | None, typer.Option(help="NAME=FILE, once per channel, instead of --input.")] = None,
@@ -44,6 +46,13 @@ def infer(
         str | None, typer.Option(help="none, or flips: average over the mirrorings seen in training.")
     ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write CASE_prob.nii.gz.")] = False,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE that replaces one of the model's inference settings, e.g. minimum.ET=100, thresholds={} or "
+            "components.WT=50 (mm³)."
+        ),
+    ] = None,
     convention: Annotated[
         str | None, typer.Option(help="Write the labels in the numbers of, e.g., brats2023; default: the input's.")
     ] = None,
@@ -65,17 +74,16 @@ def infer(
     members = [load_model(folder) for path in model for folder in member_folders(path)]
     if tta not in (None, "none", "flips"):
         raise ConfigError(f"--tta {tta} is unknown", where="--tta", fix="use none or flips")
-    changes = {name: value for name, value in (("overlap", overlap), ("tta", tta)) if value is not None}
-    members = [(c.model_copy(update={"inference": c.inference.model_copy(update=changes)}), w) for c, w in members]
-    channels = joint_card([card for card, _ in members]).channels
+    options = [f"{name}={value}" for name, value in (("overlap", overlap), ("tta", tta)) if value is not None]
+    cards = with_settings([card for card, _ in members], [*options, *(set or [])])
+    members = [(card, weights) for card, (_, weights) in zip(cards, members, strict=True)]
+    channels = joint_card(cards).channels
     if (input is None) == (not channel):
         raise ConfigError("give either --input or --channel NAME=FILE items", where="command line")
     found = find_cases(input, channels) if input is not None else Found([_from_options(channel or [], channels)])
-    labels = _labels_of(input, found.cases, convention)
-    if labels is not None:
-        members = [(_renumbered(card, labels, asked=convention is not None), weights) for card, weights in members]
+    written = _written(joint_card(cards), found, convention)
     require_writable_folder(output)
-    ensemble = Ensemble([Predictor(trained_network(c, w), c, pick_device(device)) for c, w in members])
+    ensemble = Ensemble([Predictor(trained_network(c, w), c, pick_device(device)) for c, w in members], written=written)
     banner = BANNER if ensemble.card.provenance.get("demo") else ""
     if banner:
         log.warning("%s: the model was trained on synthetic volumes", banner)
@@ -94,22 +102,33 @@ def infer(
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
 
-def _labels_of(path: Path | None, cases: list[Case], convention: str | None) -> dict[str, int] | None:
-    """Label names and numbers of the data set that the input belongs to; None where nothing tells."""
+def _written(card: ModelCard, found: Found, convention: str | None) -> ModelCard:
+    """The card in the numbers to write: those asked for, or the input's, as its list or its case names tell.
+
+    Raises:
+        ConfigError: if those asked for lack a label that the model finds.
+        DataError: E_CONVENTION, if nobody asked, the input's lack one, and a number would have two meanings.
+    """
+    names = [case.name for case in found.cases]
     if convention is not None:
-        return named_convention(convention, [case.name for case in cases]).labels
-    if path is not None and path.suffix.lower() == ".json":
-        return load_manifest(path).labels or None
-    return labels_by_name([case.name for case in cases])
-
-
-def _renumbered(card: ModelCard, labels: dict[str, int], *, asked: bool) -> ModelCard:
-    """The card with the input's numbers; the model's own where they do not fit and nobody asked for them."""
+        chosen = named_convention(convention, names)
+        return renumbered(card, chosen.labels, chosen.name)
+    labels = found.labels or labels_by_name(names)
+    if labels is None:
+        return card
     try:
         return renumbered(card, labels)
     except ConfigError as error:
-        if asked:
-            raise
+        other = disagreements(card.labels, labels)
+        if other:
+            own = CONVENTIONS[card.convention].labels if card.convention in CONVENTIONS else {}
+            listed = ", ".join(f"{value} {name}" for name, value in labels.items() if value)
+            raise DataError(
+                f"the input's numbers have no place for all that the model finds: {error.what}", where=f"labels {listed}",
+                why=f"in the model's own numbers {', '.join(other)}: one number would have two meanings",
+                fix=f"write the model's own numbers with --convention {card.convention}" if card.labels.keys() <= own.keys()
+                else "give a case list whose 'labels' have the model's names, or none", code="E_CONVENTION",
+            ) from error  # fmt: skip
         log.warning("labels are written in the model's own numbers: %s", error.what)
         return card
 

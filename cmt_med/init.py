@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -20,15 +21,17 @@ from rich.progress import Progress
 
 from cmt_med.cli import Debug, run_command
 from cmt_med.config import Experiment
-from cmt_med.data.brats import Convention, Signs, cavities_in_doubt, patient_of, recognise, standard_regions
+from cmt_med.data.brats import CONVENTIONS, Convention, patient_of, standard_regions
 from cmt_med.data.foreign import Scan, scan
 from cmt_med.data.manifest import Case, Manifest, manifest_content
-from cmt_med.data.names import TUMOUR_LABELS
+from cmt_med.data.names import LABEL_WORDS, TUMOUR_LABELS
+from cmt_med.data.signs import Signs, cavities_in_doubt, recognise
 from cmt_med.data.splits import split_cases
 from cmt_med.data.survey import Survey, survey
 from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, DataError, OutputError
 from cmt_med.experiment import load_config
 from cmt_med.files import require_writable_folder, write_json, write_text
+from cmt_med.text import visible
 
 PATCHES = (128, 96, 64, 48, 32, 16)
 log = logging.getLogger(__name__)
@@ -62,6 +65,9 @@ def init(
     seen = _look(found)
     if not seen.cases:
         raise seen.problems[0]
+    if not seen.labelled:
+        lost = any(case.label is not None for case in found.cases)
+        raise seen.problems[0] if lost else _unlabelled(path)
     style, reasons = _convention(found, seen, convention)
     labels = style.labels if style is not None else found.named
     if not labels:
@@ -76,7 +82,8 @@ def init(
     else:
         (output.parent / "failures.json").unlink(missing_ok=True)
     experiment = load_config(output)
-    _print(manifest, seen, found, style, reasons, failures)
+    for line in _told(manifest, seen, found, style, reasons, failures):
+        print(visible(line))
     _print_plan(experiment, manifest)
     print(f"config:    {output}\ncase list: {listed}\nnext:      cmt-med train --config {output} --dry-run")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
@@ -105,8 +112,10 @@ def _look(found: Scan) -> Survey:
 
 def _convention(found: Scan, seen: Survey, asked: str | None) -> tuple[Convention | None, list[str]]:
     """The convention; None where the case list names labels of its own that are no challenge's."""
-    signs = Signs([c.name for c in seen.cases], found.suffixes, set(seen.values), found.named)
-    asked = asked or found.convention or None
+    named = found.named or (CONVENTIONS[found.convention].labels if found.convention else {})
+    signs = Signs([c.name for c in seen.cases], found.suffixes, set(seen.values), named, seen.values_in)
+    if asked is None and found.convention:
+        return recognise(signs, found.convention, origin="the case list's convention")
     if asked is None and found.named and not set(found.named) & set(TUMOUR_LABELS):
         return None, ["the case list names the labels"]
     try:
@@ -186,35 +195,40 @@ def _quoted(text: str) -> str:
 # ---- what is said
 
 
-def _print(
+def _told(
     manifest: Manifest,
     seen: Survey,
     found: Scan,
     style: Convention | None,
     reasons: list[str],
     failures: list[dict[str, str]],
-) -> None:
+) -> Iterator[str]:
     patients = len({case.group for case in manifest.cases})
-    print(f"data set:   {found.title}, {len(manifest.cases)} cases of {patients} patients, {seen.labelled} with labels")
-    print(f"convention: {style.about if style is not None else 'none; names as listed'} (from {'; '.join(reasons)})")
-    print(f"channels:   {', '.join(manifest.channels)}")
+    yield f"data set:   {found.title}, {len(manifest.cases)} cases of {patients} patients, {seen.labelled} with labels"
+    yield f"convention: {style.about if style is not None else 'none; names as listed'} (from {'; '.join(reasons)})"
+    yield f"channels:   {', '.join(manifest.channels)}"
     counts = ", ".join(f"{name} = {v} in {seen.values[v]} cases" for name, v in manifest.labels.items())
-    print(f"labels:     {counts}")
+    yield f"labels:     {counts}"
     for region in manifest.regions or ():
-        print(f"region:     {region.name} = {' + '.join(region.labels)}, written as {region.write}")
+        yield f"region:     {region.name} = {' + '.join(region.labels)}, written as {region.write}"
     shapes = Counter(seen.shapes).most_common(1)[0][0]
-    print(f"size:       foreground mostly {'×'.join(map(str, shapes))} voxels of "
+    yield (f"size:       foreground mostly {'×'.join(map(str, shapes))} voxels of "
           f"{'×'.join(f'{v:g}' for v in np.median(np.array(seen.spacings), axis=0))} mm")  # fmt: skip
+    lacking = [name for name in style.suffixes if name not in manifest.channels] if style is not None else []
+    if lacking:
+        yield (
+            f"note:       no case has {', '.join(lacking)}, which {style.name if style else ''} has: they are not used"
+        )
     for note in found.notes:
-        print(f"note:       {note}")
+        yield f"note:       {note}"
     doubtful = cavities_in_doubt(style, seen.values_in) if style is not None else []
     if doubtful:
-        print(f"look at:    {', '.join(doubtful[:10])}{' and more' if len(doubtful) > 10 else ''}: a cavity (4) without "
+        yield (f"look at:    {', '.join(doubtful[:10])}{' and more' if len(doubtful) > 10 else ''}: a cavity (4) without "
               "enhancing tumour (3), or a mask numbered as until 2021, where 4 is enhancing tumour")  # fmt: skip
     for case, pairs in sorted(seen.copies.items()):
-        print(f"copied:     case {case}: {', '.join(f'{a} and {b} are the same image' for a, b in pairs)}")
+        yield f"copied:     case {case}: {', '.join(f'{a} and {b} are the same image' for a, b in pairs)}"
     for failure in failures:
-        print(f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}")
+        yield f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}"
 
 
 def _print_plan(experiment: Experiment, manifest: Manifest) -> None:
@@ -231,6 +245,14 @@ def _print_plan(experiment: Experiment, manifest: Manifest) -> None:
 def _nothing(path: Path) -> DataError:
     return DataError("there are no cases here", where=str(path), why="no volume was found",
                      fix="give the folder with the cases", code="E_IO")  # fmt: skip
+
+
+def _unlabelled(path: Path) -> DataError:
+    return DataError(
+        "no case has a label map", where=str(path), why="there is nothing to train on",
+        fix=f"name label maps CASE_{LABEL_WORDS[0]}, or _{', _'.join(LABEL_WORDS[1:])}; to segment with a trained model, "
+        "no config is needed: cmt-med infer --model MODEL --input PATH", code="E_LABEL",
+    )  # fmt: skip
 
 
 def _unnamed(path: Path, seen: Survey) -> DataError:

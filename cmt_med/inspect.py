@@ -22,6 +22,7 @@ from cmt_med.data.manifest import Case
 from cmt_med.data.readers.streams import readable_name
 from cmt_med.errors import EXIT_DATA, EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.files import require_writable_folder
+from cmt_med.text import visible_lines
 
 
 def inspect(
@@ -69,7 +70,7 @@ def inspect(
         target = output / f"{found.case_list.stem}.sha256.json"
         write_list(found.case_list, target, {}, sums=True)
         content["sums"] = str(target)
-    print(json.dumps(content, indent=1) if as_json else "\n".join(_text(content)))
+    print(json.dumps(content, indent=1) if as_json else visible_lines("\n".join(_text(content))))
     return _exit_code(reports, found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from cmt_med.cross_validation import check_folds, cross_validate, fold_request
 from cmt_med.errors import ConfigError
 from cmt_med.experiment import load_config
 from cmt_med.run import Request, run_experiment
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -59,6 +62,10 @@ def train(
         )  # fmt: skip
     request = Request(experiment, tuple(overrides), pick_device(devices[0]), started, fresh, dry_run, limit)
     if experiment.folds is None:
+        if experiment.inference.choose:
+            log.info(
+                "inference.choose waits for folds (--set folds=5): settings are chosen on out-of-fold predictions alone"
+            )
         return run_experiment(request)
     if dry_run:
         check_folds(experiment)

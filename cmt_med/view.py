@@ -17,8 +17,8 @@ from cmt_med.cli import Debug, run_command
 from cmt_med.errors import EXIT_DONE, ConfigError, DataError
 from cmt_med.files import private_file
 from cmt_med.reports.sources import Source, find_source
-from cmt_med.reports.text import visible
 from cmt_med.reports.viewer import HOW_TO_BUILD, viewer_script
+from cmt_med.text import visible
 
 ADDRESS = "127.0.0.1"
 

@@ -36,8 +36,10 @@ def save(path: Path, array: NDArray[Any], affine: NDArray[np.float64] | None = N
     return path
 
 
-def tiny_dataset(folder: Path, cases: int = 6, size: tuple[int, int, int] = (18, 15, 20)) -> Path:
-    """A ball to find in two noisy channels, as separate files; returns the case list."""
+def tiny_dataset(
+    folder: Path, cases: int = 6, size: tuple[int, int, int] = (18, 15, 20), labels: tuple[str, ...] = ("ball",)
+) -> Path:
+    """A ball to find in two noisy channels, as separate files; returns the case list, whose labels are 1, 2, ..."""
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in size), indexing="ij"), -1)
     entries = []
@@ -57,7 +59,7 @@ def tiny_dataset(folder: Path, cases: int = 6, size: tuple[int, int, int] = (18,
             {
                 "name": "balls",
                 "modality": {"0": "a", "1": "b"},
-                "labels": {"0": "background", "1": "ball"},
+                "labels": {str(i): name for i, name in enumerate(("background", *labels))},
                 "training": entries,
             }
         )

@@ -21,7 +21,8 @@ from cmt_med.cli import run_command
 from cmt_med.evaluate import evaluate
 from cmt_med.files import locked, write_text
 from cmt_med.infer import infer
-from cmt_med.inference.model import joint_card, load_model
+from cmt_med.inference.cards import joint_card
+from cmt_med.inference.model import load_model
 from cmt_med.train import train
 from tests.helpers import save, tiny_config, tiny_dataset
 from tests.processes import Running, command

@@ -249,14 +249,18 @@ def brats_list(folder: Path, labels: dict[str, int]) -> Path:
 
 OLD = {"background": 0, "NCR": 1, "ED": 2, "ET": 4}
 OLD_TARGETS = {"WT": [1, 2, 4], "TC": [1, 4], "ET": [4]}
+NEW = {"background": 0, "NCR": 1, "ED": 2, "ET": 3}
+NEW_TARGETS = {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}
 YEARS = {
-    # a 2013 model that writes 2021's numbers: necrosis and core without enhancement share one
-    "2013 on 2021": (OLD | {"NET": 1}, OLD_TARGETS | {"NET": [1]}, OLD, {"WT", "TC", "NET", "ET"}),
+    # a 2013 model that writes 2021's numbers: necrosis and core without enhancement share one, so neither is known by itself
+    "2013 on 2021": (OLD | {"NET": 1}, OLD_TARGETS | {"NET": [1]}, OLD, {"WT", "TC", "ET"}),
+    # a model that knows no cavity on a list that has one: in 2024, too, it belongs to no region but its own
+    "2023 on 2024 with a cavity": (NEW, NEW_TARGETS, NEW | {"RC": 4}, {"WT", "TC", "ET"}),
     # the list tells parts apart that the model does not: predictions are compared as a whole
     "2023 with a cavity on 2023 without": (
-        {"background": 0, "NCR": 1, "ED": 2, "ET": 3, "RC": 4},
-        {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3], "RC": [4]},
-        {"background": 0, "NCR": 1, "ED": 2, "ET": 3},
+        NEW | {"RC": 4},
+        NEW_TARGETS | {"RC": [4]},
+        NEW,
         {"WT", "TC", "ET"},
     ),
 }
@@ -268,6 +272,9 @@ def test_what_equals_the_references_scores_one_in_every_numbering(
 ) -> None:
     labels, targets, listed, scored = YEARS[years]
     path = brats_list(tmp_path, listed)
+    for case in ("one", "two"):  # the model finds what it knows
+        known = np.asarray(nib.load(tmp_path / f"r/{case}.nii.gz").dataobj)
+        save(tmp_path / f"p/{case}.nii.gz", np.where(np.isin(known, list(labels.values())), known, 0).astype(np.uint8))
     (tmp_path / "p/run.json").write_text(json.dumps({"labels": labels, "targets": targets}))
     options = ["--predictions", str(tmp_path / "p"), "--references", str(path), "--output", str(tmp_path / "o")]
     assert run_command(evaluate, options) == 0
@@ -275,9 +282,37 @@ def test_what_equals_the_references_scores_one_in_every_numbering(
     assert {name: summary[name]["mean"] for name in scored} == dict.fromkeys(scored, 1.0)
     assert set(summary) - {"mean"} == scored
     assert metrics(tmp_path)["cases"]["one"]["WT"]["reference_voxels"] == 3 * 48
-    assert [r.getMessage() for r in caplog.records if "not scored" in r.getMessage()] == (
-        ["RC is not scored: list.json has no label of it"] if "RC" in targets else []
-    )
+    said = [r.getMessage() for r in caplog.records if "not scored" in r.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("NET is" if "NET" in targets else "RC is")
+
+
+def test_half_of_what_the_references_call_one_is_no_score(tmp_path: Path) -> None:
+    """A model of classes that tells NCR from NET, on references that call both NCR: neither of the two can be scored."""
+    path = brats_list(tmp_path, OLD)
+    labels = {"background": 0, "NCR": 1, "ED": 2, "NET": 3, "ET": 4}
+    targets = {name: [value] for name, value in labels.items() if value} | {"core": [1, 3], "rim": [3]}
+    (tmp_path / "p/run.json").write_text(json.dumps({"labels": labels, "targets": targets}))
+    for case in ("one", "two"):  # half of the core is the one, half the other
+        core = np.asarray(nib.load(tmp_path / f"r/{case}.nii.gz").dataobj).copy()
+        core[:, :6][core[:, :6] == 1] = 3
+        save(tmp_path / f"p/{case}.nii.gz", core)
+    options = ["--predictions", str(tmp_path / "p"), "--references", str(path), "--output", str(tmp_path / "o")]
+    assert run_command(evaluate, options) == 0
+    summary = metrics(tmp_path)["summary"]
+    assert {name: row["mean"] for name, row in summary.items()} == {"ED": 1.0, "ET": 1.0, "core": 1.0, "mean": 1.0}
+
+
+def test_references_of_another_kind_are_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = brats_list(tmp_path, {"background": 0, "GTV": 1})
+    (tmp_path / "p/run.json").write_text(json.dumps({"labels": {"background": 0, "RC": 1}, "targets": {"RC": [1]}}))
+    options = ["--predictions", str(tmp_path / "p"), "--references", str(path), "--output", str(tmp_path / "o")]
+    assert run_command(evaluate, options) == 65
+    assert "E_LABEL" in capsys.readouterr().err
+    path = brats_list(tmp_path, {"background": 0, "RC": 1})
+    (tmp_path / "p/run.json").write_text(json.dumps({"labels": NEW, "targets": NEW_TARGETS}))
+    assert run_command(evaluate, options) == 65
+    assert "no label that the model knows" in capsys.readouterr().err
 
 
 def test_a_model_without_net_counts_it_to_the_core(tmp_path: Path) -> None:

@@ -121,6 +121,23 @@ def test_folds_of_a_table_reach_the_case_list(tmp_path: Path) -> None:
     assert [case.fold for case in load_manifest(tmp_path / "my.json").cases] == [0, 1, 0]
 
 
+def test_cases_without_label_maps_are_for_infer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_as_downloaded(tmp_path / "d", "brats2021", heads=2, spacing=12.0)
+    for mask in (tmp_path / "d").rglob("*_seg.nii.gz"):
+        mask.unlink()
+    for flair in (tmp_path / "d").rglob("*_flair.nii.gz"):
+        flair.unlink()
+    arguments = [str(tmp_path / "d"), "--output", str(tmp_path / "my.yaml")]
+    assert run_command(init, arguments) == 65
+    assert "cmt-med infer" in capsys.readouterr().err
+    assert not (tmp_path / "my.yaml").exists()
+    write_as_downloaded(tmp_path / "d", "brats2021", heads=2, spacing=12.0)
+    for flair in (tmp_path / "d").rglob("*_flair.nii.gz"):
+        flair.unlink()
+    assert run_command(init, arguments) == 0
+    assert "note:       no case has flair" in capsys.readouterr().out
+
+
 def test_old_failures_do_not_stay(tmp_path: Path) -> None:
     manifest = tiny_dataset(tmp_path / "data", cases=3)
     damaged = tmp_path / "data/case1_a.nii.gz"

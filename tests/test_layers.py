@@ -11,7 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cmt_med"
 FLOORS = {
-    "errors": 0, "files": 0, "blocks": 1, "config": 1, "experiment": 2, "networks": 2, "data": 3, "evaluation": 3, "inference": 4,
+    "text": -1, "errors": 0, "files": 0, "blocks": 1, "config": 1, "experiment": 2, "networks": 2, "data": 3, "evaluation": 3,
+    "inference": 4,
     "training": 5, "reports": 6, "interop": 6,
 }  # fmt: skip
 COMMANDS = 7
@@ -20,7 +21,8 @@ ONLY = {
     "config": {"errors"},
     "experiment": {"config", "errors"},
     "networks": {"blocks", "errors"},
-    "errors": set(),
+    "text": set(),
+    "errors": {"text"},
     "files": {"errors"},
 }
 NEVER = {"data": {"networks", "blocks"}, "evaluation": {"networks", "blocks"}, "training": {"networks"},

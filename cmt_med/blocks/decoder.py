@@ -26,11 +26,15 @@ class ResidualConvBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.shortcut = Pointwise(in_channels, out_channels)
-        self.act = nn.LeakyReLU(0.01)
+        # In place, since no backward pass needs what it replaces: norms keep their inputs, sums nothing.
+        self.act = nn.LeakyReLU(0.01, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act(self.norm1(self.conv1(x)))
         return self.act(self.norm2(self.conv2(out)) + self.shortcut(x))
+
+
+JOINS = ("sum", "concat", "fusion")
 
 
 class UpBlock(nn.Module):
@@ -43,9 +47,9 @@ class UpBlock(nn.Module):
         in_channels: width C_in of the coarse grid.
         skip_channels: width C of the skip and of the result.
         norm: see :func:`cmt_med.blocks.conv.norm_layer`.
+        join: how the two become one, of ``JOINS``: ``"sum"``, ``"concat"``, or ``"fusion"`` to attend across the levels.
         coarser: widths of further, coarser grids of the encoder that fusion attends to, each half the size of the one
             before, the first a quarter of the skip's.
-        fusion: attend across the levels instead of concatenating the two.
     """
 
     def __init__(
@@ -55,16 +59,17 @@ class UpBlock(nn.Module):
         in_channels: int,
         skip_channels: int,
         norm: str,
-        fusion: bool = False,
+        join: str,
         coarser: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        self.join = join
         self.up = cells_of(Pointwise(in_channels, skip_channels * 2**spatial_dims), outputs=True)
-        self.fusion = CrossScaleFusion(channels=skip_channels, levels=2 + len(coarser)) if fusion else None
+        self.fusion = CrossScaleFusion(channels=skip_channels, levels=2 + len(coarser)) if join == "fusion" else None
         self.coarser = nn.ModuleList(Pointwise(width, skip_channels) for width in coarser)
         self.conv = ResidualConvBlock(
             spatial_dims=spatial_dims,
-            in_channels=skip_channels if fusion else 2 * skip_channels,
+            in_channels=2 * skip_channels if join == "concat" else skip_channels,
             out_channels=skip_channels,
             norm=norm,
         )
@@ -73,13 +78,30 @@ class UpBlock(nn.Module):
         size = skip.shape[2:]
         cells = self.up(x)
         if self.fusion is None:
-            if all(n % 2 == 0 for n in size):
+            even = all(n % 2 == 0 for n in size)
+            if self.join == "sum":
+                return self.conv(
+                    depth_to_space(cells, onto=skip) if even else crop_to(depth_to_space(cells), size) + skip
+                )
+            if even:
                 return self.conv(depth_to_space(cells, beside=skip))
             return self.conv(torch.cat([crop_to(depth_to_space(cells), size), skip], dim=1))
         levels = [skip, crop_to(depth_to_space(cells), size)]
         for i, (project, grid) in enumerate(zip(self.coarser, coarser, strict=True)):
             levels.append(crop_to(F.interpolate(project(grid), scale_factor=2.0 ** (i + 2)), size))
         return self.conv(self.fusion(levels))
+
+
+class CellNorm(nn.LayerNorm):
+    """Layer normalisation over all channels of a cell, (B, n·C, *S) with n positions of C channels each; C weights and biases.
+
+    Over the channels of each position by itself it takes three times as long: a row of 16 numbers is too short to be quick.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = x.shape[1] // self.normalized_shape[0]
+        weight, bias = self.weight.repeat(count), self.bias.repeat(count)
+        return F.layer_norm(x.movedim(1, -1), (x.shape[1],), weight, bias, self.eps).movedim(-1, 1)
 
 
 class FullResolutionHead(nn.Module):
@@ -96,14 +118,14 @@ class FullResolutionHead(nn.Module):
             Pointwise(features + in_channels * cell, channels * cell), inputs=in_channels, outputs=True
         )
         # Over channels, whatever the decoder's norm: the features of rare voxels are large, and without a bound at each
-        # voxel the logits of a small structure stay near zero for hundreds of steps (docs/results.md).
-        self.norm = norm_layer("layer", spatial_dims, channels)
-        self.act = nn.LeakyReLU(0.01)
+        # cell the logits of a small structure stay near zero for hundreds of steps (docs/results.md).
+        self.norm = CellNorm(channels)
+        self.act = nn.LeakyReLU(0.01, inplace=True)
         self.out = read_out(spatial_dims, channels, num_classes)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        grid = depth_to_space(self.expand(space_to_depth(pad_to_multiple(image, 2), beside=x)))
-        return self.out(self.act(self.norm(crop_to(grid, image.shape[2:]))))
+        cells = self.expand(space_to_depth(pad_to_multiple(image, 2), beside=x))
+        return self.out(crop_to(depth_to_space(self.act(self.norm(cells))), image.shape[2:]))
 
 
 class HalfResolutionHead(nn.Module):

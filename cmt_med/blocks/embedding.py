@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,10 @@ def space_to_depth(x: Tensor, *, beside: Tensor | None = None) -> Tensor:
     return torch.cat([beside.movedim(1, -1), *parts], dim=-1).movedim(-1, 1)
 
 
-def depth_to_space(x: Tensor, *, beside: Tensor | None = None) -> Tensor:
+def depth_to_space(x: Tensor, *, beside: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
     """The inverse of :func:`space_to_depth`: (B, 2^dims·C, *S) -> (B, C, *2S).
 
-    ``beside`` (B, C', *2S) is concatenated behind, in the same copy: (B, C + C', *2S).
+    ``beside`` (B, C', *2S) is concatenated behind, in the same copy: (B, C + C', *2S); ``onto`` (B, C, *2S) is added.
     """
     dims = x.ndim - 2
     x = x.movedim(1, -1)  # (B, *S, 2^dims·C)
@@ -48,24 +49,34 @@ def depth_to_space(x: Tensor, *, beside: Tensor | None = None) -> Tensor:
     x = x.permute(0, *itertools.chain.from_iterable((1 + i, 1 + dims + i) for i in range(dims)), 2 * dims + 1)
     if beside is not None:
         x = torch.cat([x, beside.movedim(1, -1).reshape(*x.shape[:-1], -1)], dim=-1)
+    if onto is not None:
+        x = onto.movedim(1, -1).reshape(x.shape) + x  # in this order: the sum lies in memory as its first part does
     return x.reshape(x.shape[0], *(2 * n for n in size), -1).movedim(-1, 1)
 
 
 class ConvTokenEmbedding(nn.Module):
     """Voxels (B, C, *S) to tokens at half resolution (B, C', *ceil(S/2)), by dense convolutions.
 
-    The image's 2×2(×2) cells become channels, and two stacked 3×3(×3) convolutions with norm and activation follow, the
-    second with a residual. The first has the receptive field of a strided 6×6(×6) convolution, and nothing is computed at
-    full resolution, where most of the time of a UNETR-style network goes. Odd sizes are padded at the far end.
+    The image's 2×2(×2) cells become channels, and two convolutions with norm and activation follow: one of ``kernel``, then one
+    of 3×3(×3) with a residual. A 3×3(×3) convolution of cells sees as much as a strided 6×6(×6) one of voxels, and nothing is
+    computed at full resolution, where most of the time of a UNETR-style network goes. Odd sizes are padded at the far end.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels, out_channels: C and C'.
+        norm: see :func:`cmt_med.blocks.conv.norm_layer`.
+        kernel: of the first convolution, 3, or 1 for a linear projection of each cell.
     """
 
-    def __init__(self, *, spatial_dims: int, in_channels: int, out_channels: int, norm: str) -> None:
+    def __init__(self, *, spatial_dims: int, in_channels: int, out_channels: int, norm: str, kernel: int = 3) -> None:
         super().__init__()
-        self.embed = cells_of(conv(spatial_dims, in_channels * 2**spatial_dims, out_channels, 3), inputs=in_channels)
+        cells = in_channels * 2**spatial_dims
+        embed = Pointwise(cells, out_channels) if kernel == 1 else conv(spatial_dims, cells, out_channels, kernel)
+        self.embed = cells_of(embed, inputs=in_channels)
         self.norm1 = norm_layer(norm, spatial_dims, out_channels)
         self.conv = conv(spatial_dims, out_channels, out_channels, 3)
         self.norm2 = norm_layer(norm, spatial_dims, out_channels)
-        self.act = nn.LeakyReLU(0.01)
+        self.act = nn.LeakyReLU(0.01, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = channels_last(space_to_depth(pad_to_multiple(x, 2)))
@@ -141,6 +152,7 @@ class PaperStem(nn.Module):
 
 
 EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
+    "single": partial(ConvTokenEmbedding, kernel=1),
     "dense": ConvTokenEmbedding,
     "grouped": GroupedTokenEmbedding,
     "paper": PaperStem,

@@ -1,18 +1,16 @@
-"""The brain-tumour challenges' conventions by year, and how a data set tells which one it follows.
+"""The brain-tumour challenges' conventions by year: names of cases, channels and labels, numbers, regions.
 
 The same number means different things: 4 is enhancing tumour up to 2021 and a cavity in 2024, the decathlon swaps 1 and 2, in
-the 2013 numbering 3 is core without enhancement. So a convention is taken only where every sign of the data set (case names,
-channel names, label values) agrees with it, and asked for where they do not.
+the 2013 numbering 3 is core without enhancement. Which convention a data set follows is told by :mod:`cmt_med.data.signs`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cmt_med.config import Region
-from cmt_med.data.names import LABEL_WORDS
 from cmt_med.errors import ConfigError, DataError
 
 _UNTIL_2021 = {"background": 0, "NCR": 1, "ED": 2, "ET": 4}
@@ -95,7 +93,6 @@ _FAMILIES = {
     "brats2023": ("brats2023-gli", "brats2023-men", "brats2023-met", "brats2023-ped", "brats2023-ssa"),
     "brats2024": ("brats2024-gli", "brats2024-men-rt"),
 }
-_POST_TREATMENT = re.compile(r"-1\d{2}$")  # 2024 counts a glioma's scans after treatment from 100
 
 
 def standard_regions(labels: Collection[str]) -> list[Region]:
@@ -130,144 +127,13 @@ def patient_of(case: str, convention: Convention) -> str:
     return re.sub(convention.group, "", case) if re.match(convention.cases, case, re.I) else case
 
 
-@dataclass(frozen=True)
-class Signs:
-    """What a data set shows of its convention.
-
-    Attributes:
-        cases: case names.
-        suffixes: what file names call the channels, as they stand there.
-        values: label values present, background included.
-        named: label names and values that a dataset.json states; empty where there is none.
-    """
-
-    cases: Sequence[str]
-    suffixes: Collection[str]
-    values: Collection[int]
-    named: dict[str, int]
-
-
-def recognise(signs: Signs, asked: str | None = None) -> tuple[Convention, list[str]]:
-    """The convention that all signs agree with.
-
-    Args:
-        signs: of the data set.
-        asked: the user's ``--convention``, which decides where names cannot; labels must fit it all the same.
-
-    Returns:
-        The convention, and the reasons for it, a line each.
-
-    Raises:
-        ConfigError: for a word that is no convention.
-        DataError: E_CONVENTION, with the question to answer, or if no one word can be the answer; E_LABEL if values do not
-            fit the convention asked for.
-    """
-    by_name = _by_name(signs.cases)
-    _require_one_numbering(by_name, signs.cases)
-    if asked is not None:
-        chosen = _asked(asked, by_name)
-        unknown = sorted(set(signs.values) - set(chosen.labels.values()))
-        if unknown:
-            raise DataError(
-                f"label values {', '.join(map(str, unknown))} do not exist in {chosen.name}",
-                where="the label files",
-                why=f"{chosen.about}; the files have {_listed(signs.values)}",
-                fix="give the --convention that the files follow, or correct the files",
-                code="E_LABEL",
-            )
-        against = by_name and chosen.name not in by_name
-        return chosen, [f"--convention {asked}" + (f", against case names of {_listed(by_name)}" if against else "")]
-    strangers = [c for c in signs.cases if not any(re.match(CONVENTIONS[n].cases, c, re.I) for n in by_name)]
-    if not by_name or strangers:
-        mixed = f"some case names are of {', '.join(sorted(by_name))}, but not {strangers[0]!r}" if by_name else ""
-        raise _question(mixed or f"case names such as {signs.cases[0]!r} are of no known challenge", signs)
-    fitting = [name for name in by_name if _contradiction(CONVENTIONS[name], signs) is None]
-    reasons = [f"case names such as {signs.cases[0]}", f"label values {_listed(signs.values)}"]
-    if len({CONVENTIONS[name].cases for name in by_name}) > 1:
-        raise _question(f"case names are of several challenges: {', '.join(sorted(by_name))}", signs, by_name)
-    if not fitting:
-        contradictions = [_contradiction(CONVENTIONS[name], signs) or "" for name in sorted(by_name)]
-        raise _question("; ".join(contradictions), signs, by_name)
-    synonyms = _strange(CONVENTIONS[fitting[0]], signs)
-    if synonyms:
-        reasons.append(f"channels named {_listed(synonyms)} by synonym")
-    if len(fitting) > 1:  # BraTS-GLI without label 4: 2023, or 2024 without a cavity; 1 to 3 mean the same in both
-        later = any(_POST_TREATMENT.search(case) for case in signs.cases)
-        reasons.append("time points from 100 on" if later else "no time point from 100 on, no cavity")
-        fitting = [name for name in fitting if name.startswith("brats2024") == later]
-    return CONVENTIONS[fitting[0]], reasons
-
-
-def _contradiction(convention: Convention, signs: Signs) -> str | None:
-    """What speaks against a convention whose case names fit."""
-    values, known = {v for v in signs.values if v}, set(convention.labels.values())
-    if values - known:
-        return f"case names say {convention.about}, but the files have label {_listed(values - known)}"
-    if values == {1} and len(known) > 2:
-        return (
-            f"case names say {convention.about}, but the files have label 1 alone, as a mask of the whole tumour would"
-        )
-    if "RC" in convention.labels and 4 in values and 3 not in values:
-        return f"case names say {convention.about}, but label 4 without any 3 is enhancing tumour as until 2021"
-    strange = _strange(convention, signs)
-    found = {word.lower() for word in signs.suffixes}
-    # One file under another synonym is somebody's habit; a whole set of another challenge's words is a sign.
-    if strange and any(found <= _words(other) for other in CONVENTIONS.values()):
-        return (
-            f"case names say {convention.name} (channels {_listed(_words(convention))}), "
-            f"but files are named {_listed(strange)}"
-        )
-    for label, value in signs.named.items():
-        if convention.labels.get(label, value) != value:
-            return f"case names say {convention.about}, but dataset.json says {value} is {label}"
-    return None
-
-
-def cavities_in_doubt(convention: Convention, values_in: Mapping[str, Collection[int]]) -> list[str]:
-    """Cases with a cavity and no enhancing tumour: so they may be, but a mask numbered as until 2021 looks the same."""
-    cavity, enhancing = convention.labels.get("RC"), convention.labels.get("ET")
-    if cavity is None:
-        return []
-    return sorted(case for case, values in values_in.items() if cavity in values and enhancing not in values)
-
-
-def _words(convention: Convention) -> set[str]:
-    return {word.lower() for word in convention.suffixes.values()}
-
-
-def _strange(convention: Convention, signs: Signs) -> set[str]:
-    """Channel words that are not the convention's own."""
-    return {word for word in signs.suffixes if word.lower() not in _words(convention)}
-
-
-def _require_one_numbering(by_name: Collection[str], cases: Sequence[str]) -> None:
-    """Refuse cases of challenges that number the same labels differently: no one word could be right for all of them."""
-    numberings = [
-        {frozenset(CONVENTIONS[name].labels.items()) for name in by_name if CONVENTIONS[name].cases == pattern}
-        for pattern in {CONVENTIONS[name].cases for name in by_name}
-    ]
-    if not numberings or set.intersection(*numberings):
-        return
-    counts: dict[str, int] = {}
-    for case in cases:
-        named = " or ".join(sorted(_by_name([case]))) or "none that is known"
-        counts[named] = counts.get(named, 0) + 1
-    raise DataError(
-        "the cases are of challenges that number their labels differently",
-        where="; ".join(f"{named}: {number} cases" for named, number in sorted(counts.items())),
-        why="one number would have two meanings",
-        fix="give each challenge a folder of its own, and run init on one after the other",
-        code="E_CONVENTION",
-    )
-
-
 def named_convention(word: str, cases: Sequence[str]) -> Convention:
     """The convention that a word names; a year alone is completed by the case names.
 
     Raises:
         ConfigError: for a word that is no convention.
     """
-    return _asked(word, _by_name(cases))
+    return _named(word, conventions_of(cases))
 
 
 def labels_by_name(cases: Sequence[str]) -> dict[str, int] | None:
@@ -286,7 +152,7 @@ def labels_by_name(cases: Sequence[str]) -> dict[str, int] | None:
         case for case, labels in zip(cases, found, strict=True) if labels is None or not labels.items() <= known.items()
     ]
     if strange or len(set(known.values())) < len(known):
-        one = next(case for case in cases if _by_name([case]))
+        one = next(case for case in cases if conventions_of([case]))
         raise DataError(
             "the cases number their labels differently, as far as their names tell",
             where=f"{len(cases)} cases, among them {', '.join(dict.fromkeys([one, strange[0] if strange else cases[-1]]))}",
@@ -302,11 +168,12 @@ def _labels_of_name(case: str) -> dict[str, int] | None:
     return max((c.labels for c in fitting), key=len, default=None)
 
 
-def _by_name(cases: Sequence[str]) -> set[str]:
+def conventions_of(cases: Sequence[str]) -> set[str]:
+    """The conventions that names of cases may be of."""
     return {name for name in CONVENTIONS if any(re.match(CONVENTIONS[name].cases, case, re.I) for case in cases)}
 
 
-def _asked(word: str, by_name: Collection[str]) -> Convention:
+def _named(word: str, by_name: Collection[str]) -> Convention:
     key = word.lower()
     if key in _FAMILIES:  # the year alone: the names tell the rest
         members = [name for name in _FAMILIES[key] if name in by_name]
@@ -317,31 +184,3 @@ def _asked(word: str, by_name: Collection[str]) -> Convention:
             fix=f"use one of {', '.join([*CONVENTIONS, *_FAMILIES])}",
         )  # fmt: skip
     return CONVENTIONS[key]
-
-
-def _question(why: str, signs: Signs, likely: Collection[str] = ()) -> DataError:
-    values = {v for v in signs.values if v}
-    choices: dict[frozenset[tuple[str, int]], list[Convention]] = {}  # those that number alike are one answer
-    for convention in sorted(CONVENTIONS.values(), key=lambda c: c.name not in likely):
-        if values <= set(convention.labels.values()):
-            choices.setdefault(frozenset(convention.labels.items()), []).append(convention)
-    listed = "; ".join(
-        f"{c[0].name} ({c[0].about.partition(': ')[2]}{', as ' + ', '.join(o.name for o in c[1:]) if c[1:] else ''})"
-        for c in choices.values()
-    )
-    fix = "no known --convention has these values; correct the files, or write a case list that names the labels"
-    if listed:
-        fix = f"which convention do the labels follow? Answer with --convention WORD: {listed}"
-    if not signs.values:
-        fix = f"if there are label maps, name them CASE_{LABEL_WORDS[0]}, or _{', _'.join(LABEL_WORDS[1:])}; {fix}"
-    return DataError(
-        "what the labels mean is not certain",
-        where=f"label values {_listed(signs.values)}" if signs.values else "no label map was found by its name",
-        why=why,
-        fix=fix,
-        code="E_CONVENTION",
-    )
-
-
-def _listed(items: Collection[object]) -> str:
-    return ", ".join(str(item) for item in sorted(items, key=str))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cmt_med.data.brats import CONVENTIONS
+from cmt_med.data.foreign import read_table
 from cmt_med.data.manifest import CASE_NAME, Case, load_manifest
 from cmt_med.data.names import (
     LABEL_WORDS,
@@ -21,6 +24,8 @@ from cmt_med.data.readers.formats import is_series, looks_like_volume, volume_st
 from cmt_med.data.readers.streams import io_error, readable_name
 from cmt_med.errors import ConfigError, DataError
 
+log = logging.getLogger(__name__)
+
 MAX_DEPTH = 5
 _NOT_IMAGES = {*LABEL_WORDS, *MASK_WORDS, "prob"}
 _MASK = "the mask"  # a role that no channel can have: channels have no spaces
@@ -28,20 +33,24 @@ _MASK = "the mask"  # a role that no channel can have: channels have no spaces
 
 @dataclass
 class Found:
-    """What lies under a path: cases, and what stands in a folder but can be none, which does not stop the others."""
+    """What lies under a path: cases, and what stands in a folder but can be none, which does not stop the others.
+
+    ``labels`` are the label names and numbers that a case list states, itself or by its convention.
+    """
 
     cases: list[Case] = field(default_factory=list)
     problems: list[DataError] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
 
 
 def find_cases(path: Path, channels: Sequence[str]) -> Found:
     """The cases under ``path``.
 
     Args:
-        path: a ``.json`` case list (all of its cases), or the folder of a ``dataset.json``; a volume, which is a file or a
-            folder of DICOM slices (for networks with one channel); a folder of volumes; a folder of one case, or of case
-            folders at any depth, with volumes named by channel (``NAME_t1ce.nii.gz``). A ``NAME_mask`` beside them is
-            the case's foreground, label maps are left alone.
+        path: a ``.json`` case list (all of its cases), or the folder of a ``dataset.json``; a ``.csv`` table; a volume,
+            which is a file or a folder of DICOM slices (for networks with one channel); a folder of volumes; a folder of
+            one case, or of case folders at any depth, with volumes named by channel (``NAME_t1ce.nii.gz``). A
+            ``NAME_mask`` beside them is the case's foreground, label maps are left alone.
         channels: what the network needs, by canonical name.
 
     Raises:
@@ -58,6 +67,12 @@ def find_cases(path: Path, channels: Sequence[str]) -> Found:
     if path.suffix.lower() == ".json":
         manifest = load_manifest(path)
         found.cases = [*manifest.cases, *manifest.test]
+        found.labels = manifest.labels or (CONVENTIONS[manifest.convention].labels if manifest.convention else {})
+    elif path.suffix.lower() == ".csv":
+        table = read_table(path, channels)
+        for note in table.notes:
+            log.warning("%s: %s", readable_name(path), note)
+        found = Found(table.cases, table.problems)
     elif path.is_file() or is_series(path):
         _add_cases(found, [path], channels)
         if not found.cases and not found.problems:

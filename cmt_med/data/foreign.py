@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmt_med.data.manifest import CASE_NAME, Case, load_manifest
+from cmt_med.data.manifest import CASE_NAME, Case, listed_file, load_manifest
 from cmt_med.data.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel, case_and_word, place_of
 from cmt_med.data.readers.formats import looks_like_volume, volume_stem
 from cmt_med.errors import DataError
@@ -79,7 +79,7 @@ def scan(path: Path) -> Scan:
     if path.suffix.lower() == ".json":
         return _from_list(path)
     if path.suffix.lower() == ".csv":
-        return _from_table(path)
+        return read_table(path)
     if not path.is_dir():
         raise DataError(
             "there is no data set here", where=str(path),
@@ -187,8 +187,21 @@ def _label_of(name: str, files: _Files, result: Scan) -> Path | None:
 # ---- tables
 
 
-def _from_table(path: Path) -> Scan:
+def read_table(path: Path, channels: Sequence[str] | None = None) -> Scan:
+    """The data set that a CSV table lists.
+
+    Args:
+        path: of the table; its first line names the columns.
+        channels: the only columns that count as channels, each of which every case needs; None for the MR sequences that
+            have a column.
+
+    Raises:
+        DataError: E_IO, or E_MANIFEST for a table that does not add up.
+    """
+    wanted = SEQUENCES if channels is None else channels
     try:
+        if path.exists() and not path.is_file():  # a FIFO would never end
+            raise OSError("it is not a regular file")
         if path.stat().st_size > MAX_CSV_BYTES:
             raise _bad_table(path, f"it is larger than {MAX_CSV_BYTES} bytes", "split it")
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -204,8 +217,8 @@ def _from_table(path: Path) -> Scan:
     result = Scan(path.stem)
     role = {column: key for column in header for key, words in _COLUMNS.items() if column.strip().lower() in words}
     channel = {column: canonical_channel(column.strip()) for column in header if column not in role}
-    unused = [column for column, name in channel.items() if name not in SEQUENCES]
-    channel = {column: name for column, name in channel.items() if name in SEQUENCES}
+    unused = [column for column, name in channel.items() if name not in wanted]
+    channel = {column: name for column, name in channel.items() if name in wanted}
     meanings = [role.get(column) or channel.get(column) or f"column {column!r}" for column in header]
     twice = [name for name, count in Counter(meanings).items() if count > 1]
     if not channel or not rows or twice:
@@ -216,14 +229,14 @@ def _from_table(path: Path) -> Scan:
             else f"no column is a channel; columns: {', '.join(header) or 'none'}"
             if not channel
             else "it has no lines",
-            "name a column for each channel (t1, t1ce, t2, flair), and id, seg, patient, fold, mask as needed",
+            f"name a column for each channel ({', '.join(wanted)}), and id, seg, patient, fold, mask as needed",
         )
     if unused:
         result.notes.append(f"columns that nothing reads: {', '.join(unused)}")
     for number, row in enumerate(rows, 2):
         result.cases.append(_row_case(path, number, row, role, channel))
     result.suffixes = {column.strip() for column in channel}
-    result.channels = [c for c in SEQUENCES if c in channel.values()]
+    result.channels = [c for c in wanted if channels is not None or c in channel.values()]
     _keep_complete(result)
     return result
 
@@ -232,10 +245,10 @@ def _row_case(path: Path, number: int, row: dict[str, str], role: dict[str, str]
     where = f"line {number}"
     cell = {key: (row[column] or "").strip() for column, key in role.items()}
     images = {name: (row[column] or "").strip() for column, name in channel.items()}
-    files: dict[str, tuple[Path, int | None]] = {n: (path.parent / v, None) for n, v in images.items() if v}
-    if not files:
+    files: dict[str, tuple[Path, int | None]] = {n: (listed_file(v, where, path), None) for n, v in images.items() if v}
+    if not files and not cell.get("id"):
         raise _bad_table(path, f"{where} names no image", "fill the channels' columns, or remove the line")
-    first = volume_stem(next(iter(files.values()))[0])
+    first = volume_stem(next(iter(files.values()))[0]) if files else ""
     name = cell.get("id") or case_and_word(first, path.parent.name, _KNOWN)[0]
     if not CASE_NAME.match(name):
         raise _bad_table(path, f"{where} has the case name {name!r}", "use letters, digits, . _ + - (at most 200)")
@@ -244,8 +257,8 @@ def _row_case(path: Path, number: int, row: dict[str, str], role: dict[str, str]
         raise _bad_table(path, f"{where} has fold {fold!r}", "use whole numbers from 0 on")
     return Case(
         name, files,
-        path.parent / cell["label"] if cell.get("label") else None,
-        path.parent / cell["mask"] if cell.get("mask") else None,
+        listed_file(cell["label"], where, path) if cell.get("label") else None,
+        listed_file(cell["mask"], where, path) if cell.get("mask") else None,
         cell.get("group") or name,
         int(fold) if fold else None,
     )  # fmt: skip
@@ -261,19 +274,27 @@ def _bad_table(path: Path, why: str, fix: str) -> DataError:
 def _keep_complete(result: Scan) -> None:
     """Name and leave out cases that lack a channel which others have, or that stand twice."""
     seen: set[str] = set()
+    owners: dict[tuple[tuple[Path, int | None], ...], str] = {}
     kept = []
     for case in result.cases:
+        files = tuple(case.images[name] for name in sorted(case.images))
+        owner = owners.get(files, case.name)
         missing = [name for name in result.channels if name not in case.images]
         if missing:
             fault = DataError(
                 f"channel {', '.join(missing)} is missing", where=f"case {case.name}",
-                why=f"other cases have {', '.join(result.channels)}",
+                why=f"{', '.join(result.channels)} are needed of every case",
                 fix="add the file, or do without the case", code="E_CHANNEL",
             )  # fmt: skip
         elif case.name in seen:
             fault = DataError(
                 "the case name stands twice", where=f"case {case.name}", why="one result would overwrite the other",
                 fix="give it another id", code="E_MANIFEST",
+            )  # fmt: skip
+        elif owner != case.name:
+            fault = DataError(
+                f"these are the files of case {owner}", where=f"case {case.name}",
+                why="it could else be trained on and held out", fix="list each image once", code="E_MANIFEST",
             )  # fmt: skip
         elif not CASE_NAME.match(case.name):
             fault = DataError(
@@ -282,6 +303,7 @@ def _keep_complete(result: Scan) -> None:
             )  # fmt: skip
         else:
             seen.add(case.name)
+            owners[files] = case.name
             kept.append(case)
             continue
         result.problems.append(fault)

@@ -16,9 +16,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from cmt_med.config import Region
-from cmt_med.data.names import MEAN, TUMOUR_LABELS, canonical_channel, canonical_label, require_distinct
+from cmt_med.data.brats import CONVENTIONS
+from cmt_med.data.names import MEAN, canonical_channel, canonical_label, disagreements, require_distinct
 from cmt_med.data.readers.formats import volume_stem
-from cmt_med.errors import ConfigError, DataError
+from cmt_med.errors import DataError
 
 CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\Z")
 MAX_MANIFEST_BYTES = 200_000_000
@@ -115,7 +116,7 @@ def load_manifest(path: Path) -> Manifest:
         labels=labels,
         demo=content.get("demo") is True,
         test=test,
-        convention=str(content.get("convention", "")),
+        convention=_convention(content, path, labels),
         regions=_regions(content, path),
     )
 
@@ -227,6 +228,20 @@ def _label_values(content: dict[str, Any], path: Path) -> dict[str, int]:
     return dict(sorted(values.items(), key=lambda item: item[1]))
 
 
+def _convention(content: dict[str, Any], path: Path, labels: dict[str, int]) -> str:
+    word: Any = content.get("convention") or ""
+    if word and (not isinstance(word, str) or word not in CONVENTIONS):
+        raise _fault(path, f"there is no convention {word!r}", f"use one of {', '.join(CONVENTIONS)}, or leave it out")
+    numbers = CONVENTIONS[word].labels if word else {}
+    against = disagreements(labels, numbers) if word else []
+    if against:
+        raise _fault(
+            path, f"the labels are not those of its convention: {', '.join(against)}",
+            f"{word} has {', '.join(f'{value} {name}' for name, value in numbers.items())}; correct one of them",
+        )  # fmt: skip
+    return str(word)
+
+
 def _regions(content: dict[str, Any], path: Path) -> tuple[Region, ...] | None:
     if content.get("regions") is None:
         return None
@@ -249,7 +264,7 @@ def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case
     image = entry["image"]
     files: dict[str, tuple[Path, int | None]]
     if isinstance(image, dict):
-        files = {canonical_channel(str(name)): (_file(file, where, path), None) for name, file in image.items()}
+        files = {canonical_channel(str(name)): (listed_file(file, where, path), None) for name, file in image.items()}
         if len(files) != len(image):
             raise _fault(path, f"{where} names one channel twice", "give each channel one file")
     elif isinstance(image, list):
@@ -257,16 +272,16 @@ def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case
             raise _fault(
                 path, f"{where} has {len(image)} files, 'modality' names {len(channels)}", "name every file's channel"
             )
-        files = {name: (_file(file, where, path), None) for name, file in zip(channels, image, strict=True)}
+        files = {name: (listed_file(file, where, path), None) for name, file in zip(channels, image, strict=True)}
     else:
-        file = _file(image, where, path)
+        file = listed_file(image, where, path)
         names = channels or ("image",)
         files = {name: (file, i if len(names) > 1 else None) for i, name in enumerate(names)}
     first = next(iter(files.values()))[0]
     name = str(entry.get("id", volume_stem(first)))
     if not CASE_NAME.match(name):
         raise _fault(path, f"{where} has the case name {name!r}", "use letters, digits, . _ + - (at most 200)")
-    label, mask = (_file(entry[key], where, path) if entry.get(key) else None for key in ("label", "mask"))
+    label, mask = (listed_file(entry[key], where, path) if entry.get(key) else None for key in ("label", "mask"))
     sums = _sums(entry.get("sha256", {}), where, path)
     strange = [file for file in sums if file not in (*(image for image, _ in files.values()), label, mask)]
     if strange:
@@ -288,7 +303,12 @@ def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case
     )
 
 
-def _file(value: Any, where: str, path: Path) -> Path:
+def listed_file(value: Any, where: str, path: Path) -> Path:
+    """A file that a list names, relative to the list's folder.
+
+    Raises:
+        DataError: E_MANIFEST, if it is no path, or a relative one that leads out of the folder.
+    """
     if not isinstance(value, str) or not value or "\0" in value:
         raise _fault(path, f"{where} has {value!r} where a file is expected", "write the path as text")
     if not Path(value).is_absolute() and Path(os.path.normpath(value)).parts[:1] == ("..",):
@@ -304,52 +324,9 @@ def _sums(value: Any, where: str, path: Path) -> dict[Path, str]:
         raise _fault(
             path, f"{where} has a wrong 'sha256'", 'write {"FILE": "64 hexadecimal digits"}, or use inspect --hash'
         )
-    return {_file(file, where, path): str(digest) for file, digest in value.items()}
+    return {listed_file(file, where, path): str(digest) for file, digest in value.items()}
 
 
 def _fault(path: Path, what: str, fix: str) -> DataError:
     return DataError(what, where=str(path), why="no case is guessed from a list that does not add up", fix=fix,
                      code="E_MANIFEST")  # fmt: skip
-
-
-def region_values(regions: Sequence[Region], labels: dict[str, int]) -> list[tuple[str, list[int], int]]:
-    """Each region as (name, label values, value to write) in a data set's own numbers.
-
-    A tumour part of another year that this data set does not have (NET in BraTS 2021) is left out.
-
-    Raises:
-        ConfigError: for a label name that the data set does not know, a region without any label in it, or a label that
-            is in no region.
-    """
-    resolved = []
-    for region in regions:
-        values = []
-        for name in region.labels:
-            canonical = canonical_label(name)
-            if canonical in labels:
-                values.append(labels[canonical])
-            elif canonical not in TUMOUR_LABELS:
-                raise _unknown_label(name, region, labels)
-        write = canonical_label(region.write)
-        if not values or write not in labels:
-            raise _unknown_label(region.write if values else ", ".join(region.labels), region, labels)
-        resolved.append((region.name, values, labels[write]))
-    covered = {0, *(value for _, values, _ in resolved for value in values)}
-    strange = [f"{name} = {value}" for name, value in labels.items() if value not in covered]
-    if strange:
-        raise ConfigError(
-            f"no region contains the label {', '.join(strange)}",
-            where="data.regions",
-            why="its voxels would be learned and scored as background",
-            fix=f"add it to a region, or correct its name in the case list; BraTS names are {', '.join(TUMOUR_LABELS)}",
-        )
-    return resolved
-
-
-def _unknown_label(name: str, region: Region, labels: dict[str, int]) -> ConfigError:
-    return ConfigError(
-        f"region {region.name} uses a label that the data set does not have",
-        where=f"data.regions: {name}",
-        why=f"the case list names {', '.join(labels) or 'no labels'}",
-        fix="correct data.regions or the case list's labels",
-    )

@@ -6,7 +6,7 @@ Facts: BraTS 2018-2021 t1, t1ce, t2, flair; BraTS 2023-24 t1n, t1c, t2w, t2f; MS
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from cmt_med.errors import DataError
@@ -47,6 +47,25 @@ def canonical_label(name: str) -> str:
     """The usual name of a tumour part (``"edema"`` -> ``"ED"``); other names in lower case."""
     key = re.sub(r"[^a-z0-9]", "", name.lower())
     return _LABEL_OF.get(key, name.lower())
+
+
+def disagreements(named: Mapping[str, int], labels: Mapping[str, int]) -> list[str]:
+    """What of ``named`` has another meaning in ``labels``, such as ``"3 is ET"``; both are label name -> number.
+
+    A name with another number is one, and a number with another name, but for the background, which any name may have, and for
+    a core without parts set apart, which is called NCR or NET.
+    """
+    name_of = {value: name for name, value in labels.items()}
+    apart = {"NCR", "NET"} <= named.keys() or {"NCR", "NET"} <= labels.keys()
+
+    def same(one: str, other: str) -> bool:
+        return one == other or (not apart and {one, other} == {"NCR", "NET"})
+
+    return [
+        f"{value} is {name}"
+        for name, value in named.items()
+        if value and (labels.get(name, value) != value or not same(name, name_of.get(value, name)))
+    ]
 
 
 def case_and_word(stem: str, folder: str, known: Collection[str]) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -53,12 +53,14 @@ def read_run(folder: Path) -> RunRecord | None:
 def targets_in(manifest: Manifest, run: RunRecord, folder: Path) -> dict[str, list[int]]:
     """The targets of a folder's predictions in the numbers of a case list, matched by label name.
 
+    A cavity (RC) that the model does not know is in none of its regions, by the challenge's own definition: it is left out.
+
     Returns:
         name -> values, without the targets that the case list has no label of.
 
     Raises:
-        DataError: E_RUN, if ``run.json`` does not name labels and targets; E_LABEL, if the case list has labels that the
-            model does not know.
+        DataError: E_RUN, if ``run.json`` does not name labels and targets; E_LABEL, if the case list has other labels that
+            the model does not know, or none that it does.
     """
     if run.labels is None or run.targets is None:
         raise DataError(
@@ -68,7 +70,7 @@ def targets_in(manifest: Manifest, run: RunRecord, folder: Path) -> dict[str, li
         )  # fmt: skip
     names = _names_of_values(run.labels)
     known = {name for shared in names.values() for name in shared}
-    strange = [name for name in manifest.labels if name not in known]
+    strange = [name for name in manifest.labels if name not in known and name != "RC"]
     if strange:
         raise DataError(
             f"the references have labels that the model does not know: {', '.join(strange)}",
@@ -81,7 +83,25 @@ def targets_in(manifest: Manifest, run: RunRecord, folder: Path) -> dict[str, li
         target: sorted({manifest.labels[n] for value in values for n in names.get(value, ()) if n in manifest.labels})
         for target, values in run.targets.items()
     }
-    return {target: values for target, values in found.items() if values}
+    # NCR of a list without NET is both, and the other way round: a target with one of the model's two is part of that.
+    halves = {run.labels[name] for name in ("NCR", "NET") if name in run.labels}
+    whole = len({"NCR", "NET"} & manifest.labels.keys()) == 1
+
+    def in_part(target: str, values: Sequence[int]) -> bool:
+        return (target == "NET" and target not in manifest.labels) or (len(halves & set(values)) == 1 < len(halves))
+
+    scored = {
+        target: values
+        for target, values in found.items()
+        if values and not (whole and in_part(target, run.targets[target]))
+    }
+    if not scored:
+        raise DataError(
+            "the references have no label that the model knows", where=str(manifest.path),
+            why=f"the case list names {', '.join(manifest.labels) or 'none'}; the model knows {', '.join(run.labels)}",
+            fix="correct the case list's 'labels', or name what to score with --labels", code="E_LABEL",
+        )  # fmt: skip
+    return scored
 
 
 def _names_of_values(labels: Mapping[str, int]) -> dict[int, list[str]]:

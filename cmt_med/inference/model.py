@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import (
     Annotated,
@@ -19,14 +17,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cmt_med.config import Inference, Percent, PositiveFloat, Section
-from cmt_med.errors import ConfigError, DataError
+from cmt_med.errors import DataError
 from cmt_med.files import sha256, write_bytes, write_json
 from cmt_med.inference.postprocess import Target
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION: Literal[2] = 2
-
+SCHEMA_VERSION: Literal[3] = 3
 
 MAX_CARD_BYTES = 10_000_000
 LARGEST, LONGEST = 1 << 16, 64
@@ -60,7 +57,7 @@ class ModelCard(BaseModel):
     """Everything about a model but its weights; no case names or paths."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     name: str
     network: dict[str, Any]  # keyword arguments of build_network
     channels: list[str] = Field(min_length=1)
@@ -123,10 +120,13 @@ class ModelCard(BaseModel):
 
     @property
     def targets(self) -> dict[str, list[int]]:
-        """What is scored: each region, or each label but background, with its label values."""
-        if self.regions is not None:
-            return {region.name: region.values for region in self.regions}
-        return {name: [value] for name, value in self.labels.items() if value != 0}
+        """What is scored: each region, or each label but background, with its label values.
+
+        Without NET where it is written in the same number as NCR (:func:`renumbered`): nothing tells it apart there.
+        """
+        net = self.labels.get("NET")
+        apart = net is None or net != self.labels.get("NCR")
+        return {t.name: list(t.values) for t in self.outputs if apart or t.name != "NET"}
 
 
 def save_model(folder: Path, card: ModelCard, weights: dict[str, Tensor]) -> ModelCard:
@@ -150,7 +150,7 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """
     folder = path / "model" if (path / "model" / "model.json").exists() else path
     try:
-        content = _read_card(folder / "model.json")
+        content = _of_this_version(_read_card(folder / "model.json"))
         version = content.get("schema_version") if isinstance(content, dict) else None
         if isinstance(version, int) and version != SCHEMA_VERSION:
             raise _fault(
@@ -175,6 +175,13 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
         return card, load_file(weights)
     except (SafetensorError, OSError) as error:
         raise _fault("the weights cannot be read", path, _reason(error), "copy the model again") from error
+
+
+def _of_this_version(content: Any) -> Any:
+    """A card as this version writes it. Peers are what they were in version 2; this package's own networks are others."""
+    network = content.get("network") if isinstance(content, dict) else None
+    peer = isinstance(network, dict) and str(network.get("name")).startswith("monai_")
+    return content | {"schema_version": SCHEMA_VERSION} if peer and content.get("schema_version") == 2 else content
 
 
 def _read_card(path: Path) -> Any:
@@ -204,85 +211,6 @@ def member_folders(path: Path) -> list[Path]:
     if (folder / "model.json").exists():
         return [folder]
     return sorted(found.parent for found in folder.glob("*/model.json")) or [folder]
-
-
-def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
-    """The card of an ensemble: what its members share, and the checksum of all weights together.
-
-    Raises:
-        ConfigError: if members predict different targets, or number labels differently.
-    """
-    first = cards[0]
-    if len(cards) == 1:
-        return first
-    for other in cards[1:]:
-        if (other.labels, other.regions) != (first.labels, first.regions):
-            raise ConfigError(
-                "these models do not predict the same",
-                where=f"{first.name}, {other.name}",
-                why=f"{first.labels} with {sorted(first.targets)} against {other.labels} with {sorted(other.targets)}",
-                fix="give --model only for networks that were trained on the same labels and regions",
-            )
-    names = dict.fromkeys(card.name for card in cards)
-    together = hashlib.sha256("".join(sorted(card.weights_sha256 for card in cards)).encode())
-    notices = [str(card.provenance.get("notice") or "") for card in cards]
-    provenance = {
-        "demo": any(card.provenance.get("demo") for card in cards),
-        "notice": next((notice for notice in notices if notice), ""),
-        "members": [{"weights_sha256": card.weights_sha256} | card.provenance for card in cards],
-    }
-    channels = list(dict.fromkeys(name for card in cards for name in card.channels))
-    settings = first.inference
-    if any(_postprocessing(card) != _postprocessing(first) for card in cards):
-        # Chosen for one network's probabilities, it need not fit those of several; and their order must not matter.
-        log.warning("these models have different thresholds or post-processing: none of it is used for their average")
-        settings = settings.model_copy(update=_postprocessing(None))
-    return first.model_copy(
-        update={
-            "name": " + ".join(names),
-            "weights_sha256": together.hexdigest(),
-            "channels": channels,
-            "inference": settings,
-            "provenance": provenance,
-            "validation": None,
-        }
-    )
-
-
-def _postprocessing(card: ModelCard | None) -> dict[str, Any]:
-    """A model's settings that turn probabilities into labels; the defaults for None."""
-    settings = card.inference if card is not None else Inference()
-    return settings.model_dump(include={"threshold", "thresholds", "minimum", "components", "confident"})
-
-
-def renumbered(card: ModelCard, labels: Mapping[str, int]) -> ModelCard:
-    """The card of a model that writes another convention's numbers, matched by label name.
-
-    A core without parts set apart (NCR) stands for NET where the other convention does not know that.
-
-    Raises:
-        ConfigError: if the other convention lacks a label that the model writes.
-    """
-    names = {value: name for name, value in card.labels.items()}
-    known = dict(labels)
-    if "NET" not in known and "NCR" in known:
-        known["NET"] = known["NCR"]
-    missing = [name for name in card.labels if name not in known]
-    if missing:
-        raise ConfigError(
-            f"the labels asked for have no {', '.join(missing)}",
-            where=f"{', '.join(f'{name} {value}' for name, value in labels.items())}",
-            why="what the model finds of it could not be written",
-            fix="give the --convention that the model was trained with, or one that has the label",
-        )
-    value = {old: known[name] for old, name in names.items()}
-    regions = None
-    if card.regions is not None:
-        regions = [
-            RegionCard(name=r.name, values=sorted({value[v] for v in r.values}), write=value[r.write])
-            for r in card.regions
-        ]
-    return card.model_copy(update={"labels": {name: known[name] for name in card.labels}, "regions": regions})
 
 
 def _fault(what: str, path: Path, why: str, fix: str) -> DataError:

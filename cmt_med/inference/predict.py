@@ -17,7 +17,8 @@ from cmt_med.blocks.conv import channels_last
 from cmt_med.data.gate import Grid, Loaded
 from cmt_med.data.transforms import as_dictionary, invert_probabilities, preprocessing
 from cmt_med.inference.canvas import Canvas
-from cmt_med.inference.model import ModelCard, joint_card
+from cmt_med.inference.cards import joint_card
+from cmt_med.inference.model import ModelCard
 from cmt_med.inference.native import labels_on_grid
 from cmt_med.inference.postprocess import Removed, decision, from_decisions, to_labels
 from cmt_med.inference.sliding import sliding_logits
@@ -166,14 +167,21 @@ class Ensemble:
 
     Args:
         predictors: at least one; they must predict the same targets, in the same numbers.
+        written: the ensemble's card in the numbers to write (:func:`cmt_med.inference.cards.renumbered`); None for the
+            models' own.
 
     Raises:
         ConfigError: if they do not.
     """
 
-    def __init__(self, predictors: Sequence[Predictor]) -> None:
+    def __init__(self, predictors: Sequence[Predictor], *, written: ModelCard | None = None) -> None:
         self.predictors = list(predictors)
-        self.card = joint_card([predictor.card for predictor in predictors])
+        self._own = joint_card([predictor.card for predictor in predictors])
+        self.card = written if written is not None else self._own
+        # Only what is finished is renumbered: two labels may share a number, and post-processing must tell them apart.
+        self._numbers = np.zeros(256, dtype=np.uint8)
+        for name, value in self._own.labels.items():
+            self._numbers[value] = self.card.labels[name]
         first = self.predictors[0].card
         # Members that see the same grid are averaged there, and brought back to the case's grid once.
         self._alike = all(
@@ -193,16 +201,17 @@ class Ensemble:
 
         Two things need them there: members that see different grids, and the removal of connected parts.
         """
-        settings, grid = self.card.inference, loaded.grid
-        decide = decision(settings, targets=self.card.outputs, regions=self.card.regions is not None)
+        settings, grid = self._own.inference, loaded.grid
+        decide = decision(settings, targets=self._own.outputs, regions=self._own.regions is not None)
         if not self._alike or settings.components or decide is None:
             return self.labels(self.probabilities(loaded), grid)
         data = self.predictors[0].transform(as_dictionary(loaded))
         codes = labels_on_grid(self._together(data), data, grid, decide)
-        return from_decisions(
-            codes, settings, targets=self.card.outputs, regions=self.card.regions is not None,
+        labels, removed = from_decisions(
+            codes, settings, targets=self._own.outputs, regions=self._own.regions is not None,
             voxel_mm3=math.prod(grid.spacing),
         )  # fmt: skip
+        return self._numbers[labels], removed
 
     def _together(self, data: Mapping[str, Any]) -> Canvas:
         """Mean probabilities of members that see the same grid, on it."""
@@ -217,13 +226,14 @@ class Ensemble:
 
     def labels(self, probabilities: Tensor, grid: Grid) -> tuple[NDArray[np.uint8], Removed]:
         """The label map of :meth:`probabilities`, and what post-processing took away."""
-        return to_labels(
+        labels, removed = to_labels(
             probabilities,
-            self.card.inference,
-            targets=self.card.outputs,
-            regions=self.card.regions is not None,
+            self._own.inference,
+            targets=self._own.outputs,
+            regions=self._own.regions is not None,
             voxel_mm3=math.prod(grid.spacing),
         )
+        return self._numbers[labels], removed
 
     def _for_member(self, loaded: Loaded, card: ModelCard) -> Loaded:
         order = [self.card.channels.index(name) for name in card.channels]

@@ -41,6 +41,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "monai_mednext": monai_mednext,
 }
 
+NETWORKS_VERSION = 2
+"""Counts up when a name and its options come to mean another network: runs begun before cannot be resumed."""
+
 FIXED = ("spatial_dims", "in_channels", "num_classes", "deep_supervision")
 """Arguments of every builder that the experiment sets; ``network.options`` must not."""
 

@@ -114,7 +114,7 @@ class CMTBackbone(nn.Module):
         ffn_ratio: float,
         drop_path: float,
         norm: str,
-        embedding: str = "dense",
+        embedding: str = "single",
         merging: str = "overlapping",
         checkpointing: bool = False,
     ) -> None:

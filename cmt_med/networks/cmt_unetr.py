@@ -9,6 +9,7 @@ from typing import Any
 from cmt_med.blocks.conv import pad_depth
 from cmt_med.networks.backbone import CMTBackbone
 from cmt_med.networks.cmt import PAPER, PaperBackbone
+from cmt_med.networks.decoder import DEFAULT_SKIP
 from cmt_med.networks.decoder import decoder as build_decoder
 from cmt_med.networks.segmenter import Segmenter
 
@@ -29,10 +30,10 @@ def cmt_unetr(
     ffn_ratio: float = 3.0,
     drop_path: float = 0.1,
     norm: str = "instance",
-    embedding: str = "dense",
+    embedding: str = "single",
     merging: str = "overlapping",
     decoder: str = "unetr",
-    skip: str = "concat",
+    skip: str = DEFAULT_SKIP,
     full_channels: int = 16,
     depth_padding: str = "zeros",
     checkpointing: bool = False,
@@ -48,7 +49,7 @@ def cmt_unetr(
             checkpointing: see :class:`cmt_med.networks.backbone.CMTBackbone`.
         norm: of the token embedding and the decoder.
         decoder: ``"unetr"`` or ``"mlp"``.
-        skip: ``"concat"``, or ``"fusion"`` to attend across scales in the UNETR decoder.
+        skip: how scales join in the UNETR decoder: ``"sum"``, ``"concat"``, or ``"fusion"`` to attend across them.
         full_channels: width at full resolution; 0 stops the decoder at half resolution.
         depth_padding: ``"zeros"`` or ``"replicate"``, how 3D convolutions pad the first axis.
 
@@ -118,7 +119,7 @@ def _with_paper_encoder(
     drop_path: float | None = None,
     norm: str = "instance",
     decoder: str = "unetr",
-    skip: str = "concat",
+    skip: str = DEFAULT_SKIP,
     full_channels: int = 16,
     checkpointing: bool = False,
 ) -> Segmenter:

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmt_med.blocks.conv import INTERPOLATION, Pointwise, crop_to, norm_layer
-from cmt_med.blocks.decoder import FullResolutionHead, HalfResolutionHead, UpBlock
+from cmt_med.blocks.decoder import JOINS, FullResolutionHead, HalfResolutionHead, UpBlock
 from cmt_med.errors import NetworkError
 
 SUPERVISED_SCALES = 2
 """Auxiliary outputs under deep supervision, at strides 4 and 8."""
 
-SKIPS = ("concat", "fusion")
+DEFAULT_SKIP = "sum"
+"""In the same minutes at least as accurate as concatenation (docs/results.md, Speed)."""
 
 
 def _check_strides(strides: Sequence[int]) -> None:
@@ -61,7 +62,8 @@ class UNETRDecoder(nn.Module):
         num_classes: channels of the logits.
         norm: see :func:`cmt_med.blocks.conv.norm_layer`.
         full_channels: width at full resolution; 0 stops at half resolution.
-        skip: ``"concat"``, or ``"fusion"`` to attend across all coarser levels of the pyramid.
+        skip: how an upsampled grid joins the encoder's of that scale: ``"sum"``, ``"concat"``, or ``"fusion"`` to attend
+            across all coarser levels of the pyramid, too.
         deep_supervision: in train mode, return a list: the logits, then those at strides 4 and 8.
 
     Raises:
@@ -84,8 +86,8 @@ class UNETRDecoder(nn.Module):
         super().__init__()
         _check_strides(strides)
         self.deep_supervision = deep_supervision
-        if skip not in SKIPS:
-            raise NetworkError("unknown skip", where=f"skip={skip!r}", fix=f"use one of {', '.join(SKIPS)}")
+        if skip not in JOINS:
+            raise NetworkError("unknown skip", where=f"skip={skip!r}", fix=f"use one of {', '.join(JOINS)}")
         self.fusion = skip == "fusion"
         self.ups = nn.ModuleList(
             UpBlock(
@@ -93,7 +95,7 @@ class UNETRDecoder(nn.Module):
                 in_channels=widths[i + 1],
                 skip_channels=widths[i],
                 norm=norm,
-                fusion=self.fusion,
+                join=skip,
                 coarser=widths[i + 2 :] if self.fusion else (),
             )
             for i in range(len(widths) - 1)
@@ -184,16 +186,16 @@ def decoder(kind: str, *, skip: str, **settings: object) -> UNETRDecoder | MLPDe
     """A decoder by name, ``"unetr"`` or ``"mlp"``; ``skip`` belongs to the first.
 
     Raises:
-        NetworkError: for an unknown name, or another skip than ``"concat"`` with a decoder that has none.
+        NetworkError: for an unknown name, or another skip than the default with a decoder that has none.
     """
     if kind == "unetr":
         return UNETRDecoder(skip=skip, **settings)  # type: ignore[arg-type]
-    if kind == "mlp" and skip != "concat":
+    if kind == "mlp" and skip != DEFAULT_SKIP:
         raise NetworkError(
             "the MLP decoder has no skips to fuse",
             where=f"decoder='mlp', skip={skip!r}",
             why="it sums the levels by linear layers",
-            fix="set skip to 'concat', or decoder to 'unetr'",
+            fix="leave skip out, or set decoder to 'unetr'",
         )
     if kind == "mlp":
         return MLPDecoder(**settings)  # type: ignore[arg-type]

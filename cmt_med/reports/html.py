@@ -26,9 +26,10 @@ from cmt_med.reports.calibration import (
 )
 from cmt_med.reports.gallery import PICTURES, make_gallery
 from cmt_med.reports.planes import colour_of, tinted
-from cmt_med.reports.text import json_for_page, policy_hash, visible
+from cmt_med.reports.text import json_for_page, policy_hash
 from cmt_med.reports.viewer import HOW_TO_BUILD, label_list, style_sheet, viewer_script
 from cmt_med.reports.volumes import CaseFiles, Listing, write_listing
+from cmt_med.text import visible
 
 _PLOTTED = ("dice", "hd95", "lesion_dice")  # and the first surface Dice
 

@@ -18,7 +18,6 @@ from cmt_med.errors import CmtError
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.reports.guard import Guard
 from cmt_med.reports.sources import Source
-from cmt_med.reports.text import visible
 from cmt_med.reports.viewer import MAX_TITLE, label_list, style_sheet
 from cmt_med.reports.volumes import (
     CaseFiles,
@@ -29,6 +28,7 @@ from cmt_med.reports.volumes import (
     load_shown,
     nifti_bytes,
 )
+from cmt_med.text import visible
 
 MAX_VOXELS = 48_000_000  # of a volume sent to the browser, which needs several times 4 bytes for each
 NIFTI = "application/octet-stream"

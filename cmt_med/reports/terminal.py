@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from cmt_med.evaluation.metrics import LESION_COUNTS
-from cmt_med.reports.text import visible
+from cmt_med.text import visible
 
 _COUNTS = {"n_empty": "empty", "n_missed": "missed", "n_false_positive": "false positive", "n_failed": "not scored"}
 
@@ -26,7 +27,9 @@ def print_summary(metrics: Mapping[str, Any]) -> None:
         for target, rows in metrics["summary"].items():
             row = rows["metrics"][name]
             counts = "  ".join(f"{row.get(key, ''):>{len(head)}}" for key, head in _COUNTS.items())
-            interval = f"{row['low']:.4f} – {row['high']:.4f}"
+            interval = (
+                "–" if math.isnan(row["low"]) else f"{row['low']:.4f} – {row['high']:.4f}"
+            )  # of one case there is none
             print(
                 f"{visible(target, 20):20s} {title[:22]:22s} {row['mean']:8.4f}  {interval:19s} {row['n']:4d}  {counts}"
             )

@@ -93,10 +93,11 @@ def require_same_run(folder: Path, parts: Parts, train: Train, changed: Sequence
     if saved is None:
         return
     if saved["fingerprint"] != parts.fingerprint:
+        others = "its cases, their files, or the networks of its version, were others"
         raise ConfigError(
             "the run folder belongs to another experiment",
             where=str(folder),
-            why=f"these settings differ: {', '.join(changed)}" if changed else "its cases, or their files, were others",
+            why=f"these settings differ: {', '.join(changed)}" if changed else others,
             fix="use another --output, or --fresh to start over",
         )
     epochs, minutes = saved["bounds"]

@@ -112,11 +112,14 @@ def test_read_out_equals_a_plain_convolution(size: tuple[int, ...], channels: in
 
 
 @pytest.mark.parametrize("size", [(4, 6), (2, 4, 6)])
-def test_cells_beside_other_channels_are_the_concatenation(size: tuple[int, ...]) -> None:
+def test_cells_join_others_in_the_same_copy(size: tuple[int, ...]) -> None:
     x = channels_last(torch.randn(2, 3, *size))
     cells, other = space_to_depth(x), channels_last(torch.randn(2, 5, *(n // 2 for n in size)))
     assert torch.equal(space_to_depth(x, beside=other), torch.cat([other, cells], dim=1))
     assert torch.equal(depth_to_space(cells, beside=x * 2), torch.cat([x, x * 2], dim=1))
+    total = depth_to_space(cells, onto=x * 2)
+    assert torch.equal(total, x * 2 + x)
+    assert total.movedim(1, -1).is_contiguous()
 
 
 @pytest.mark.parametrize("gelu", [False, True])

@@ -10,13 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cmt_med.data.brats import CONVENTIONS, Signs, labels_by_name, patient_of, recognise, standard_regions
+from cmt_med.data.brats import CONVENTIONS, labels_by_name, patient_of, standard_regions
+from cmt_med.data.discover import find_cases
 from cmt_med.data.foreign import Scan, scan
 from cmt_med.data.gate import load_labels
 from cmt_med.data.phantom import CHANNELS, make_head
 from cmt_med.data.phantom_years import write_as_downloaded, year_labels
+from cmt_med.data.signs import Signs, recognise
 from cmt_med.data.survey import survey
-from cmt_med.errors import ConfigError, DataError
+from cmt_med.errors import DataError
 
 OLD = {"background": 0, "NCR": 1, "ED": 2, "ET": 4}
 NEW = {"background": 0, "NCR": 1, "ED": 2, "ET": 3}
@@ -35,7 +37,9 @@ def signs_of(folder: Path) -> tuple[Scan, Signs]:
     seen = survey(found.cases, found.channels)
     assert not found.problems
     assert not seen.problems
-    return found, Signs([case.name for case in found.cases], found.suffixes, set(seen.values), found.named)
+    return found, Signs(
+        [case.name for case in found.cases], found.suffixes, set(seen.values), found.named, seen.values_in
+    )
 
 
 @pytest.mark.parametrize("name", sorted(CONVENTIONS))
@@ -70,76 +74,6 @@ def test_regions_of_each_year() -> None:
     assert of("msd") == {"WT": [1, 2, 3], "TC": [2, 3], "ET": [3]}
     assert of("brats2013") == {"WT": [1, 2, 3, 4], "TC": [1, 3, 4], "NET": [3], "ET": [4]}
     assert of("brats2024-men-rt") == {"GTV": [1]}
-
-
-CONTRADICTIONS = {
-    "2021 names with the new numbering": (["BraTS2021_00001"], {"t1", "t1ce"}, {0, 1, 2, 3}, {}),
-    "2023 names with the old numbering": (["BraTS-GLI-00001-000"], {"t1n", "t1c"}, {0, 1, 2, 4}, {}),
-    "2021 names with 2023 channels": (["BraTS2021_00001"], {"t1n", "t1c"}, {0, 1, 2, 4}, {}),
-    "2023 names with 2021 channels": (["BraTS-MEN-00001-000"], {"t1", "t1ce"}, {0, 1, 2, 3}, {}),
-    "one mask of the whole": (["BraTS2021_00001"], {"t1"}, {0, 1}, {}),
-    "two data sets": (["BraTS-MEN-00001-000", "BraTS-SSA-00001-000"], {"t1n"}, {0, 1, 2}, {}),
-    "a stranger among them": (["BraTS2021_00001", "patient7"], {"t1"}, {0, 1, 2, 4}, {}),
-    "unknown names": (["patient7"], {"t1", "t1ce"}, {0, 1, 2, 4}, {}),
-    "a list that says otherwise": (["BRATS_001"], set(), {0, 1, 2, 3}, {"NCR": 1, "ED": 2, "ET": 3}),
-    "a value of no year": (["BraTS2021_00001"], {"t1"}, {0, 1, 2, 4, 7}, {}),
-}
-
-
-@pytest.mark.parametrize("case", sorted(CONTRADICTIONS))
-def test_contradicting_signs_are_a_question(case: str) -> None:
-    names, suffixes, values, named = CONTRADICTIONS[case]
-    with pytest.raises(DataError) as caught:
-        recognise(Signs(names, suffixes, values, named))
-    assert caught.value.code == "E_CONVENTION"
-    assert "--convention" in caught.value.fix
-
-
-@pytest.mark.parametrize("asked", [None, "brats2021", "brats2023", "msd"])
-def test_no_word_answers_for_two_numberings(asked: str | None) -> None:
-    signs = Signs(["BraTS2021_00001", "BraTS-GLI-00001-000", "BraTS2021_00002"], {"t1"}, {0, 1, 2}, {})
-    with pytest.raises(DataError) as caught:
-        recognise(signs, asked)
-    assert caught.value.code == "E_CONVENTION"
-    assert "brats2021: 2 cases" in caught.value.where
-    assert "brats2023-gli or brats2024-gli: 1 cases" in caught.value.where
-    assert "folder of its own" in caught.value.fix
-
-
-def test_years_that_number_alike_need_one_word() -> None:
-    signs = Signs(["Brats18_A_1", "BraTS19_B_1"], {"t1"}, {0, 1, 2, 4}, {})
-    assert recognise(signs, "brats2019")[0].name == "brats2019"
-    with pytest.raises(DataError) as caught:
-        recognise(signs)
-    # the years that case names speak of come first, and those that number alike are one answer
-    assert caught.value.fix.partition("WORD: ")[2].startswith("brats2018 (1 NCR/NET, 2 ED, 4 ET, as brats2019, ")
-    assert caught.value.fix.count("4 ET") == 2  # 2013's and theirs
-
-
-def test_a_single_synonym_is_no_contradiction() -> None:
-    signs = Signs(["BraTS2021_00001"], {"t1", "t1gd", "t2", "flair"}, {0, 1, 2, 4}, {})
-    style, reasons = recognise(signs)
-    assert style.name == "brats2021"
-    assert "channels named t1gd by synonym" in reasons
-
-
-def test_one_word_answers() -> None:
-    signs = Signs(["patient7"], {"t1", "t1ce"}, {0, 1, 2, 4}, {})
-    assert recognise(signs, "brats2021")[0].labels["ET"] == 4
-    with pytest.raises(DataError) as caught:  # but labels that the answer does not know are never accepted
-        recognise(signs, "brats2023")
-    assert caught.value.code == "E_LABEL"
-    with pytest.raises(ConfigError, match="no convention 'brats2022'"):
-        recognise(signs, "brats2022")
-    met = Signs(["BraTS-MET-00001-000"], {"t1n"}, {0, 1, 2, 3}, {})
-    assert recognise(met, "brats2023")[0].name == "brats2023-met"
-    assert recognise(Signs(["x"], {"t1n"}, {0, 1, 2, 3, 4}, {}), "brats2024")[0].name == "brats2024-gli"
-
-
-def test_2024_without_a_cavity_is_told_by_its_time_points() -> None:
-    values = {0, 1, 2, 3}
-    assert recognise(Signs(["BraTS-GLI-02062-101"], {"t1n"}, values, {}))[0].name == "brats2024-gli"
-    assert recognise(Signs(["BraTS-GLI-00002-001"], {"t1n"}, values, {}))[0].name == "brats2023-gli"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +154,15 @@ def test_a_table_of_files(tmp_path: Path) -> None:
     found = scan(tmp_path / "cases.csv")
     assert [(c.name, c.group, c.fold) for c in found.cases] == [("p0", "same", 0), ("p1", "same", 0)]
     assert found.channels == ["t1ce", "flair"]
+    assert [case.name for case in find_cases(tmp_path / "cases.csv", ["t1ce", "flair"]).cases] == ["p0", "p1"]
+    twice = [*lines, lines[1].replace("p0", "again")]
+    (tmp_path / "twice.csv").write_text("\n".join(twice))
+    found = scan(tmp_path / "twice.csv")
+    assert [case.name for case in found.cases] == ["p0", "p1"]
+    assert "files of case p0" in found.problems[0].what
+    twice = [lines[0], lines[1], lines[2].replace("p1", "p0"), lines[2]]  # a line that is refused owns no files
+    (tmp_path / "twice.csv").write_text("\n".join(twice))
+    assert [case.name for case in scan(tmp_path / "twice.csv").cases] == ["p0", "p1"]
     assert found.cases[0].images["t1ce"][0] == tmp_path / f"{names[0]}/{names[0]}-t1c.nii.gz"
     assert "age" in found.notes[0]
     for content, code in (("id,age\n1,2", "E_MANIFEST"), ("id,t1,t1w\na,b,c", "E_MANIFEST"), ("", "E_MANIFEST"),

@@ -127,3 +127,30 @@ def test_folders_that_must_not_be_read_are_problems() -> None:
             os.seteuid(0)
     assert [case.name for case in found.cases] == ["p"]
     assert sorted((Path(p.where).name, p.code) for p in found.problems) == [("locked", "E_IO"), ("q_t1.nii.gz", "E_IO")]
+
+
+def test_a_table_names_the_network_s_own_channels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "t.csv").write_text(
+        "id,ct,flair,age\na,a_ct.nii.gz,a_fl.nii.gz,3\nb,b_ct.nii.gz,,4\nc,,c_fl.nii.gz,5\n"
+    )
+    found = find_cases(tmp_path / "t.csv", ("ct",))
+    assert [(case.name, case.images) for case in found.cases] == [
+        (name, {"ct": (tmp_path / f"{name}_ct.nii.gz", None)}) for name in "ab"
+    ]
+    assert len(found.problems) == 1  # c
+    assert "flair, age" in caplog.text
+
+
+@pytest.mark.parametrize("cell", ["../../x.nii.gz", "x\0.nii.gz"])
+def test_a_table_leads_nowhere_else(tmp_path: Path, cell: str) -> None:
+    (tmp_path / "t.csv").write_text(f"id,t1\na,{cell}\n")
+    with pytest.raises(DataError) as caught:
+        find_cases(tmp_path / "t.csv", ("t1",))
+    assert caught.value.code == "E_MANIFEST"
+
+
+def test_a_table_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(DataError) as caught:
+        find_cases(tmp_path / "t.csv", ("t1",))
+    assert caught.value.code == "E_IO"

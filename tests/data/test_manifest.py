@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmt_med.config import Region, Split
-from cmt_med.data.manifest import Case, load_manifest, manifest_content, region_values
+from cmt_med.data.manifest import Case, load_manifest, manifest_content
 from cmt_med.data.names import canonical_channel
+from cmt_med.data.regions import region_values
 from cmt_med.data.splits import split_cases
 from cmt_med.errors import CmtError, ConfigError, DataError
 
@@ -120,6 +121,27 @@ def test_a_list_of_its_cases_names_them_as_they_were(tmp_path: Path) -> None:
     manifest = load_manifest(write(tmp_path, training=[entry]))
     (tmp_path / "copy.json").write_text(json.dumps(manifest_content(manifest, manifest.cases)))
     assert load_manifest(tmp_path / "copy.json").cases == manifest.cases
+
+
+@pytest.mark.parametrize(
+    ("convention", "labels", "said"),
+    [
+        ("brats2021", {"0": "background", "1": "NCR", "2": "ED", "3": "ET"}, "3 is ET"),
+        ("msd", {"0": "background", "1": "NCR", "2": "ED", "3": "ET"}, "1 is NCR"),
+        ("brats2023-gli", {"0": "background", "1": "GTV"}, "1 is GTV"),
+        ("brats2022", {"0": "background"}, "no convention 'brats2022'"),
+        (2021, {"0": "background"}, "no convention 2021"),
+    ],
+)
+def test_a_convention_that_the_labels_contradict(
+    tmp_path: Path, convention: object, labels: dict[str, str], said: str
+) -> None:
+    path = write(tmp_path, training=[], labels=labels, convention=convention)
+    with pytest.raises(DataError) as raised:
+        load_manifest(path)
+    assert raised.value.code == "E_MANIFEST"
+    assert said in raised.value.what
+    assert load_manifest(write(tmp_path, training=[], convention=None)).convention == ""
 
 
 def test_no_regular_file(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ NETWORK: dict[str, Any] = {
 }  # fmt: skip
 
 
+LABELS = ("one", "two")
+
+
 def random_model(*, spacing: list[float] | None = None, **inference: Any) -> tuple[ModelCard, dict[str, torch.Tensor]]:
     """Channels a and b; labels one and two."""
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from cmt_med.inference.folder import infer_cases
 from cmt_med.inference.results import predictions_in
 from tests.data.made import IMAGE, LABEL, nifti
 from tests.helpers import save, tiny_dataset
-from tests.inference.models import random_ensemble, save_random_model
+from tests.inference.models import LABELS, random_ensemble, save_random_model
 from tests.processes import command
 
 
@@ -84,7 +84,7 @@ def test_bad_cases_among_good_ones(tmp_path: Path, soak: bool) -> None:
     count = 100 if soak else 25
     model, good, mixed = save_random_model(tmp_path / "model"), tmp_path / "good", tmp_path / "mixed"
     for folder in (good, mixed):
-        manifest = tiny_dataset(folder, count, (11, 9, 10))
+        manifest = tiny_dataset(folder, count, (11, 9, 10), LABELS)
         content = json.loads(manifest.read_text())
         bad = {f"case{i}": code for i, code in zip(range(2, count, 5), list(FAULTS) * 9, strict=False)}
         assert len(bad) == count // 5
@@ -125,7 +125,7 @@ def test_bad_cases_among_good_ones(tmp_path: Path, soak: bool) -> None:
     ("option", "value", "code"), [("--max-memory", "0.4", "E_MEMORY"), ("--max-minutes", "0.015", "E_TIMEOUT")]
 )
 def test_a_case_that_takes_too_much(tmp_path: Path, option: str, value: str, code: str) -> None:
-    manifest = tiny_dataset(tmp_path, 3, (11, 9, 10))
+    manifest = tiny_dataset(tmp_path, 3, (11, 9, 10), LABELS)
     for channel in "ab":
         save(
             tmp_path / f"case1_{channel}.nii.gz",
@@ -151,7 +151,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("broken", [False, True], ids=["sound", "broken"])
 def test_reference_labels_are_never_replaced(tmp_path: Path, broken: bool) -> None:
-    model, manifest = save_random_model(tmp_path / "model"), tiny_dataset(tmp_path / "data", 1, (11, 9, 10))
+    model, manifest = save_random_model(tmp_path / "model"), tiny_dataset(tmp_path / "data", 1, (11, 9, 10), LABELS)
     content = json.loads(manifest.read_text())
     (tmp_path / "data/labels").mkdir()
     label = (tmp_path / "data/case0_seg.nii.gz").rename(tmp_path / "data/labels/case0.nii.gz")

@@ -52,6 +52,18 @@ FAULTS: dict[str, Callable[[dict[str, Any]], object]] = {
 }  # fmt: skip
 
 
+def test_models_of_version_2(tmp_path: Path) -> None:
+    """Peers are what they were; our own networks are others, whose weights would fit and mean something else."""
+    folder = save_random_model(tmp_path)
+    card = json.loads((folder / "model.json").read_text()) | {"schema_version": 2}
+    (folder / "model.json").write_text(json.dumps(card))
+    with pytest.raises(DataError, match="another version"):
+        load_model(folder)
+    card["network"]["name"] = "monai_segresnet"
+    (folder / "model.json").write_text(json.dumps(card))
+    assert load_model(folder)[0].schema_version == 3
+
+
 @pytest.mark.parametrize("change", FAULTS.values(), ids=FAULTS)
 def test_parts_that_do_not_fit(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     folder = save_random_model(tmp_path)

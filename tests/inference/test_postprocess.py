@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cmt_med.config import Inference
 from cmt_med.data.brats import CONVENTIONS, standard_regions
-from cmt_med.data.manifest import region_values
+from cmt_med.data.regions import region_values
 from cmt_med.errors import ConfigError
 from cmt_med.inference.postprocess import Target, check_settings, surrounding, to_labels
 

@@ -43,7 +43,9 @@ def network(kind: str, **more: Any) -> torch.nn.Module:
     ).eval()
 
 
-@pytest.mark.parametrize("more", [{}, {"skip": "fusion", "embedding": "grouped"}, {"decoder": "mlp"}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"skip": "concat"}, {"skip": "fusion", "embedding": "grouped"}, {"decoder": "mlp"}], ids=str
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_conversion_at_the_entrance(kind: str, more: dict[str, Any]) -> None:
     model = network(kind, **more)

@@ -240,6 +240,7 @@ SMALL: dict[str, Any] = {"in_channels": 2, "num_classes": 3, "stem_channels": 16
     ("name", "options"),
     [
         ("cmt_unetr", {}),
+        ("cmt_unetr", {"embedding": "dense", "skip": "concat"}),
         ("cmt_unetr", {"attention": ("window",) * 3, "full_channels": 0}),
         ("cmt_unetr", {"attention": ("global", "identity", "window"), "embedding": "grouped", "merging": "grouped"}),
         ("cmt_unetr", {"embedding": "linear", "merging": "patch", "skip": "fusion", "norm": "layer"}),

@@ -12,7 +12,8 @@ import pytest
 from cmt_med.data.manifest import Case
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
-from cmt_med.reports.text import json_for_page, visible
+from cmt_med.reports.text import json_for_page
+from cmt_med.text import visible
 from tests.browser import chromium, console, wait_for_case
 from tests.helpers import save
 from tests.hostile import NAMES

@@ -1,0 +1,34 @@
+"""Text that others wrote, made safe to show: names of cases, labels and files are data, whatever is in them."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Beside control characters (category C), those that draw nothing or change the direction of what follows.
+_UNSEEN = {"Zl", "Zp"}
+
+
+def visible(text: object, limit: int | None = None) -> str:
+    """``text`` with what cannot be seen spelled out, so that no name can pose as another or turn the line around.
+
+    Control and direction characters become ``‹U+202E›``. This is for reading: escaping for HTML comes after it.
+
+    Args:
+        text: anything; its ``str``.
+        limit: the longest result; the middle of a longer one is left out.
+    """
+    parts = []
+    for letter in str(text):
+        category = unicodedata.category(letter)
+        hidden = category in _UNSEEN or category.startswith("C")
+        parts.append(f"‹U+{ord(letter):04X}›" if hidden else letter)
+    shown = "".join(parts)
+    if limit is None or len(shown) <= limit:
+        return shown
+    head = (limit - 1) * 2 // 3
+    return f"{shown[:head]}…{shown[len(shown) - (limit - 1 - head) :]}"
+
+
+def visible_lines(text: str) -> str:
+    """:func:`visible` of each line."""
+    return "\n".join(map(visible, text.split("\n")))
