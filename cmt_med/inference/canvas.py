@@ -7,6 +7,7 @@ import mmap
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from cmt_med.files import scratch
 
@@ -57,6 +58,17 @@ class Canvas:
         for n, rows in self.slabs():
             self.values[n, :, rows] += other.values[n, :, rows].to(self.values.device)
             other.release()
+
+    def add_window(self, n: int, box: Sequence[slice], patch: Tensor, weight: Tensor) -> None:
+        """Add ``patch * weight``, (K, *s) and (*s), at a place of one sample; of a file, a slab of it is in memory at a time."""
+        target = self.values[n][(slice(None), *box)]
+        rows = target.shape[1]
+        if self._mapped is not None:
+            rows = max(1, SLAB * rows // (4 * target.numel()))
+        for start in range(0, target.shape[1], rows):
+            part = slice(start, start + rows)
+            target[:, part].addcmul_(patch[:, part], weight[part])
+            self.release()
 
     def crop(self, box: Sequence[slice]) -> Canvas:
         """A view of part of S, of the same storage."""

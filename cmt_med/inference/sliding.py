@@ -71,9 +71,8 @@ def sliding_logits(
             total = torch.zeros((images.shape[0], *images.shape[2:]), device=result.values.device)
             weight = weight.to(total.device)
         for (n, box), patch in zip(places, logits.to(total.device), strict=True):
-            result.values[n][(slice(None), *box)].addcmul_(patch, weight)
+            result.add_window(n, box, patch, weight)
             total[n][box].add_(weight)
-        result.release()
     if result is None or total is None:  # nothing inside: one window tells how many channels there are
         corner = images[0][(slice(None), *(slice(0, w) for w in window))]
         probe = network(corner[None])
