@@ -73,8 +73,12 @@ def test_the_report_has_the_card_and_the_curves_of_every_fold(finished: Path) ->
     page = (finished / "run/report/report.html").read_text().split("<script")[0]
     assert "Training loss and validation Dice over minutes" in page
     headings = re.findall(r"<h3>(.*?)</h3>", page[page.index('<h2 id="provenance">') :])
-    for section in ("Model card", "Provenance"):
-        assert [section, *(f"{section}, fold {i}" for i in range(3))] == [h for h in headings if section in h]
+    cards = [json.loads((finished / f"run/fold_{i}/model/model.json").read_text()) for i in range(3)]
+    # Folds of seconds may take equally many hundredths of a minute: then their provenance is all shared.
+    differ = any(card["provenance"] != cards[0]["provenance"] for card in cards)
+    for section, own in (("Model card", True), ("Provenance", differ)):
+        expected = [section, *(f"{section}, fold {i}" for i in range(3) if own)]
+        assert expected == [h for h in headings if section in h]
     members = json.loads((finished / "run/report/metrics.json").read_text())["members"]
     sums = [json.loads(p.read_text())["weights_sha256"] for p in sorted(finished.glob("run/fold_*/model/model.json"))]
     assert [member["weights_sha256"] for member in members] == sums
