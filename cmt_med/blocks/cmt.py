@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cmt_med.blocks.conv import ChannelNorm, Pointwise, depthwise, norm_layer
+from cmt_med.blocks.conv import ChannelNorm, Pointwise, norm_layer
+from cmt_med.blocks.depthwise import depthwise
 
 
 class DropPath(nn.Module):
