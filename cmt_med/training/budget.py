@@ -18,9 +18,9 @@ from cmt_med.training.schedule import LONGER_MARGIN, REPLAN_MARGIN, StepPlan, af
 PROBE_STEPS = 20
 PROBE_SECONDS = 60.0  # from the start of the command; slow steps are probed by fewer of them
 PROBE_SKIP = 3  # the first steps choose kernels and fill caches
-REPLAN_EVERY = 20  # steps
-REPLAN_FROM = 0.15  # of the plan: the mean step is steady by then
-RECENT_STEPS = 400  # tell the pace: a slow spell of the machine must not count for good
+REPLAN_EVERY = 20  # steps, or a fiftieth of a short plan: what a slow probe promised must not last
+REPLAN_FROM = 0.15  # of the plan: the pace is steady by then
+RECENT_STEPS = 100  # tell the pace
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Budget:
                 measure_validation()
                 self._plan_minutes(step)
                 self.skip_pause()
-        elif self.train.max_minutes is not None and step % REPLAN_EVERY == 0:
+        elif self.train.max_minutes is not None and step % max(1, min(REPLAN_EVERY, self.plan.total_steps // 50)) == 0:
             self._fit_into_time(step)
 
     def _affordable(self, step_seconds: float) -> int:
@@ -114,9 +114,16 @@ class Budget:
         )
         return int(idist.broadcast(steps)) if idist.get_world_size() > 1 else steps
 
+    def _pace(self) -> float:
+        """Seconds of a step to plan with: the lower quartile, since other work only ever makes a step longer.
+
+        The mean would take a slow spell of the machine for the pace of all that is left, and a plan that is shortened on
+        that account anneals the learning rate long before the time is over.
+        """
+        return sorted(self._recent)[len(self._recent) // 4]
+
     def _plan_minutes(self, step: int) -> None:
-        # The lower quartile: other work on the machine only ever makes a step longer.
-        by_time = step + self._affordable(sorted(self._recent)[len(self._recent) // 4])
+        by_time = step + self._affordable(self._pace())
         steps = self._most_steps(by_time)
         self._decide(steps, "max_minutes" if steps == by_time else "epochs")
 
@@ -124,9 +131,8 @@ class Budget:
         assert self.plan is not None  # by the caller
         if self._steps_seen < REPLAN_FROM * self.plan.total_steps:
             return
-        planned, pace = self.plan.total_steps - step, self.step_seconds()
-        assert pace is not None  # there were steps
-        possible = self._most_steps(step + self._affordable(pace)) - step
+        planned = self.plan.total_steps - step
+        possible = self._most_steps(step + self._affordable(self._pace())) - step
         too_long = planned > possible * REPLAN_MARGIN
         if too_long or possible > max(planned * LONGER_MARGIN, planned + REPLAN_EVERY):
             word = "slower" if too_long else "faster"
