@@ -42,7 +42,6 @@ def recognise(signs: Signs, asked: str | None = None, *, origin: str = "--conven
     Args:
         signs: of the data set.
         asked: the answer to the question, which decides where names cannot; everything else must fit it all the same.
-
         origin: where the answer was given.
 
     Returns:
