@@ -161,6 +161,12 @@ def _references(
             cases,
             manifest.convention,
         )
+    elif path.is_file():
+        raise DataError(
+            "not a folder of label maps, and no case list", where=str(path), why="only a case list (.json) says what labels mean",
+            fix="give a .json case list; cmt-med init writes one for a CSV table: cmt-med init TABLE.csv --output my.yaml",
+            code="E_IO",
+        )  # fmt: skip
     else:
         found = _References(path, label_maps_in(path), targets, _values_of(run) if by_name else None)
     if not found.files:

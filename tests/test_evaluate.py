@@ -350,6 +350,12 @@ def test_a_folder_as_downloaded_is_no_folder_of_references(tmp_path: Path, capsy
     assert "case list" in capsys.readouterr().err
 
 
+def test_a_table_of_references_leads_to_a_case_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cases.csv").write_text("id,seg\na,r/a.nii.gz\n")
+    assert run(tmp_path, {"a": (cube(4), cube(4))}, "--references", str(tmp_path / "cases.csv")) == 65
+    assert "cmt-med init TABLE.csv" in capsys.readouterr().err
+
+
 def test_references_are_held_against_the_sums_of_their_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Scores and pictures of a reference that was replaced since would be those of another one."""
     save(tmp_path / "p/x.nii.gz", cube(4), SPACING)
