@@ -163,8 +163,8 @@ def _references(
         )
     elif path.is_file():
         raise DataError(
-            "not a folder of label maps, and no case list", where=str(path), why="only a case list (.json) says what labels mean",
-            fix="give a .json case list; cmt-med init writes one for a CSV table: cmt-med init TABLE.csv --output my.yaml",
+            "neither a folder of label maps nor a case list", where=str(path), why="nothing else says what labels mean",
+            fix="give the folder, or a case list (.json); cmt-med init TABLE.csv --output my.yaml makes a table one: my.json",
             code="E_IO",
         )  # fmt: skip
     else:
