@@ -6,13 +6,26 @@ import json
 import sys
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] >= pair[1]:
+        raise ValueError(
+            f"the first percentile must be below the second; {pair[0]:g} and {pair[1]:g} leave no contrast"
+        )
+    return pair
+
+
+PercentRange = Annotated[tuple[Percent, Percent], AfterValidator(_rising)]
+VoxelSize = Annotated[float, Field(ge=1e-4, le=1e3, allow_inf_nan=False)]
+"""Edge of a voxel in mm, from a tenth of a micrometre (light microscopy) to a metre; anything else is a slip of the pen."""
 
 
 class Section(BaseModel):
@@ -61,10 +74,10 @@ class Data(Section):
         None, description="overlapping targets; brats: those of the case list or the challenge; null: a class per label"
     )
     split: Split = Split(by="random", fraction=0.2)
-    spacing: list[PositiveFloat] | None = Field(None, description="voxel size in mm to resample to; null keeps it")
+    spacing: list[VoxelSize] | None = Field(None, description="voxel size in mm to resample to; null keeps it")
     crop_foreground: bool = Field(False, description="crop to the part that differs from the background")
     normalise: Literal["image", "foreground"] = Field("image", description="voxels that z-scores are taken over")
-    clip: tuple[Percent, Percent] | None = Field(
+    clip: PercentRange | None = Field(
         None, strict=False, description="percentiles that brightness is clipped to, per channel"
     )
     foreground_channel: bool = Field(False, description="give the network the foreground mask as one more channel")

@@ -24,7 +24,7 @@ from cmt_med.data.manifest import Case
 from cmt_med.data.transforms import POINTS_PER_LABEL, as_dictionary, preprocessing
 from cmt_med.files import sha256, write_file, write_json
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3  # since 3, constant channels are zeros
 _FILES = ("image.npy", "label.npy", "points.npy")
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from cmt_med.data.readers.decoder import Volume, decode
 from cmt_med.data.sums import check_sums, content_key
 from cmt_med.data.values import brightness
 from cmt_med.data.values import labels as label_values
-from cmt_med.errors import DataError
+from cmt_med.errors import CmtError, DataError
 
 __all__ = ["Grid", "Loaded", "content_of", "grid_of", "load_case", "load_labels", "require_same_grid"]
 
@@ -142,10 +142,9 @@ def content_of(path: Path, case: Case) -> str:
         raise _of_case(error, case) from error
 
 
-def _of_case(error: DataError, case: Case) -> DataError:
+def _of_case(error: DataError, case: Case) -> CmtError:
     """The error of a file, saying also whose it is."""
-    where = f"case {case.name}: {error.where}"
-    return DataError(error.what, where=where, why=error.why, fix=error.fix, code=error.code)
+    return error.within(f"case {case.name}")
 
 
 def _require_channels(case: Case, channels: Sequence[str]) -> None:

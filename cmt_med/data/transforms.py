@@ -72,7 +72,8 @@ class Normalised(MapTransform):
     """z-score per channel, over all voxels or over the foreground, with zero outside it.
 
     With ``clip``, brightness is first clipped to these percentiles of the same voxels: a few bright vessels would else set
-    the scale of a whole scan.
+    the scale of a whole scan. A channel that is constant there becomes zeros: to divide by its standard deviation would
+    blow up rounding errors into an image.
     """
 
     def __init__(self, keys: Sequence[str], *, over: str, clip: Sequence[float] | None) -> None:
@@ -92,9 +93,18 @@ class Normalised(MapTransform):
                     low, high = np.percentile(values.numpy(), self.clip)
                     channel.clamp_(float(low), float(high))
                     values = channel[inside]
+                if _is_constant(values):
+                    channel.zero_()
+                    continue
                 channel.sub_(values.mean()).div_(values.std(correction=0).clamp_min(1e-6))
             result[key] = image * inside
         return result
+
+
+def _is_constant(values: Tensor) -> bool:
+    """Whether values differ by no more than resampling a constant leaves of it: eight roundings in float32."""
+    low, high = (float(v) for v in torch.aminmax(values))
+    return high - low <= 8 * torch.finfo(torch.float32).eps * max(abs(low), abs(high))
 
 
 class WithForeground(MapTransform):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import (
     Annotated,
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cmt_med.config import Inference, Percent, PositiveFloat, Section
+from cmt_med.config import Inference, PercentRange, Section, VoxelSize
 from cmt_med.errors import DataError
 from cmt_med.files import sha256, write_bytes, write_json
 from cmt_med.inference.postprocess import Target
@@ -37,10 +38,10 @@ _Edge = Annotated[int, Field(ge=1, le=LARGEST)]
 class _Preprocessing(Section):
     """What :func:`cmt_med.data.transforms.preprocessing` takes."""
 
-    spacing: list[PositiveFloat] | None = Field(min_length=3, max_length=3)
+    spacing: list[VoxelSize] | None = Field(min_length=3, max_length=3)
     crop_foreground: bool
     normalise: Literal["image", "foreground"]
-    clip: tuple[Percent, Percent] | None = Field(strict=False)
+    clip: PercentRange | None = Field(strict=False)
     foreground_channel: bool = False
 
 
@@ -105,6 +106,21 @@ class ModelCard(BaseModel):
             raise ValueError("labels need a background, 0, and a number of its own for each")
         return self
 
+    @model_validator(mode="after")
+    def _named_once(self) -> ModelCard:
+        names = [region.name for region in self.regions or []]
+        for what, listed in (
+            ("channels", self.channels), ("regions", names), ("mirrored_axes", self.mirrored_axes),
+            ("slice_axes", self.slice_axes),
+        ):  # fmt: skip
+            if len(set(listed)) != len(listed):
+                raise ValueError(f"{what} names one twice: {listed}")
+        known = set(self.labels.values())
+        for region in self.regions or []:
+            if not {*region.values, region.write} <= known:
+                raise ValueError(f"region {region.name} consists of, or writes, a value that no label has")
+        return self
+
     @property
     def outputs(self) -> list[Target]:
         """What the network's channels mean; of classes without the background."""
@@ -130,7 +146,13 @@ class ModelCard(BaseModel):
 
 
 def save_model(folder: Path, card: ModelCard, weights: dict[str, Tensor]) -> ModelCard:
-    """Write ``model.safetensors`` and, after it, ``model.json`` with its checksum."""
+    """Write ``model.safetensors`` and, after it, ``model.json`` with its checksum.
+
+    Raises:
+        DataError: E_MODEL if a weight is NaN or infinite.
+        OutputError: if the folder cannot be written.
+    """
+    _require_finite(weights, folder, "train again with a lower optimizer.lr; the last finite state is in checkpoints/")
     notice = str(card.provenance.get("notice", ""))
     content = save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
@@ -146,7 +168,7 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     """Read a model from its folder, or from a run folder that contains ``model/``.
 
     Raises:
-        DataError: E_MODEL, if there is none, or the weights do not match their checksum.
+        DataError: E_MODEL, if there is none, the weights do not match their checksum, or one is NaN or infinite.
     """
     folder = path / "model" if (path / "model" / "model.json").exists() else path
     try:
@@ -172,9 +194,19 @@ def load_model(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
             raise _fault(
                 "the weights do not match model.json", path, "missing or another checksum", "copy the model again"
             )
-        return card, load_file(weights)
+        tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
         raise _fault("the weights cannot be read", path, _reason(error), "copy the model again") from error
+    _require_finite(tensors, path, "use another model: this one was damaged, or its training diverged")
+    return card, tensors
+
+
+def _require_finite(weights: Mapping[str, Tensor], path: Path, fix: str) -> None:
+    """Raise E_MODEL if a weight is NaN or infinite: every voxel would silently become background."""
+    broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        why = f"{len(broken)} tensors have NaN or infinite values, the first is {broken[0]}"
+        raise _fault("the weights are not finite", path, why, fix)
 
 
 def _of_this_version(content: Any) -> Any:
@@ -189,7 +221,16 @@ def _read_card(path: Path) -> Any:
         raise FileNotFoundError(path)
     if path.stat().st_size > MAX_CARD_BYTES:
         raise ValueError(f"it has more than {MAX_CARD_BYTES} bytes")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are all different: of two values for one key, readers differ in which they take."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return result
 
 
 def _reason(error: Exception) -> str:

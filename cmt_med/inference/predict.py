@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cmt_med.blocks.conv import channels_last
 from cmt_med.data.gate import Grid, Loaded
 from cmt_med.data.transforms import as_dictionary, invert_probabilities, preprocessing
+from cmt_med.errors import DataError
 from cmt_med.inference.canvas import Canvas
 from cmt_med.inference.cards import joint_card
 from cmt_med.inference.model import ModelCard
@@ -65,6 +66,9 @@ def predict_probabilities(
 
     Returns:
         (K, D1, D2, D3), float32; outside, regions have the probability 0 and the background class 1.
+
+    Raises:
+        DataError: E_NAN if an output of the network is NaN or infinite.
     """
     return predict(network, image, windows, regions=regions, inside=inside).values[0]
 
@@ -89,6 +93,8 @@ def predict(
             total = canvas if alone else Canvas(1, len(logits), logits.shape[1:], logits.device)
         for _, rows in total.slabs():
             part = _mirrored_rows(logits, rows, chosen)
+            if not bool(part.isfinite().all()):
+                raise not_finite()
             found = part.sigmoid() if regions else part.softmax(0)
             target = total.values[0][:, rows]
             target.copy_(found) if total is canvas else target.add_(found)
@@ -103,6 +109,16 @@ def predict(
                 if not regions:
                     part[0, outside] = 1.0
     return total
+
+
+def not_finite(where: str = "") -> DataError:
+    """The error for a network whose output is NaN or infinite: neither probabilities nor labels follow from it."""
+    return DataError(
+        "the network's output is not finite", where=where or "the logits of this case",
+        why="its weights or the values of the image are too large for its arithmetic; a mask would be wrong without a sign",
+        fix="look at the image's values with inspect; if all cases fail, the model's training has diverged",
+        code="E_NAN",
+    )  # fmt: skip
 
 
 def _mirrored_rows(volume: Tensor, rows: slice, axes: Sequence[int]) -> Tensor:
@@ -190,6 +206,11 @@ class Ensemble:
 
     def probabilities(self, loaded: Loaded) -> Tensor:
         """Mean probabilities (K, D1, D2, D3) on the case's own grid; ``loaded`` has the joint card's channels."""
+        if _is_blank(loaded):
+            nothing = torch.zeros((len(self._own.probability_channels), *loaded.grid.shape))
+            if self._own.regions is None:
+                nothing[0] = 1.0  # the background
+            return nothing
         if self._alike:
             transform = self.predictors[0].transform
             data = transform(as_dictionary(loaded))
@@ -203,6 +224,8 @@ class Ensemble:
         """
         settings, grid = self._own.inference, loaded.grid
         decide = decision(settings, targets=self._own.outputs, regions=self._own.regions is not None)
+        if _is_blank(loaded):
+            return np.zeros(grid.shape, dtype=np.uint8), Removed()
         if not self._alike or settings.components or decide is None:
             return self.labels(self.probabilities(loaded), grid)
         data = self.predictors[0].transform(as_dictionary(loaded))
@@ -238,6 +261,11 @@ class Ensemble:
     def _for_member(self, loaded: Loaded, card: ModelCard) -> Loaded:
         order = [self.card.channels.index(name) for name in card.channels]
         return replace(loaded, image=loaded.image[order])
+
+
+def _is_blank(loaded: Loaded) -> bool:
+    """Whether every channel is constant: there is nothing to segment, whatever a network would make of it."""
+    return all(bool((channel == channel.flat[0]).all()) for channel in loaded.image)
 
 
 def _mean(parts: Iterable[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -10,10 +11,13 @@ from monai.data.utils import compute_importance_map
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmt_med.errors import DataError
 from cmt_med.inference.canvas import Canvas
 
 LEAST_WEIGHT = 1e-3  # of the largest: a corner that one window alone covers still has a weight to divide by
 GAUSSIAN_SIGMA = 0.125  # of the window's edge
+MOST_WINDOWS = 200_000
+"""Of a case: a CT of 512 × 512 × 600 voxels in windows of 64³ with the usual overlap takes 4,050."""
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -26,6 +30,29 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
     """
     step = max(1, int(window * (1 - overlap)))
     return sorted({min(start, length - window) for start in range(0, length - window + step, step)})
+
+
+def require_few_windows(images: Sequence[int], window: Sequence[int], overlap: float) -> None:
+    """Refuse to cover images with more windows than any sensible setting needs, before the first one is computed.
+
+    Args:
+        images: number of images, and their extent along each axis.
+        window: edges, no longer than the images.
+        overlap: of neighbouring windows, as a share of their size.
+
+    Raises:
+        DataError: E_SIZE.
+    """
+    count, *size = images
+    per_axis = [len(window_starts(n, w, overlap)) for n, w in zip(size, window, strict=True)]
+    total = count * math.prod(per_axis)
+    if total > MOST_WINDOWS:
+        raise DataError(
+            f"the case would take {total:,} windows",
+            where=f"windows of {' × '.join(map(str, window))} with overlap {overlap:g}",
+            why=f"more than {MOST_WINDOWS:,} would keep the machine busy for days",
+            fix="lower the overlap (infer --overlap), or train with a larger inference.window", code="E_SIZE",
+        )  # fmt: skip
 
 
 def sliding_logits(
@@ -52,6 +79,9 @@ def sliding_logits(
 
     Returns:
         A canvas of (N, K, *S), float32; zero where no window was computed.
+
+    Raises:
+        DataError: E_SIZE for more than 200,000 windows.
     """
     padding = [
         (max(0, w - n) // 2, max(0, w - n) - max(0, w - n) // 2) for n, w in zip(images.shape[2:], window, strict=True)
@@ -60,6 +90,7 @@ def sliding_logits(
         flat = [edge for pair in reversed(padding) for edge in pair]
         images = F.pad(images, flat)
         inside = F.pad(inside, flat) if inside is not None else None
+    require_few_windows((images.shape[0], *images.shape[2:]), window, overlap)
     weight = _weight(tuple(window), images.device)
     result: Canvas | None = None
     total: Tensor | None = None

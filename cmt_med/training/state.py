@@ -161,7 +161,8 @@ class Run:
             DataError: E_NAN for weights that are not finite: the checkpoints before are.
         """
         self.position.seconds = seconds
-        broken = [name for name, tensor in self.parts.network.state_dict().items() if not tensor.isfinite().all()]
+        kept = [*self.parts.network.state_dict().items(), *self.average.weights.items()]
+        broken = [name for name, tensor in kept if not tensor.isfinite().all()]
         if broken:
             raise DataError(
                 "the weights are not finite", where=f"{broken[0]} and {len(broken) - 1} more, step {self.position.step}",

@@ -12,6 +12,7 @@ from torch import nn
 
 from cmt_med.config import Inference
 from cmt_med.data.cache import Entry
+from cmt_med.errors import DataError
 from cmt_med.evaluation.overlap import case_overlaps
 from cmt_med.inference.postprocess import Target, to_labels
 from cmt_med.inference.predict import Windows, predict_probabilities
@@ -34,7 +35,8 @@ def validator(
     """A function that scores a network: mean Dice per target (``"dice/NAME"``) and over targets (``"dice"``).
 
     Cases are spread over the ranks. Empty references count by the challenge rule. It takes the network and a function
-    that is asked before each batch of windows whether to stop; if any rank was, it returns None on all.
+    that is asked before each batch of windows whether to stop; if any rank was, it returns None on all. Raises DataError,
+    E_NAN with the case's name, if an output of the network is not finite.
     """
     targets = {target.name: target.values for target in outputs}
     bare = settings.model_copy(update={"minimum": {}, "components": {}})  # the network is scored, not what mends it
@@ -50,7 +52,10 @@ def validator(
 
         def score(_: Engine, entry: Entry) -> list[float]:
             image = torch.from_numpy(np.array(entry.image())).to(device)
-            found = predict_probabilities(network, image, windows, regions=regions)
+            try:
+                found = predict_probabilities(network, image, windows, regions=regions)
+            except DataError as error:
+                raise error.within(f"case {entry.name}, validated while training") from error
             labels, _ = to_labels(found, bare, targets=outputs, regions=regions)
             overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), targets)
             return [overlap.dice for overlap in overlaps.values()]

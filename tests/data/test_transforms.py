@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from cmt_med.config import Augmentation, Data, Train
 from cmt_med.data import resample
@@ -330,3 +332,24 @@ def test_resampling_by_slabs_is_resampling(
         found.append((data["image"].as_tensor(), data["label"].as_tensor(), data["image"].affine, back))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("spacing", [None, [1.3, 0.9, 2.0]])
+@pytest.mark.parametrize("over", ["image", "foreground"])
+@pytest.mark.parametrize("value", [0.0, 500.0, 1234.567, -3.6e-3, 7.1e8])
+def test_a_constant_channel_becomes_zeros(value: float, over: str, spacing: list[float] | None) -> None:
+    """Not its rounding errors, which resampling leaves and division by their spread would blow up."""
+    case = loaded()
+    image = np.concatenate([case.image, np.full_like(case.image, value)])
+    settings = {"spacing": spacing, "crop_foreground": True, "normalise": over, "clip": None}
+    found = preprocessing(settings, with_label=False)(as_dictionary(replace(case, image=image)))["image"]
+    assert not found[1].any()
+    assert float(found[0].std()) > 0.1
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("clip", [[99, 1], [50, 50], [-1, 99], [0, 101]])
+def test_percentiles_that_leave_no_contrast(clip: list[float]) -> None:
+    with pytest.raises(ValidationError):
+        Data.model_validate({"manifest": "m", "channels": ["a"], "clip": clip})

@@ -11,15 +11,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.data.sums import volume_sum
 from cmt_med.errors import DataError, OutputError
 from cmt_med.inference.folder import infer_cases
+from cmt_med.inference.model import save_model
 from cmt_med.inference.results import predictions_in
 from tests.data.made import IMAGE, LABEL, nifti
 from tests.helpers import save, tiny_dataset
-from tests.inference.models import LABELS, random_ensemble, save_random_model
+from tests.inference.models import LABELS, random_ensemble, random_model, save_random_model
 from tests.processes import command
 
 
@@ -300,3 +302,48 @@ def test_sums_hold_also_where_there_is_a_result(tmp_path: Path) -> None:
     assert infer_cases(random_ensemble(), [case], out) == []  # by a list without sums
     (failure,) = infer_cases(random_ensemble(), [listed], out)
     assert (failure["case"], failure["code"]) == ("p", "E_HASH")
+
+
+@pytest.mark.fault(1)
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_outputs_that_are_not_finite_fail_the_case(tmp_path: Path, probabilities: bool) -> None:
+    """Finite weights whose products overflow: the mask would be background everywhere, without a word."""
+    cases = load_manifest(tiny_dataset(tmp_path, cases=2)).cases
+    ensemble = random_ensemble()
+    with torch.no_grad():
+        for parameter in ensemble.predictors[0].network.parameters():
+            parameter.mul_(1e18)
+    failures = infer_cases(ensemble, cases, tmp_path / "out", probabilities="float32" if probabilities else "none")
+    assert [(f["case"], f["code"]) for f in failures] == [("case0", "E_NAN"), ("case1", "E_NAN")]
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+@pytest.mark.fault(20)
+@pytest.mark.parametrize("edge", [1, 7])
+def test_windows_without_end_are_refused_before_the_first(tmp_path: Path, edge: int) -> None:
+    card, weights = random_model()
+    card = card.model_copy(update={"window": [edge] * 3, "patch": [edge] * 3})
+    save_model(tmp_path / "model", card, weights)
+    size = 60 if edge == 1 else 210
+    for channel in "ab":
+        save(tmp_path / f"in/x_{channel}.nii.gz", np.random.default_rng(0).normal(size=(size,) * 3).astype(np.float32))
+    arguments = ["--model", tmp_path / "model", "--input", tmp_path / "in", "--output", tmp_path / "out"]
+    with command("infer", *arguments, log=tmp_path / "log") as running:
+        assert running.wait(60) == 2
+    (failure,) = json.loads((tmp_path / "out/failures.json").read_text())
+    assert failure["code"] == "E_SIZE"
+    assert "windows" in failure["what"]
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("values", [(0.0, 0.0), (500.0, 1234.567)])
+def test_nothing_is_found_where_every_channel_is_constant(tmp_path: Path, values: tuple[float, float]) -> None:
+    for channel, value in zip("ab", values, strict=True):
+        save(tmp_path / f"in/x_{channel}.nii.gz", np.full((18, 15, 20), value, np.float32))
+    case = Case("x", {channel: (tmp_path / f"in/x_{channel}.nii.gz", None) for channel in "ab"})
+    for kept in ("none", "float32"):
+        assert infer_cases(random_ensemble(), [case], tmp_path / kept, probabilities=kept) == []
+        assert not np.asarray(nib.load(tmp_path / kept / "x.nii.gz").dataobj).any()
+        assert "a is constant" in json.loads((tmp_path / kept / "x.json").read_text())["flags"][0]
+    chances = np.asarray(nib.load(tmp_path / "float32/x_prob.nii.gz").dataobj)
+    assert (chances == [1, 0, 0]).all()

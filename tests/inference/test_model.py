@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from cmt_med.errors import DataError
-from cmt_med.inference.model import MAX_CARD_BYTES, load_model
+from cmt_med.inference.model import MAX_CARD_BYTES, load_model, save_model
 from cmt_med.networks import NETWORKS, build_network
 from cmt_med.networks.cmt import CLASSIFIERS
 from cmt_med.trained import trained_network
 from tests.inference.models import NETWORK, random_model, save_random_model
 
 CLASSIFIER = {"name": "cmt_ti", "spatial_dims": 3, "in_channels": 2, "num_classes": 3}
+
+
+def _region(name: str, values: list[int], *, write: int = 1) -> dict[str, Any]:
+    return {"name": name, "values": values, "write": write}
+
+
 FAULTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "other widths": lambda card: card["network"].update(dims=[8, 24]),
     "other depths": lambda card: card["network"].update(depths=[1, 2]),
@@ -48,6 +56,19 @@ FAULTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "slices in 3D": lambda card: card.update(slice_axes=[0]),
     "a mirrored axis of none": lambda card: card.update(mirrored_axes=[3]),
     "overlap of one": lambda card: card["inference"].update(overlap=1.0),
+    "clipping from high to low": lambda card: card["preprocessing"].update(clip=[99.0, 1.0]),
+    "clipping to one value": lambda card: card["preprocessing"].update(clip=[50.0, 50.0]),
+    "voxels of a kilometre": lambda card: card["preprocessing"].update(spacing=[1e6] * 3),
+    "voxels of next to nothing": lambda card: card["preprocessing"].update(spacing=[1e-300] * 3),
+    "one axis mirrored twice": lambda card: card.update(mirrored_axes=[0, 0]),
+    "two channels of one name": lambda card: card.update(channels=["a", "a"]),
+    "two regions of one name": lambda card: card.update(regions=[_region("r", [1]), _region("r", [2]), _region("s", [1])]),
+    "a region that writes what no label has": lambda card: card.update(
+        regions=[_region("r", [1]), _region("s", [2]), _region("t", [1], write=7)]
+    ),
+    "a region of what no label has": lambda card: card.update(
+        regions=[_region("r", [1]), _region("s", [2]), _region("t", [7], write=1)]
+    ),
     "a large card": lambda card: card["provenance"].update(note="x" * MAX_CARD_BYTES),
 }  # fmt: skip
 
@@ -64,6 +85,8 @@ def test_models_of_version_2(tmp_path: Path) -> None:
     assert load_model(folder)[0].schema_version == 3
 
 
+@pytest.mark.fault(8)
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("change", FAULTS.values(), ids=FAULTS)
 def test_parts_that_do_not_fit(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     folder = save_random_model(tmp_path)
@@ -91,3 +114,38 @@ def test_every_network_is_no_larger_than_its_weights(name: str, dims: int) -> No
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
     )
+
+
+@pytest.mark.fault(20)
+def test_a_key_given_twice(tmp_path: Path) -> None:
+    """Of two windows, one reader takes the first and another one the last."""
+    folder = save_random_model(tmp_path)
+    text = (folder / "model.json").read_text()
+    (folder / "model.json").write_text(text.replace('"window":', '"window": [8, 8, 8], "window":', 1))
+    with pytest.raises(DataError, match="'window' is given twice") as caught:
+        load_model(folder)
+    assert caught.value.code == "E_MODEL"
+
+
+@pytest.mark.fault(1)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    """Neither written nor read, even with a right checksum: every voxel would become background."""
+    card, weights = random_model()
+    name = next(iter(weights))
+    broken = weights | {name: weights[name].clone()}
+    broken[name].view(-1)[0] = value
+    with pytest.raises(DataError, match="not finite") as caught:
+        save_model(tmp_path / "new", card, broken)
+    assert (caught.value.code, name in caught.value.why) == ("E_MODEL", True)
+    assert not (tmp_path / "new").exists()
+    folder = save_random_model(tmp_path / "old")
+    content = save({key: tensor.contiguous() for key, tensor in broken.items()})
+    (folder / "model.safetensors").write_bytes(content)
+    described = json.loads((folder / "model.json").read_text()) | {
+        "weights_sha256": hashlib.sha256(content).hexdigest()
+    }
+    (folder / "model.json").write_text(json.dumps(described))
+    with pytest.raises(DataError, match="not finite") as caught:
+        load_model(folder)
+    assert caught.value.code == "E_MODEL"
