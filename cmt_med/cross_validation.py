@@ -28,6 +28,7 @@ from cmt_med.assemble import bound_demo, ensure_phantom, prepare_data
 from cmt_med.cli import pick_device
 from cmt_med.config import Experiment, Inference, Split
 from cmt_med.data.brats import lesions_of
+from cmt_med.data.gate import content_of
 from cmt_med.data.manifest import Case, Manifest, load_manifest, sums_of
 from cmt_med.data.phantom import BANNER
 from cmt_med.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, ConfigError, Interrupted
@@ -97,14 +98,14 @@ def cross_validate(request: Request, *, only: int | None, devices: Sequence[str]
     manifest = check_folds(experiment)
     requests = {i: fold_request(request, i) for i in range(experiment.folds) if only in (None, i)}
     if only is not None:  # jobs of an array may end at the same moment: none of them gathers
-        _train_folds(requests, devices, arguments)
+        _train_folds(requests, manifest, devices, arguments)
         log.info("fold %d is finished; when all are, the command without --fold scores them together", only)
         return EXIT_DONE
     with locked(folder):
         if request.fresh:
             requests = _start_over(requests, manifest)
             arguments = [item for item in arguments if item != "--fresh"]
-        _train_folds(requests, devices, arguments)
+        _train_folds(requests, manifest, devices, arguments)
         return _gather(request, manifest)
 
 
@@ -125,9 +126,12 @@ def _start_over(requests: Mapping[int, Request], manifest: Manifest) -> dict[int
     return {i: replace(fold, fresh=False) for i, fold in requests.items()}
 
 
-def _train_folds(requests: Mapping[int, Request], devices: Sequence[str], arguments: Sequence[str]) -> None:
+def _train_folds(
+    requests: Mapping[int, Request], manifest: Manifest, devices: Sequence[str], arguments: Sequence[str]
+) -> None:
     """Train those that are not finished."""
-    waiting = {i: fold for i, fold in requests.items() if fold.fresh or not _is_finished(fold)}
+    contents = _contents(manifest)  # as they are now: what is changed while folds are trained is noticed the next time
+    waiting = {i: fold for i, fold in requests.items() if fold.fresh or not _is_finished(fold, contents)}
     done = [i for i in requests if i not in waiting]
     if done:
         log.info("finished before: fold %s", ", ".join(map(str, done)))
@@ -138,7 +142,7 @@ def _train_folds(requests: Mapping[int, Request], devices: Sequence[str], argume
         log.info("fold %d of %d", i, fold.experiment.folds)
         run_experiment(replace(fold, started=time.monotonic()))
         if os.environ.get("RANK", "0") == "0":  # the first process has segmented and scored; the others end before
-            _note_finished(fold)
+            _note_finished(fold, contents)
 
 
 def check_folds(experiment: Experiment) -> Manifest:
@@ -171,24 +175,34 @@ def check_folds(experiment: Experiment) -> Manifest:
 # ---- which folds are finished
 
 
-def _key(request: Request) -> str:
-    """What a fold's result depends on: the settings as asked for, and the case list."""
+def _contents(manifest: Manifest) -> list[list[str | None]]:
+    """The content of every file of the cases that folds are made of, as hashes."""
+    return [
+        [content_of(path, case) if path is not None else None for path in (*images, case.label, case.mask)]
+        for case in manifest.cases
+        if case.label is not None
+        for images in [sorted({path for path, _ in case.images.values()})]
+    ]
+
+
+def _key(request: Request, contents: Sequence[Sequence[str | None]]) -> str:
+    """What a fold's result depends on: the settings as asked for, the case list, and its files."""
     asked = request.experiment.model_dump(exclude={"output": True, "data": {"workers"}, "inference": {"batch_size"}})
     listed = Path(request.experiment.data.manifest).read_bytes()
-    content = json.dumps([NETWORKS_VERSION, asked, request.limit], sort_keys=True).encode() + listed
+    content = json.dumps([NETWORKS_VERSION, asked, request.limit, contents], sort_keys=True).encode() + listed
     return hashlib.sha256(content).hexdigest()
 
 
-def _note_finished(request: Request) -> None:
-    write_json(Path(request.experiment.output) / MARKER, {"key": _key(request)})
+def _note_finished(request: Request, contents: Sequence[Sequence[str | None]]) -> None:
+    write_json(Path(request.experiment.output) / MARKER, {"key": _key(request, contents)})
 
 
-def _is_finished(request: Request) -> bool:
+def _is_finished(request: Request, contents: Sequence[Sequence[str | None]]) -> bool:
     try:
         content = json.loads((Path(request.experiment.output) / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.get("key") == _key(request)
+    return isinstance(content, dict) and content.get("key") == _key(request, contents)
 
 
 # ---- several devices

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -306,6 +307,18 @@ def test_minutes_bound_the_run(tmp_path: Path) -> None:
     assert plan["bound"].startswith("max_minutes")
     assert 10 < card["provenance"]["steps"] <= plan["total_steps"]
     assert card["provenance"]["minutes"] < 0.5
+
+
+@pytest.mark.fault(28)
+def test_few_minutes_are_kept_to(tmp_path: Path) -> None:
+    """12 s for a training whose first 24 steps alone would take more; importing libraries is not counted here."""
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path / "d", size=(72, 70, 74)))
+    sets = ["train.epochs=null", "train.max_minutes=0.2", "train.patch_size=[64, 64, 64]", "train.accumulate=4",
+            "data.split={by: last, count: 1}"]  # fmt: skip
+    begun = time.monotonic()
+    assert run_command(train, ["--config", str(config), *[part for s in sets for part in ("--set", s)]]) == 0
+    assert time.monotonic() - begun < 1.25 * 12
+    assert json.loads((tmp_path / "run/plan.json").read_text())["total_steps"] < 24
 
 
 def test_every_option_runs(tmp_path: Path) -> None:

@@ -91,6 +91,26 @@ def test_the_same_command_again_trains_nothing(finished: Path) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in finished.glob("run/fold_*/model/model.safetensors")}
 
 
+@pytest.mark.fault(2)
+def test_folds_of_changed_data_are_not_kept(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A label file that was replaced: networks of the old data must not be scored against the new."""
+    shutil.copytree(finished, tmp_path / "cv")
+    label = tmp_path / "cv/case2_seg.nii.gz"
+    save(label, np.roll(np.asarray(nib.load(label).dataobj), 2, axis=0))
+    sets = [*SETS, "--set", f"data.manifest={tmp_path / 'cv/dataset.json'}", "--output", str(tmp_path / "cv/run")]
+    shutil.rmtree(tmp_path / "cv/run")
+    arguments = ["--config", str(finished / "tiny.yaml"), *sets]
+    assert run_command(train, arguments) == 0
+    before = {p: p.read_bytes() for p in sorted((tmp_path / "cv/run").rglob("*")) if p.is_file()}
+    save(label, np.roll(np.asarray(nib.load(label).dataobj), -2, axis=0))
+    capsys.readouterr()
+    assert run_command(train, arguments) == 64
+    said = capsys.readouterr().err
+    assert "belongs to another experiment" in said
+    assert "finished before" not in said
+    assert before == {p: p.read_bytes() for p in sorted((tmp_path / "cv/run").rglob("*")) if p.is_file()}
+
+
 def test_killed_twice_gives_the_same_report(finished: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cmt_med.train", "--config", str(finished / "tiny.yaml"), *SETS,
                "--output", str(tmp_path / "run"), "--threads", str(torch.get_num_threads())]  # fmt: skip

@@ -84,7 +84,7 @@ WRITING = {
 }  # fmt: skip
 INTO_MEMORY = {  # calls of those names that write no file
     "torch.save(state, buffer)", "np.save(stream, a, allow_pickle=False)", "os.fdopen(handle, 'rb', buffering=0)",
-    "self.state.save(self.budget.seconds(), self.budget.plan)",  # a method of ours
+    "self.state.save(self.budget.seconds(), self.budget.plan, self.budget.pace)",  # a method of ours
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,66 @@ from cmt_med.files import write_json
 from cmt_med.training.schedule import LONGER_MARGIN, REPLAN_MARGIN, StepPlan, affordable_steps
 
 PROBE_STEPS = 20
-PROBE_SECONDS = 60.0  # from the start of the command; slow steps are probed by fewer of them
+PROBE_SECONDS = 60.0  # from the start of the run; slow steps are probed by fewer of them
+PROBE_SHARE = 0.25  # of train.max_minutes: a short run is not used up by its probe
 PROBE_SKIP = 3  # the first steps choose kernels and fill caches
 REPLAN_EVERY = 20  # steps, or a fiftieth of a short plan: what a slow probe promised must not last
 REPLAN_FROM = 0.15  # of the plan: the pace is steady by then
 RECENT_STEPS = 100  # tell the pace
+RECENT_PAUSES = 8  # validations and checkpoints that tell how long the next ones take
 
 log = logging.getLogger(__name__)
 
 
+class Pace:
+    """How long steps, validations and checkpoints have taken lately, each accounted on its own; part of a checkpoint.
+
+    Attributes:
+        seen: steps of the whole run.
+    """
+
+    def __init__(self, saved: Mapping[str, Any] | None = None) -> None:
+        saved = saved or {}
+        self.seen = int(saved.get("seen", 0))
+        self.steps: deque[float] = deque(saved.get("steps", ()), maxlen=RECENT_STEPS)
+        self.validations: deque[float] = deque(saved.get("validations", ()), maxlen=RECENT_PAUSES)
+        self.checkpoints: deque[float] = deque(saved.get("checkpoints", ()), maxlen=RECENT_PAUSES)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record, for checkpoints."""
+        lists = {name: list(getattr(self, name)) for name in ("steps", "validations", "checkpoints")}
+        return {"seen": self.seen} | lists
+
+    @property
+    def mean_step(self) -> float | None:
+        """Mean seconds from the end of a recent step to the end of the next, waiting for data included."""
+        return sum(self.steps) / len(self.steps) if self.steps else None
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step to plan with: see :func:`usual`."""
+        return usual(self.steps)
+
+    @property
+    def pause(self) -> float:
+        """Seconds of a validation and the checkpoint after it, to plan with."""
+        return usual(self.validations) + usual(self.checkpoints)
+
+
+def usual(seconds: Sequence[float]) -> float:
+    """The lower quartile, since other work on the machine only ever makes things slower; 0 of nothing.
+
+    The mean would take a slow spell of the machine for the pace of all that is left, and a plan that is shortened on that
+    account anneals the learning rate long before the time is over.
+    """
+    return sorted(seconds)[len(seconds) // 4] if seconds else 0.0
+
+
 class Budget:
     """Makes the plan, and bends it when the machine turns out slower or faster than it was.
+
+    With ``train.epochs`` the plan is known from the first step on, and ``train.max_minutes`` can only shorten it. With
+    minutes alone it is made after a probe of the first steps, which an interrupted run goes on with where it stood.
 
     Args:
         train: bounds of the run.
@@ -35,8 +84,10 @@ class Budget:
         started: ``time.monotonic()`` at the start of the command.
         reserve: from the seconds of a validation to those kept for what comes after training.
         path: ``plan.json``; None on ranks that write nothing.
-        plan: of an earlier part of this run.
+        plan: of an earlier part of this run; None if it has made none, or was finished and is given more.
         notes: what was changed for device and data, and why; kept in ``plan.json``.
+        step: steps done by earlier parts of this run.
+        pace: of an earlier part of this run.
     """
 
     def __init__(
@@ -50,29 +101,29 @@ class Budget:
         path: Path | None,
         plan: StepPlan | None,
         notes: Sequence[str] = (),
+        step: int = 0,
+        pace: Pace | None = None,
+        finished: bool = False,
     ) -> None:
         self.notes = list(notes)
         self.train, self.steps_per_epoch, self.path = train, steps_per_epoch, path
         self.seconds_before, self.started, self.reserve = seconds_before, started, reserve
-        self.plan = plan
-        self.validation_seconds = 0.0
-        self._steps_seen = 0
-        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self.plan, self.pace = plan, pace or Pace()
+        self._steps_here = 0
         self._last_end = time.monotonic()
         self.bound = "epochs" if train.max_minutes is None else "max_minutes"
-        steps = None if train.epochs is None else train.epochs * steps_per_epoch
+        by_epochs = None if train.epochs is None else train.epochs * steps_per_epoch
+        self._probing = train.max_minutes is not None and (plan is None or self.pace.seen < PROBE_SKIP + PROBE_STEPS)
         if plan is not None:
-            self.bound = "epochs" if plan.total_steps == steps else "max_minutes"
-        elif steps is not None and (train.max_minutes is None or steps <= PROBE_SKIP + PROBE_STEPS):
-            self._decide(steps, "epochs")
+            self.bound = "epochs" if plan.total_steps == by_epochs else "max_minutes"
+        elif by_epochs is not None:
+            self._decide(by_epochs, "epochs")
+        elif finished and train.max_minutes is not None:  # so many steps took so long: in more minutes, more of them
+            self._decide(max(step + 1, int(step * train.max_minutes * 60.0 / seconds_before)), "max_minutes")
 
     def seconds(self) -> float:
         """Time spent on the run so far, earlier parts included."""
         return self.seconds_before + time.monotonic() - self.started
-
-    def step_seconds(self) -> float | None:
-        """Mean time from the end of a recent step to the end of the next, waiting for data included."""
-        return sum(self._recent) / len(self._recent) if self._recent else None
 
     def progress(self, step: int) -> float:
         """The share of the schedule done before ``step``; during the probe, the first part of the warm-up."""
@@ -82,6 +133,18 @@ class Budget:
         """Whether ``step`` steps are all there is to do."""
         return self.plan is not None and step >= self.plan.total_steps
 
+    def seconds_left(self, step: int) -> float | None:
+        """What the steps after ``step`` will take, with their validations and checkpoints; None while nothing is known."""
+        if self.plan is None or self.pace.mean_step is None:
+            return None
+        steps = self.plan.total_steps - step
+        every = self.train.validate_every * self.steps_per_epoch
+        pauses = self.plan.total_steps // every - step // every
+        return steps * self.pace.mean_step + pauses * self.pace.pause
+
+    def _reserve(self) -> float:
+        return self.reserve(usual(self.pace.validations))
+
     def skip_pause(self) -> None:
         """Leave out of the step time what just happened (a validation, a checkpoint)."""
         self._last_end = time.monotonic()
@@ -89,50 +152,73 @@ class Budget:
     def after_step(self, step: int, measure_validation: Callable[[], None]) -> None:
         """Note the end of a step; make the plan when the probe is complete, or fit it to the time left."""
         now = time.monotonic()
-        self._steps_seen += 1
-        if self._steps_seen > PROBE_SKIP:
-            self._recent.append(now - self._last_end)
+        self._steps_here += 1
+        self.pace.seen += 1
+        if self._steps_here > PROBE_SKIP:
+            self.pace.steps.append(now - self._last_end)
         self._last_end = now
-        if self.plan is None:
-            enough = self._steps_seen >= PROBE_SKIP + PROBE_STEPS
-            late = self._steps_seen > PROBE_SKIP and self.seconds() - self.seconds_before > PROBE_SECONDS
-            if enough or late:
-                measure_validation()
-                self._plan_minutes(step)
-                self.skip_pause()
-        elif self.train.max_minutes is not None and step % max(1, min(REPLAN_EVERY, self.plan.total_steps // 50)) == 0:
+        if self._probing:
+            self._probe(step, measure_validation)
+        elif (
+            self.train.max_minutes is not None
+            and self.plan is not None
+            and step % max(1, min(REPLAN_EVERY, self.plan.total_steps // 50)) == 0
+            and self.pace.seen >= REPLAN_FROM * self.plan.total_steps
+        ):
             self._fit_into_time(step)
 
-    def _affordable(self, step_seconds: float) -> int:
+    def _probe(self, step: int, measure_validation: Callable[[], None]) -> None:
+        """End the probe when enough steps are seen, or too much time has gone."""
+        assert self.train.max_minutes is not None  # by the caller
+        whole = self.train.max_minutes * 60.0
+        if self._agreed(self.seconds() + self._reserve() >= whole):
+            log.warning(
+                "train.max_minutes=%g is used up after %d steps: start, validation and report take most of it",
+                self.train.max_minutes, step,
+            )  # fmt: skip
+            self._probing = False
+            self._end(step)
+            return
+        late = self.seconds() > min(PROBE_SECONDS, PROBE_SHARE * whole)
+        if self._agreed(bool(self.pace.steps) and (late or self.pace.seen >= PROBE_SKIP + PROBE_STEPS)):
+            self._probing = False
+            if not self.pace.validations:
+                measure_validation()
+            if self.plan is None:
+                self._decide(step + self._affordable(), "max_minutes")
+            else:
+                self._fit_into_time(step)
+            self.skip_pause()
+
+    def _end(self, step: int) -> None:
+        """Make ``step`` the last one."""
+        if self.plan is None:
+            self._decide(step, "max_minutes")
+        elif step < self.plan.total_steps:
+            self.plan.bend(step, step)
+            self.bound = "max_minutes"
+            self._write("max_minutes, replanned")
+
+    def _affordable(self) -> int:
         assert self.train.max_minutes is not None  # by the callers
-        left = self.train.max_minutes * 60.0 - self.seconds() - self.reserve(self.validation_seconds)
+        left = self.train.max_minutes * 60.0 - self.seconds() - self._reserve()
         steps = affordable_steps(
             seconds_left=max(0.0, left),
-            step_seconds=step_seconds,
-            validation_seconds=self.validation_seconds,
+            step_seconds=self.pace.step,
+            validation_seconds=self.pace.pause,
             validate_every=self.train.validate_every * self.steps_per_epoch,
         )
         return int(idist.broadcast(steps)) if idist.get_world_size() > 1 else steps
 
-    def _pace(self) -> float:
-        """Seconds of a step to plan with: the lower quartile, since other work only ever makes a step longer.
-
-        The mean would take a slow spell of the machine for the pace of all that is left, and a plan that is shortened on
-        that account anneals the learning rate long before the time is over.
-        """
-        return sorted(self._recent)[len(self._recent) // 4]
-
-    def _plan_minutes(self, step: int) -> None:
-        by_time = step + self._affordable(self._pace())
-        steps = self._most_steps(by_time)
-        self._decide(steps, "max_minutes" if steps == by_time else "epochs")
+    @staticmethod
+    def _agreed(here: bool) -> bool:
+        """What the first process says: clocks differ, and what follows is done by all processes together."""
+        return bool(idist.broadcast(int(here))) if idist.get_world_size() > 1 else here
 
     def _fit_into_time(self, step: int) -> None:
-        assert self.plan is not None  # by the caller
-        if self._steps_seen < REPLAN_FROM * self.plan.total_steps:
-            return
+        assert self.plan is not None  # by the callers
         planned = self.plan.total_steps - step
-        possible = self._most_steps(step + self._affordable(self._pace())) - step
+        possible = self._most_steps(step + self._affordable()) - step
         too_long = planned > possible * REPLAN_MARGIN
         if too_long or possible > max(planned * LONGER_MARGIN, planned + REPLAN_EVERY):
             word = "slower" if too_long else "faster"
@@ -156,9 +242,9 @@ class Budget:
         content: dict[str, Any] = self.plan.as_dict() | {
             "steps_per_epoch": self.steps_per_epoch,
             "bound": bound,
-            "step_seconds": self.step_seconds(),
-            "validation_seconds": self.validation_seconds,
-            "reserve_seconds": self.reserve(self.validation_seconds),
+            "step_seconds": self.pace.mean_step,
+            "validation_seconds": usual(self.pace.validations),
+            "reserve_seconds": self._reserve(),
             "max_minutes": self.train.max_minutes,
             "epochs": self.train.epochs,
             "changes": self.notes,

@@ -89,6 +89,9 @@ def fit(
         path=folder / "plan.json" if run.main else None,
         plan=plan,
         notes=parts.notes,
+        step=run.position.step,
+        pace=run.pace,
+        finished=run.finished_before,
     )
     pulse = pulse or Pulse()
     with explained(train):
@@ -183,7 +186,10 @@ class _Loop:
         self.budget.after_step(position.step, self._measure_validation)
         plan = self.budget.plan
         total = plan.total_steps if plan else None
-        self.progress.step(position.step, total, values["loss"] if finite else None, self.share.value)
+        self.progress.step(
+            position.step, total, values["loss"] if finite else None, self.share.value,
+            step_seconds=self.budget.pace.mean_step, seconds_left=self.budget.seconds_left(position.step),
+        )  # fmt: skip
         if finite:
             position.loss_sum += values["loss"]
             position.loss_count += 1
@@ -231,7 +237,7 @@ class _Loop:
             "loss": position.loss_sum / max(1, position.loss_count),
             "lr": self._rate(position.step - 1),
             "seconds": round(self.budget.seconds(), 1),
-            "step_seconds": self.budget.step_seconds(),
+            "step_seconds": self.budget.pace.mean_step,
             "outside_share": round(self.share.value, 3),
         }
         # The last average is scored on all held-out cases right after training, so only a choice needs it here.
@@ -268,7 +274,7 @@ class _Loop:
         if scores is None:
             self._leave()
         assert scores is not None  # else we have left
-        self.budget.validation_seconds = time.monotonic() - begun
+        self.budget.pace.validations.append(time.monotonic() - begun)
         return scores
 
     def _measure_validation(self) -> None:
@@ -277,8 +283,10 @@ class _Loop:
 
     def _checkpoint(self) -> None:
         self.pulse.at("writing a checkpoint")
-        self.state.save(self.budget.seconds(), self.budget.plan)
+        begun = time.monotonic()
+        self.state.save(self.budget.seconds(), self.budget.plan, self.budget.pace)
         self.last_checkpoint = time.monotonic()
+        self.budget.pace.checkpoints.append(self.last_checkpoint - begun)
         self.budget.skip_pause()
 
     def _stop_together(self) -> bool:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 LINE_SECONDS = 30.0
@@ -55,11 +55,10 @@ class Progress:
         if enabled and sys.stderr.isatty():
             self.bar = Bar(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(), console=Console(stderr=True),
+                console=Console(stderr=True),
             )  # fmt: skip
             self.task = self.bar.add_task(f"{banner} training".strip(), total=None, note="")
-        self.last_line = self.last_step_time = time.monotonic()
-        self.rate = 0.0
+        self.last_line = time.monotonic()
         self.loss: float | None = None
 
     def __enter__(self) -> Progress:
@@ -71,22 +70,32 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def step(self, step: int, total: int | None, loss: float | None, outside: float) -> None:
-        """Note one optimizer step; ``loss`` is None where it was not finite; ``outside`` see :class:`OutsideShare`."""
+    def step(
+        self, step: int, total: int | None, loss: float | None, outside: float, *,
+        step_seconds: float | None, seconds_left: float | None,
+    ) -> None:  # fmt: skip
+        """Note one optimizer step.
+
+        Args:
+            step, total: done, and planned if that is known.
+            loss: None where it was not finite.
+            outside: see :class:`OutsideShare`.
+            step_seconds: of a recent step alone, without validations and checkpoints; None before one was timed.
+            seconds_left: of training, with validations and checkpoints; None while that is not known.
+        """
         now = time.monotonic()
-        seconds, self.last_step_time = now - self.last_step_time, now
-        self.rate = seconds if self.rate == 0.0 else 0.95 * self.rate + 0.05 * seconds
         if loss is not None:
             self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         shown = "not finite" if self.loss is None else f"{self.loss:.4f}"
-        note = f"loss {shown}, {self.rate:.2f} s/step, {100 * outside:.0f}% of it outside the network"
+        rate = "" if step_seconds is None else f", {step_seconds:.2f} s/step"
+        left = "" if seconds_left is None else f", {seconds_left / 60:.1f} min left"
+        note = f"loss {shown}{rate}, {100 * outside:.0f}% of it outside the network{left}"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, total=total, note=note)
         elif self.enabled and now - self.last_line >= LINE_SECONDS:
             self.last_line = now
-            left = f", {(total - step) * self.rate / 60:.1f} min left" if total is not None else ""
-            log.info("%sstep %d%s: %s%s", f"{self.banner} " if self.banner else "", step,
-                     f"/{total}" if total is not None else "", note, left)  # fmt: skip
+            log.info("%sstep %d%s: %s", f"{self.banner} " if self.banner else "", step,
+                     f"/{total}" if total is not None else "", note)  # fmt: skip
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Note the end of an epoch, if it was validated."""

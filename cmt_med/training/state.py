@@ -18,6 +18,7 @@ from cmt_med.config import Optimizer, Train
 from cmt_med.data.augment import Augment
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.files import read_lines, write_text
+from cmt_med.training.budget import Pace
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
 from cmt_med.training.losses import Loss
 from cmt_med.training.schedule import StepPlan
@@ -78,7 +79,7 @@ _KEYS = ("fingerprint", "bounds", "position", "plan", "network", "optimizer", "a
 def require_same_run(folder: Path, parts: Parts, train: Train, changed: Sequence[str] = ()) -> None:
     """Refuse a folder whose checkpoints belong to another experiment or were planned with another bound.
 
-    A finished run may be given more epochs.
+    A finished run may be given more epochs or minutes.
 
     Args:
         folder: the run's.
@@ -105,17 +106,24 @@ def require_same_run(folder: Path, parts: Parts, train: Train, changed: Sequence
         raise ConfigError(
             "the run was planned with another bound",
             where=str(folder),
-            why=f"its learning rate was scheduled for train.epochs={epochs}, train.max_minutes={minutes}",
-            fix="the same bound resumes it; once finished, more train.epochs go on; else another --output, or --fresh",
+            why=f"its learning rate was scheduled for {_said(epochs, minutes)}",
+            fix="the same bound resumes it; once finished, more of the same bound goes on; else another --output, or --fresh",
         )
 
 
 def _goes_on(saved: dict[str, Any], train: Train) -> bool:
-    """Whether a finished run, bound by epochs alone, is given more of them."""
-    (epochs, minutes), plan, position = saved["bounds"], saved["plan"], saved["position"]
+    """Whether a finished run is given more epochs or minutes, and less of neither."""
+    plan, position, before, now = saved["plan"], saved["position"], saved["bounds"], [train.epochs, train.max_minutes]
     finished = plan is not None and position["step"] >= plan["total_steps"] and not position["stopped_by"]
-    by_epochs = epochs is not None and train.epochs is not None and minutes is None and train.max_minutes is None
-    return finished and by_epochs and train.epochs > epochs
+    pairs = list(zip(before, now, strict=True))
+    same_kind = all((one is None) == (other is None) for one, other in pairs)
+    return finished and same_kind and before != now and all(one is None or other >= one for one, other in pairs)
+
+
+def _said(epochs: int | None, minutes: float | None) -> str:
+    """The bounds of a run in words."""
+    words = [f"{epochs} epochs" if epochs is not None else "", f"{minutes:g} minutes" if minutes is not None else ""]
+    return " and ".join(filter(None, words))
 
 
 class Run:
@@ -129,6 +137,9 @@ class Run:
         )
         self.average = AveragedWeights(parts.network, train.ema)
         self.position = Position()
+        self.pace = Pace()
+        self.finished_before = False
+        """Whether an earlier run came to its end here, and this one was given more epochs or minutes."""
         self.best: dict[str, Tensor] = {}
         """Weights of the best scores so far, where they are to be chosen; in the checkpoint, so that both go back together."""
 
@@ -154,7 +165,7 @@ class Run:
         if self.train.select == "best":
             self.best = {name: t.detach().to("cpu", copy=True) for name, t in self.averaged_weights().items()}
 
-    def save(self, seconds: float, plan: StepPlan | None) -> None:
+    def save(self, seconds: float, plan: StepPlan | None, pace: Pace) -> None:
         """Write a checkpoint.
 
         Raises:
@@ -175,6 +186,7 @@ class Run:
                 "bounds": [self.train.epochs, self.train.max_minutes],
                 "position": asdict(self.position),
                 "plan": plan.as_dict() if plan is not None else None,
+                "pace": pace.as_dict(),
                 "network": self.parts.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": self.average.weights,
@@ -198,12 +210,18 @@ class Run:
         self.average.updates = saved["average_updates"]
         self.best = saved["best"]
         self.position = Position(**saved["position"])
+        self.pace = Pace(saved.get("pace"))  # checkpoints from before it was kept have none
         if self.main:
             log.info("resuming after step %d", self.position.step)
             path = self.folder / "log.jsonl"
             kept = [row for row in read_lines(path) if row.get("step", 0) <= self.position.closed]
             write_text(path, "".join(json.dumps(row) + "\n" for row in kept))  # the rest will be made again
-        if _goes_on(saved, self.train):
-            log.info("finished before with %d epochs; going on to %d", saved["bounds"][0], self.train.epochs or 0)
+        self.finished_before = _goes_on(saved, self.train)
+        if self.finished_before:
+            log.info(
+                "finished before with %s; going on to %s",
+                _said(*saved["bounds"]),
+                _said(self.train.epochs, self.train.max_minutes),
+            )
             return None
         return StepPlan(**saved["plan"]) if saved["plan"] is not None else None

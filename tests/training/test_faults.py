@@ -80,6 +80,23 @@ def test_more_epochs_continue_a_finished_run(folder: Path) -> None:
     assert (run / "model/model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.fault(33)
+def test_more_minutes_continue_a_finished_run(folder: Path) -> None:
+    run = folder / "run"
+    steps = []
+    for minutes in (0.15, 0.3):
+        with _train(folder, "run", "train.epochs=null", f"train.max_minutes={minutes}") as running:
+            assert running.wait() == 0, running.said()
+        provenance = load_model(run)[0].provenance
+        steps.append(provenance["steps"])
+        assert provenance["minutes"] < minutes
+    assert "finished before with 0.15 minutes; going on to 0.3 minutes" in running.said()
+    assert steps[1] > steps[0]
+    with _train(folder, "run", "train.epochs=null", "train.max_minutes=0.25") as running:
+        assert running.wait() == 64
+    assert "scheduled for 0.3 minutes" in running.said()
+
+
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_a_rate_that_blows_up(folder: Path, norm: str) -> None:
     sets = ["train.epochs=9", "optimizer={lr: 1e30, clip: 1e30, warmup: 0}", f"network.options.norm={norm}"]

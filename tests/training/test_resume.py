@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -15,7 +16,7 @@ import torch
 from cmt_med.files import TEMPORARY_PREFIX
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
 from tests.helpers import tiny_config, tiny_dataset
-from tests.processes import Running, command
+from tests.processes import Running, cmt_med_main, command
 
 SETS = ["--set", "train.epochs=10", "--set", "train.patch_size=[8, 8, 8]", "--set", "train.select=best",
         "--set", "data.split={by: last, count: 1}", "--threads", "1"]  # fmt: skip
@@ -104,6 +105,45 @@ def test_a_signal_is_exit_code_75(whole: Path, number: signal.Signals, moment: s
     _finish(whole, run)
     assert _weights(run) == _weights(whole / "whole")
     assert _log(run) == _log(whole / "whole")
+
+
+EPOCHS = ("--set", "train.epochs=14")  # 28 steps: more than the probe of a run that is bound in minutes
+
+
+@pytest.fixture(scope="module")
+def longer(whole: Path) -> bytes:
+    """The weights of a run that is bound by epochs alone, and uninterrupted."""
+    with _train(whole, whole / "longer", *EPOCHS) as running:
+        running.wait_for((whole / "longer/model/model.json").exists)
+    return _weights(whole / "longer")
+
+
+@pytest.mark.fault(4)
+@pytest.mark.parametrize("step", [1, 12, 22])
+def test_interrupted_before_the_plan_was_made(whole: Path, longer: bytes, step: int) -> None:
+    """A bound in minutes that does not bind: the weights are those of `train.epochs` alone, wherever the run was cut."""
+    run = whole / f"minutes{step}"
+    with Running(_interrupt_after, whole, run, step, log=whole / f"cut-{step}.log") as running:
+        assert running.wait() == 75, running.said()
+    with _train(whole, run, *EPOCHS, "--set", "train.max_minutes=20") as running:
+        running.wait_for((run / "model/model.json").exists)
+    assert _weights(run) == longer
+
+
+def _interrupt_after(folder: Path, run: Path, step: int) -> int:
+    """Runs in a process of its own: the command, which gets a SIGTERM at a step."""
+    from cmt_med.training.budget import Budget
+
+    after_step = Budget.after_step
+
+    def signalling(self: Budget, number: int, *arguments: Any) -> None:
+        after_step(self, number, *arguments)
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Budget.after_step = signalling  # type: ignore[method-assign]
+    arguments = ["--config", folder / "tiny.yaml", "--output", run, *SETS, *EPOCHS, "--set", "train.max_minutes=20"]
+    return cmt_med_main("train", [str(item) for item in arguments])
 
 
 def _state(step: int) -> dict[str, Any]:
