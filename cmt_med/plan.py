@@ -6,8 +6,9 @@ import contextlib
 import logging
 import math
 import os
+import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from cmt_med.assemble import Prepared, plain_network
 from cmt_med.blocks.conv import channels_last
 from cmt_med.config import Experiment
 from cmt_med.data.cache import Entry
+from cmt_med.errors import ConfigError
 from cmt_med.networks import build_network
 
 CPU_PATCH = {2: 192, 3: 64}
@@ -41,9 +43,13 @@ def fit_device(
 
     Returns:
         The experiment, and a line for each change with its reason.
+
+    Raises:
+        ConfigError: E_MEMORY if what must stay as it is cannot fit into the device's memory.
     """
     train = experiment.train
     if not train.fit_device:
+        _require_room(experiment, data, device)
         return experiment, ()
     given = {item.partition("=")[0].strip() for item in overrides}
     patch, batch, notes = list(train.patch_size), train.batch_size, []
@@ -63,23 +69,47 @@ def fit_device(
     if not {"train.batch_size", "train.patch_size", "train"} & given:
         changed, more = _into_memory(changed, data, device)
         notes += more
+    else:
+        _require_room(changed, data, device)
     for note in notes:
         log.info("plan: %s", note)
     return changed, tuple(notes)
 
 
-def _into_memory(experiment: Experiment, data: Prepared, device: torch.device) -> tuple[Experiment, list[str]]:
-    room, notes = SHARE[device.type] * device_memory(device), []
+def _require_room(experiment: Experiment, data: Prepared, device: torch.device) -> None:
+    """Raise E_MEMORY, before the first step, where what a step keeps is more than the device's whole memory."""
+    needed, room = _bytes_of_step(experiment, data, device), device_memory(device)
+    patch, batch = experiment.train.patch_size, experiment.train.batch_size
+    if needed(patch, batch) > room:
+        size = "×".join(str(n) for n in patch)
+        raise ConfigError(
+            f"a training step would take about {needed(patch, batch) / 1e9:.1f} GB",
+            where=f"train.batch_size={batch}, patches of {size}", why=f"there are {room / 1e9:.1f} GB",
+            fix="set a smaller train.batch_size or train.patch_size, or leave both to train.fit_device: true; "
+            "network.options.checkpointing saves some", code="E_MEMORY",
+        )  # fmt: skip
+
+
+def _bytes_of_step(
+    experiment: Experiment, data: Prepared, device: torch.device
+) -> Callable[[Sequence[int], int], float]:
+    """A function from patch and batch to the bytes that a step keeps in this process: activations and copies of weights."""
     per_voxel, weights = activation_bytes_per_voxel(experiment, data)
     if device.type == "cuda" and experiment.train.amp:
         per_voxel *= BFLOAT16
+    world = _processes()
+    return lambda patch, batch: per_voxel * math.prod(patch) * math.ceil(batch / world) + WEIGHT_COPIES * weights
+
+
+def _processes() -> int:
+    return max(1, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _into_memory(experiment: Experiment, data: Prepared, device: torch.device) -> tuple[Experiment, list[str]]:
+    room, notes = SHARE[device.type] * device_memory(device), []
+    needed, world = _bytes_of_step(experiment, data, device), _processes()
     patch, batch = list(experiment.train.patch_size), experiment.train.batch_size
-    world = max(1, int(os.environ.get("WORLD_SIZE", "1")))
-
-    def needed() -> float:
-        return per_voxel * math.prod(patch) * math.ceil(batch / world) + WEIGHT_COPIES * weights
-
-    while needed() > room and (batch > world or max(patch) > MULTIPLE):
+    while needed(patch, batch) > room and (batch > world or max(patch) > MULTIPLE):
         if batch > world:
             batch = max(world, batch // 2 // world * world)
             notes.append(f"train.batch_size -> {batch}: activations would not fit into {room / 1e9:.1f} GB")
@@ -192,6 +222,9 @@ def device_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     installed = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    addresses = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
+    if addresses != resource.RLIM_INFINITY:
+        installed = min(installed, float(addresses))
     return min([installed, *_memory_limits(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))])
 
 

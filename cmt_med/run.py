@@ -64,9 +64,10 @@ from cmt_med.runtime import (
     stop_listening,
 )
 from cmt_med.trained import trained_network
+from cmt_med.training.faults import explained
 from cmt_med.training.fit import Outcome, fit
 from cmt_med.training.pulse import Pulse
-from cmt_med.training.state import Parts, require_same_run
+from cmt_med.training.state import Parts, require_same_run, said_bounds
 from cmt_med.training.steps import on_device
 
 RUN_FILES = (
@@ -132,12 +133,17 @@ def run_experiment(request: Request) -> int:
         experiment, changes = fit_device(experiment, data, device, request.overrides)
         network = start_network(experiment, data, fresh=request.fresh).to(device)
         parts = replace(assemble_parts(experiment, data, network), notes=changes)
-        if request.dry_run:
-            return _dry_run(experiment, data, parts)
         if main:  # only now: a faulty config or case must not touch what an earlier run left
-            if request.fresh and folder.exists():
-                clear_run(folder)
-            require_same_run(folder, parts, experiment.train, changed_settings(folder / "config.yaml", experiment))
+            if request.fresh:
+                require_run(folder)
+                if not request.dry_run and folder.exists():
+                    clear_run(folder)
+            else:
+                require_same_run(folder, parts, experiment.train, changed_settings(folder / "config.yaml", experiment))
+        if request.dry_run:
+            with explained(experiment.train):
+                return _dry_run(experiment, data, parts)
+        if main:
             write_text(folder / "config.yaml", dump_config(experiment))
             write_json(folder / "environment.json", environment(device, experiment.seed))
             write_json(folder / "held_out.json", manifest_content(manifest, data.validation))
@@ -303,7 +309,7 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts) -> int:
     print(f"network     {experiment.network.name}, {parameters / 1e6:.2f} M parameters, on {device}")
     print(f"data        {len(data.training)} cases to train, {len(data.validation)} to validate")
     print(f"batch       {tuple(images.shape)}, {parts.steps_per_epoch} steps per epoch")
-    print(f"bound       epochs {experiment.train.epochs}, minutes {experiment.train.max_minutes}")
+    print(f"bound       {said_bounds(experiment.train.epochs, experiment.train.max_minutes)}")
     print(f"first step  loss {float(value.detach()):.4f}, {step_seconds:.1f} s (the first is slower than the rest)")
     print(f"validation  one case in {time.monotonic() - begun:.1f} s, {score}")
     for change in parts.notes:
@@ -312,13 +318,14 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts) -> int:
     return EXIT_DONE
 
 
-def clear_run(folder: Path) -> None:
-    """Remove a run's files.
+def require_run(folder: Path) -> None:
+    """Refuse to clear a folder that is no run: one that has other files, and no checkpoints.
 
     Raises:
-        OutputError: if the folder has other files, and no checkpoints: it is no run.
+        OutputError: naming the files.
     """
-    strangers = [path.name for path in folder.iterdir() if path.name not in (*RUN_FILES, LOCK_NAME)]
+    found = folder.iterdir() if folder.is_dir() else ()
+    strangers = [path.name for path in found if path.name not in (*RUN_FILES, LOCK_NAME)]
     if strangers and not (folder / "checkpoints").is_dir():
         raise OutputError(
             "this folder is not a run",
@@ -326,6 +333,15 @@ def clear_run(folder: Path) -> None:
             why=f"--fresh clears a run's files, and here are others ({', '.join(sorted(strangers)[:3])}) but no checkpoints",
             fix="give another --output",
         )
+
+
+def clear_run(folder: Path) -> None:
+    """Remove a run's files.
+
+    Raises:
+        OutputError: if the folder is no run.
+    """
+    require_run(folder)
     for name in RUN_FILES:
         path = folder / name
         if path.is_dir():

@@ -426,6 +426,24 @@ def test_a_limit_keeps_what_is_held_out(tmp_path: Path, capsys: pytest.CaptureFi
     assert "1 cases to train, 2 to validate" in capsys.readouterr().out
 
 
+@pytest.mark.fault(27)
+def test_a_dry_run_fails_where_the_run_would(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--config", str(trained / "tiny.yaml"), "--set", "train.epochs=40"]
+    paper = ["--set", "network={name: cmt_unetr_ti, pretrained: absent.pt}"]
+    thesis = trained / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.txt").write_text("mine")
+    for more, code in (
+        (["--set", "optimizer.lr=1e-4"], 64), (paper, 64), ([*paper, "--output", str(trained / "new")], 65),
+        (["--fresh", "--output", str(thesis)], 73),
+    ):  # fmt: skip
+        said = []
+        for dry in ([], ["--dry-run"]):
+            assert run_command(train, [*base, *more, *dry]) == code, (more, dry)
+            said.append(capsys.readouterr().err.partition("[E_")[2])
+        assert said[0] == said[1]
+
+
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = tiny_dataset(tmp_path / "d")
     arguments = ["--config", str(tiny_config(tmp_path, manifest)), "--dry-run", "--limit", "4"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,11 @@ from cmt_med.data.augment import Augment
 from cmt_med.data.cache import Entry
 from cmt_med.data.transforms import RandPatchd
 
+log = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Linux's; nothing is written there by name
+PREFETCHED = 2
+"""Batches that each worker holds ready."""
 WORKER_SECONDS = 120.0
 """A worker that takes longer for a batch hangs."""
 GRACE_SECONDS = 5.0
@@ -124,17 +131,40 @@ def patch_batches(
     Where the patches are still to be changed, they have a margin, and ``"drawn"`` says how (:mod:`cmt_med.data.augment`).
     ``batch_size`` counts all ranks together. A worker that takes longer than ``seconds``, or is gone, is a RuntimeError.
     """
+    if workers and not _fits_into_shared_memory(patches, batch_size // world, workers):
+        workers = 0
     stream = KeyedBatches(len(patches), batch_size=batch_size, seed=patches.seed, start=start, rank=rank, world=world)
     loader = DataLoader(
         patches,
         batch_sampler=stream,
         num_workers=workers,
+        prefetch_factor=PREFETCHED if workers else None,
         timeout=seconds if workers else 0,
         worker_init_fn=_modestly if workers else None,
         multiprocessing_context=START if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
     return _watched(loader, seconds) if workers else iter(loader)
+
+
+def _fits_into_shared_memory(patches: PatchSet, batch_size: int, workers: int) -> bool:
+    """Whether the batches that workers hold ready fit where they are handed over; if not, a warning says what to do.
+
+    Containers have 64 MB there unless they are told otherwise, and a batch that does not fit ends the training.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return True  # not Linux
+    batch = batch_size * sum(part.nbytes for part in patches[0, 0].values() if isinstance(part, torch.Tensor))
+    needed, found = batch * (workers * PREFETCHED + 1), os.statvfs(SHARED_MEMORY)
+    free = 0 if found.f_flag & os.ST_RDONLY else found.f_bavail * found.f_frsize
+    if needed <= free:
+        return True
+    log.warning(
+        "data.workers=%d is not used: workers would hold %.0f MB ready in %s, which has %.0f MB left; "
+        "the result is the same, but slower (docker run --shm-size=1g gives more, data.workers=0 asks for none)",
+        workers, needed / 1e6, SHARED_MEMORY, free / 1e6,
+    )  # fmt: skip
+    return False
 
 
 def _watched(loader: DataLoader[dict[str, Any]], seconds: float) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,10 @@ import torch
 from cmt_med.errors import DataError
 
 _AGAIN = 5.0  # seconds after which a case that goes on nevertheless is stopped again
-_MEMORY_WORDS = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
+_MEMORY_WORDS = (
+    "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "not enough memory",
+    "could not create a memory object", "could not create a primitive",  # oneDNN's
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python, of torch's CPU or of its GPU part means that memory did not suffice."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    if isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY_WORDS):
+    if isinstance(error, RuntimeError) and any(part in str(error).lower() for part in _MEMORY_WORDS):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)  # MONAI wraps what its transforms raise
 

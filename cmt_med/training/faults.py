@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import re
+import signal
 from collections.abc import Iterator
 
 import ignite.distributed as idist
 import torch
 
 from cmt_med.config import Train
+from cmt_med.data.loader import SHARED_MEMORY
 from cmt_med.errors import CmtError, ConfigError, Interrupted
 from cmt_med.inference.caps import is_out_of_memory
 
@@ -39,6 +41,15 @@ def explained(train: Train) -> Iterator[None]:
 def _explanation(error: Exception, train: Train) -> CmtError | None:
     text = str(error)
     again = "the same command resumes from the last checkpoint"
+    if "unable to allocate shared memory" in text or "Bus error" in text or text.endswith("exit code -7"):
+        return ConfigError(
+            "shared memory is full", where=f"{SHARED_MEMORY}, through which data workers hand over batches", code="E_MEMORY",
+            why=text.splitlines()[-1][-200:], fix="set data.workers=0, or give the container more (docker run --shm-size=1g)",
+        )  # fmt: skip
+    if text.endswith(f"exit code {-signal.SIGTERM}") and idist.get_world_size() > 1:
+        return lost_rank(
+            "its data worker was ended by SIGTERM, as torchrun does when another process is gone, or the job is stopped"
+        )
     if worker := _WORKER.search(text):
         return Interrupted(
             "a data worker is gone", where=f"process {worker[1]}", why=f"it {worker[2].splitlines()[0]}", code="E_WORKER",

@@ -169,7 +169,14 @@ class _Loop:
             }
         )
         with self.progress:
-            self.engine.run(batch_groups(stream, self.train.accumulate))
+            try:
+                self.engine.run(batch_groups(stream, self.train.accumulate))
+            except RuntimeError:
+                # A signal for the whole process group (a job that is cancelled, Ctrl-C) ends the data workers, too, and a
+                # training that waits for their batch must save all the same.
+                if idist.get_world_size() == 1 and self.stop_requested():
+                    self._leave()
+                raise
 
     def _ends_epoch(self, step: int) -> bool:
         return step % self.parts.steps_per_epoch == 0 or self.budget.is_over(step)

@@ -106,7 +106,7 @@ def require_same_run(folder: Path, parts: Parts, train: Train, changed: Sequence
         raise ConfigError(
             "the run was planned with another bound",
             where=str(folder),
-            why=f"its learning rate was scheduled for {_said(epochs, minutes)}",
+            why=f"its learning rate was scheduled for {said_bounds(epochs, minutes)}",
             fix="the same bound resumes it; once finished, more of the same bound goes on; else another --output, or --fresh",
         )
 
@@ -120,7 +120,7 @@ def _goes_on(saved: dict[str, Any], train: Train) -> bool:
     return finished and same_kind and before != now and all(one is None or other >= one for one, other in pairs)
 
 
-def _said(epochs: int | None, minutes: float | None) -> str:
+def said_bounds(epochs: int | None, minutes: float | None) -> str:
     """The bounds of a run in words."""
     words = [f"{epochs} epochs" if epochs is not None else "", f"{minutes:g} minutes" if minutes is not None else ""]
     return " and ".join(filter(None, words))
@@ -220,8 +220,8 @@ class Run:
         if self.finished_before:
             log.info(
                 "finished before with %s; going on to %s",
-                _said(*saved["bounds"]),
-                _said(self.train.epochs, self.train.max_minutes),
+                said_bounds(*saved["bounds"]),
+                said_bounds(self.train.epochs, self.train.max_minutes),
             )
             return None
         return StepPlan(**saved["plan"]) if saved["plan"] is not None else None

@@ -55,7 +55,11 @@ def validator(
             try:
                 found = predict_probabilities(network, image, windows, regions=regions)
             except DataError as error:
-                raise error.within(f"case {entry.name}, validated while training") from error
+                raise DataError(
+                    error.what, where=f"case {entry.name}, validated while training", code=error.code,
+                    why="the training has diverged, or the case has extreme values",
+                    fix="lower optimizer.lr, or look at the case; the last finite state is in checkpoints/",
+                ) from error  # fmt: skip
             labels, _ = to_labels(found, bare, targets=outputs, regions=regions)
             overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), targets)
             return [overlap.dice for overlap in overlaps.values()]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine
 
 from cmt_med.config import Train
 from cmt_med.data.loader import patch_batches
-from cmt_med.errors import Interrupted
+from cmt_med.errors import ConfigError, Interrupted
 from cmt_med.files import LOCK_NAME
 from cmt_med.inference.model import load_model
 from cmt_med.networks import build_network
@@ -99,7 +104,8 @@ def test_more_minutes_continue_a_finished_run(folder: Path) -> None:
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_a_rate_that_blows_up(folder: Path, norm: str) -> None:
-    sets = ["train.epochs=9", "optimizer={lr: 1e30, clip: 1e30, warmup: 0}", f"network.options.norm={norm}"]
+    sets = ["train.epochs=9", "optimizer={lr: 1e30, clip: 1e30, warmup: 0}", f"network.options.norm={norm}",
+            "train.validate_every=100"]  # fmt: skip
     with _train(folder, "run", *sets) as running:
         assert running.wait() == 65, running.said()
         said = running.said()
@@ -111,6 +117,13 @@ def test_a_rate_that_blows_up(folder: Path, norm: str) -> None:
         state = load_newest(folder / "run/checkpoints")
         assert state is not None
         assert all(tensor.isfinite().all() for tensor in state["network"].values())
+
+
+@pytest.mark.fault(1)
+def test_a_validation_of_what_has_blown_up(folder: Path) -> None:
+    with _train(folder, "run", "train.epochs=9", "optimizer={lr: 1e30, clip: 1e30, warmup: 0}") as running:
+        assert running.wait() == 65, running.said()
+    assert "[E_NAN] the network's output is not finite\n  where: case case3, validated while training" in running.said()
 
 
 @pytest.mark.parametrize("scale", [5e18, 1e20])  # of the first, loss and gradient are finite
@@ -168,7 +181,7 @@ def _data_worker(parent: int) -> int:
 
 
 class _Stuck(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Its worker waits for ever at the fourth item, or is stopped there, maybe while it hands over the third."""
+    """Its worker waits for ever at the fourth item, or is stopped or ended there, maybe while it hands over the third."""
 
     seed = 0
 
@@ -180,7 +193,9 @@ class _Stuck(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         if key[1] == 3:
-            os.kill(os.getpid(), signal.SIGSTOP) if self.how == "stopped" else time.sleep(1e6)
+            if self.how != "asleep":
+                os.kill(os.getpid(), {"stopped": signal.SIGSTOP, "ended": signal.SIGTERM}[self.how])
+            time.sleep(1e6)
         return {"image": torch.zeros(1)}
 
 
@@ -229,3 +244,101 @@ def test_a_damaged_newest_checkpoint(folder: Path) -> None:
         assert f"{newest.name} is damaged; falling back to the one before" in running.said()
     whole, cut = ((folder / name / "model/model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
+
+
+@pytest.mark.fault(26)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_step_that_cannot_fit_is_refused_before_the_first(folder: Path, more: list[str]) -> None:
+    """400 GB of activations: said at once, and not after minutes of pages that the system takes back again."""
+    sets = ["train.batch_size=64", "train.patch_size=[512, 512, 512]", "train.fit_device=false"]
+    arguments = ["--config", folder / "tiny.yaml", "--output", folder / "run", *SETS, *more]
+    changes = [part for item in sets for part in ("--set", item)]
+    with command("train", *arguments, *changes, log=folder / "log") as running:
+        assert running.wait(60) == 64, running.said()
+    assert "[E_MEMORY] a training step would take about" in running.said()
+    assert "train.batch_size=64, patches of 512×512×512" in running.said()
+    assert not (folder / "run/checkpoints").exists()
+
+
+@pytest.mark.fault(22)
+def test_a_worker_that_the_launcher_ends_is_a_lost_rank(folder: Path) -> None:
+    """When a rank is gone, torchrun sends SIGTERM to all processes of the others: to their data workers, too."""
+    with Running(_second_rank_of_none, log=folder / "log") as running:
+        assert running.wait(60) == 75, running.said()
+    assert "[E_RANK] another process of this job is gone" in running.said()
+
+
+def _second_rank_of_none() -> int:
+    """Runs in a process of its own: a job of two ranks, in one of which a worker is ended while its batch is waited for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    other = multiprocessing.get_context("fork").Process(target=_join, args=(port, 1))
+    other.start()
+    _join(port, 0)
+    stream = patch_batches(_Stuck("ended"), batch_size=2, start=0, workers=1)  # type: ignore[arg-type]
+    with pytest.raises(Interrupted) as raised, explained(Train(epochs=1, patch_size=[8])):
+        list(stream)
+    other.kill()
+    print(raised.value.message())
+    return raised.value.exit_code
+
+
+def _join(port: int, rank: int) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    idist.sync()
+    if rank:
+        signal.pause()
+
+
+@pytest.mark.fault(22)
+def test_a_signal_for_all_processes_saves(folder: Path) -> None:
+    """A job that is cancelled: the data workers end first, and the training saves all the same."""
+    sets = ["train.epochs=1000", "data.workers=1", "augmentation={blur: 1, low_resolution: 1, affine: 1}",
+            "train.validate_every=1000", "train.patch_size=[48, 48, 48]", "train.fit_device=false"]  # fmt: skip
+    with _train(folder, "run", *sets) as running:
+        running.wait_for(lambda: (folder / "run/log.jsonl").exists())
+        worker = _data_worker(running.pid)
+        running.send(signal.SIGSTOP)
+        for process in (worker, running.pid):
+            os.kill(process, signal.SIGTERM)
+        while _is_alive(worker):
+            time.sleep(0.01)
+        running.send(signal.SIGCONT)
+        assert running.wait(60) == 75, running.said()
+    assert "[E_INTERRUPTED] training was asked to stop" in running.said()
+    assert _has_checkpoint(folder / "run")
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("options", ["size=1m,ro", *(["size=1m"] if os.environ.get("CMT_SOAK") else [])])
+def test_little_shared_memory(folder: Path, options: str) -> None:
+    """What a container has unless it is told otherwise: too little for batches of workers, or none."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare to mount another /dev/shm")
+    sets = [part for item in ("data.workers=2", "train.patch_size=[64, 64, 64]", "train.fit_device=false", "train.epochs=1")
+            for part in ("--set", item)]  # fmt: skip
+    train = [sys.executable, "-m", "cmt_med.train", "--config", str(folder / "tiny.yaml"), *sets]
+    script = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", script, "bash", *train], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "data.workers=2 is not used" in done.stderr
+    assert "--shm-size" in done.stderr
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize(
+    "said", ["unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
+             "DataLoader worker (pid 3) has ended with exit code -7"],
+)  # fmt: skip
+def test_shared_memory_that_fills_up(said: str) -> None:
+    """Others may use it, too: what the worker or the system then says becomes advice."""
+    with (
+        pytest.raises(ConfigError, match="shared memory is full") as raised,
+        explained(Train(epochs=1, patch_size=[8])),
+    ):
+        raise RuntimeError(said)
+    assert "--shm-size" in raised.value.fix
+    assert raised.value.code == "E_MEMORY"
