@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from cmt_med.inference.predict import Windows
 from cmt_med.networks import FIXED, NETWORKS_VERSION, build_network
 from cmt_med.networks.cmt import CLASSIFIERS
 from cmt_med.networks.weights import load_pretrained
+from cmt_med.text import counted
 from cmt_med.training.losses import segmentation_loss
 from cmt_med.training.state import Parts
 from cmt_med.training.validation import Validate, validator
@@ -87,7 +88,12 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
     settings = experiment.data
     channels = [canonical_channel(name) for name in settings.channels]
     if len(set_of := {*channels}) != len(channels):
-        raise ConfigError("a channel is named twice", where=f"data.channels={settings.channels}", fix=f"use {set_of}")
+        raise ConfigError(
+            "a channel is named twice",
+            where=f"data.channels={settings.channels}",
+            why="one image would be read twice",
+            fix=f"use {set_of}",
+        )
     strange = [name for name in channels if name not in manifest.channels]
     if strange:
         raise ConfigError(
@@ -105,7 +111,7 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
         )  # fmt: skip
     if len(labelled) < len(manifest.cases):
         names = [case.name for case in manifest.cases if case.label is None]
-        log.warning("%d cases without a label are left out: %s", len(names), ", ".join(names[:5]))
+        log.warning("%s without a label left out: %s", counted(len(names), "case"), ", ".join(names[:5]))
     regions = regions_of(experiment, manifest)
     names = [name for name, _, _ in regions] if regions is not None else [n for n, v in manifest.labels.items() if v]
     check_settings(experiment.inference, names, regions=regions is not None)
@@ -114,11 +120,12 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
         held_out = min(len(validation), max(1, round(limit * len(validation) / len(labelled)))) if validation else 0
         training, validation = training[: max(1, limit - held_out)], validation[:held_out]
     log.info(
-        "%s: %d cases to train, %d to validate; channels %s; labels %s",
-        manifest.name or manifest.path.name, len(training), len(validation), ", ".join(channels),
+        "%s: %s to train, %d to validate; channels %s; labels %s",
+        manifest.name or manifest.path.name, counted(len(training), "case"), len(validation), ", ".join(channels),
         ", ".join(f"{name} {value}" for name, value in manifest.labels.items()),
     )  # fmt: skip
     entries = _cache_all([*training, *validation], channels, manifest, experiment)
+    _warn_of_missing_labels(entries[: len(training)], entries, manifest.labels)
     return Prepared(
         manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, regions
     )
@@ -169,8 +176,24 @@ def _cache_all(cases: list[Case], channels: list[str], manifest: Manifest, exper
         if len(faults) > 1:
             faults[0].what += f" ({len(faults)} cases are faulty; all are checked before training starts)"
         raise faults[0]
-    log.info("%d cases checked and preprocessed in %.0f s (%s)", len(cases), time.monotonic() - begun, folder)
+    log.info(
+        "%s checked and preprocessed in %.0f s (%s)", counted(len(cases), "case"), time.monotonic() - begun, folder
+    )
     return [result for result in results if isinstance(result, Entry)]
+
+
+def _warn_of_missing_labels(training: list[Entry], entries: list[Entry], labels: Mapping[str, int]) -> None:
+    """Say which label maps are empty, and which labels no case shows the network: more often a slip than meant so."""
+    empty = [entry.name for entry in entries if not entry.values()]
+    if empty:
+        log.warning(
+            "%s: the label map is empty (%s%s); if something should be there, look at the file", counted(len(empty), "case"),
+            ", ".join(empty[:5]), ", ..." if len(empty) > 5 else "",
+        )  # fmt: skip
+    shown = {value for entry in training for value in entry.values()}
+    missing = [f"{name} ({value})" for name, value in labels.items() if value != 0 and value not in shown]
+    if missing:
+        log.warning("no training case has the label %s: the network cannot learn it", ", ".join(missing))
 
 
 def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
@@ -264,6 +287,7 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
         raise ConfigError(
             "the batch does not divide by the processes",
             where=f"train.batch_size={settings.batch_size}, {world} processes",
+            why="each process takes an equal part of it",
             fix="make it a multiple; it counts patches over all processes",
         )
     classes = list(data.manifest.labels.values())

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+import cmt_med
 from cmt_med import errors
+from cmt_med.interrupts import MESSAGE, raise_interrupts, were_asked
 from cmt_med.text import visible_lines
 
 # typer keeps its own copy of click since 0.20-odd; either way, this is the UsageError that it raises.
 _UsageError: Any = typer.BadParameter.__bases__[0]
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 _TYPER_INTERRUPTED = 130  # it turns a KeyboardInterrupt into this exit code
 
@@ -27,7 +29,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def run_command(command: Callable[..., int | None], arguments: list[str] | None = None) -> int:
     """Run one typer command function and return its exit code (docs: errors.py)."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(command)
+    app.command(context_settings=HELP_OPTIONS)(command)
     return run_app(app, arguments)
 
 
@@ -39,9 +41,12 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
     for noisy in ("monai", "matplotlib", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it logs every exception that passes; we print it once
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _as_ctrl_c)
-    debug = "--debug" in (sys.argv if arguments is None else arguments)
+    raise_interrupts()
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    if given[:1] == ["--version"]:
+        print(f"cmt_med {cmt_med.__version__}")
+        return errors.EXIT_DONE
     try:
         code: Any = app(args=arguments, standalone_mode=False)
         if code == _TYPER_INTERRUPTED:
@@ -53,7 +58,11 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
         print(error.message(), file=sys.stderr)
         return error.exit_code
     except _UsageError as error:
-        usage = errors.ConfigError(error.format_message(), where="the command line", fix="see --help", code="E_USAGE")
+        command = error.ctx.command_path if error.ctx is not None else "cmt-med"
+        usage = errors.ConfigError(
+            "the command line is not understood", where=command, why=error.format_message(), fix=f"see {command} --help",
+            code="E_USAGE",
+        )  # fmt: skip
         print(usage.message(), file=sys.stderr)
         return errors.EXIT_USAGE
     except (typer.Abort, KeyboardInterrupt):
@@ -61,6 +70,8 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
     except typer.Exit as leaving:
         return int(leaving.exit_code)
     except Exception:
+        if were_asked():  # a library has made another error of the interrupt
+            return _interrupted()
         traceback.print_exc()
         print(
             "[E_BUG] this is a fault of cmt_med, not of your input\n  fix: report it with the lines above",
@@ -76,12 +87,8 @@ class _Readable(logging.Formatter):
         return visible_lines(super().format(record))
 
 
-def _as_ctrl_c(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def _interrupted() -> int:
-    print("[E_INTERRUPTED] interrupted\n  fix: the same command resumes it", file=sys.stderr)
+    print(MESSAGE, end="", file=sys.stderr)
     return errors.EXIT_INTERRUPTED
 
 

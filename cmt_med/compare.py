@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from cmt_med.interrupts import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before the imports below, which take seconds
+
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,7 +57,12 @@ def compare(
     """
     legend = _comparable(metric)
     if len(reports) < 2:
-        raise ConfigError("one report compares with nothing", where="the command line", fix="name two or more reports")
+        raise ConfigError(
+            "one report compares with nothing",
+            where="the command line",
+            why="differences need a second one",
+            fix="name two or more reports",
+        )
     if output is not None:
         require_writable_folder(output)
     pooled = _named([_read(text) for text in reports])

@@ -72,7 +72,7 @@ class ConfigError(CmtError):
 
     code = "E_CONFIG"
     exit_code = EXIT_USAGE
-    usual_why = "no work starts before every setting is known to be right"
+    usual_why = "it cannot be used as it is"
     usual_fix = "see --help, and the files in configs/"
 
 
@@ -105,3 +105,4 @@ class NetworkError(ConfigError):
     """A network was asked for with arguments that do not fit together."""
 
     code = "E_NETWORK"
+    usual_why = "the network cannot be built or used with it"

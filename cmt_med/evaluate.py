@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from cmt_med.interrupts import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before the imports below, which take seconds
+
 import logging
 import re
 import sys
@@ -191,7 +196,12 @@ def _rule(name: str) -> EmptyRule:
     for rule in EMPTY_RULES:
         if name == rule:
             return rule
-    raise ConfigError(f"rule {name!r} is unknown", where="--empty", fix=f"use {' or '.join(EMPTY_RULES)}")
+    raise ConfigError(
+        f"rule {name!r} is unknown",
+        where="--empty",
+        why="it says what an empty reference means",
+        fix=f"use {' or '.join(EMPTY_RULES)}",
+    )
 
 
 def _some(names: Collection[str]) -> str:
@@ -223,7 +233,10 @@ def _targets(labels: list[str] | None, run: RunRecord) -> dict[str, list[int]]:
         name, _, values = item.partition("=")
         if not name or not re.fullmatch(r"\s*[0-9]{1,5}\s*(,\s*[0-9]{1,5}\s*)*", values):
             raise ConfigError(
-                "--labels needs NAME=VALUE[,VALUE]", where=repr(item), fix="for example --labels core=1,4"
+                "--labels needs NAME=VALUE[,VALUE]",
+                where=repr(item),
+                why="a name without numbers says nothing of the files",
+                fix="for example --labels core=1,4",
             )
         if name == MEAN:
             raise ConfigError(
@@ -232,7 +245,10 @@ def _targets(labels: list[str] | None, run: RunRecord) -> dict[str, list[int]]:
             )  # fmt: skip
         if name in targets:
             raise ConfigError(
-                f"--labels names {name} twice", where=repr(item), fix=f"give all of its values at once: {name}=1,4"
+                f"--labels names {name} twice",
+                where=repr(item),
+                why="one would replace the other",
+                fix=f"give all of its values at once: {name}=1,4",
             )
         targets[name] = [int(part) for part in values.split(",")]
     return targets

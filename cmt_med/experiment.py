@@ -129,7 +129,9 @@ def _read(path: Path) -> str:
             "the config cannot be read", where=str(path), why=error.strerror or str(error), fix="check --config"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError("the config is not UTF-8 text", where=str(path), fix="save it as UTF-8") from error
+        raise ConfigError(
+            "the config is not UTF-8 text", where=str(path), why="names could be misread", fix="save it as UTF-8"
+        ) from error
 
 
 def _parse(text: str, source: str) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
@@ -147,7 +149,12 @@ def _parse(text: str, source: str) -> tuple[dict[str, Any], dict[tuple[str, ...]
     except (RecursionError, ValueError) as error:
         raise ConfigError("the config is not valid YAML", where=source, why=str(error)) from error
     if not isinstance(tree, dict):
-        raise ConfigError("the config is not a mapping", where=source, fix="start from a file in configs/")
+        raise ConfigError(
+            "the config is not a mapping",
+            where=source,
+            why="settings are KEY: VALUE lines, in sections",
+            fix="start from a file in configs/",
+        )
     lines: dict[tuple[str, ...], str] = {}
     _collect_lines(node, (), source, lines)
     return tree, lines
@@ -172,7 +179,12 @@ def _override(
     key, separator, text = item.partition("=")
     path = tuple(key.strip().split("."))
     if not separator or not all(path):
-        raise ConfigError("--set needs key=value", where=repr(item), fix=f"write for example --set {example}")
+        raise ConfigError(
+            "--set needs key=value",
+            where=repr(item),
+            why="it says neither which key nor what it becomes",
+            fix=f"write for example --set {example}",
+        )
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -190,7 +202,12 @@ def _override(
             raise ConfigError("--set goes below a value", where=repr(item), why=f"{part} has no keys")
     if isinstance(target, list):
         if not (path[-1].isdigit() and int(path[-1]) < len(target)):
-            raise ConfigError("--set names no item of a list", where=repr(item), fix=f"use 0 to {len(target) - 1}")
+            raise ConfigError(
+                "--set names no item of a list",
+                where=repr(item),
+                why="its items go by number",
+                fix=f"use 0 to {len(target) - 1}",
+            )
         target[int(path[-1])] = value
     else:
         target[path[-1]] = value

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from cmt_med.interrupts import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before the imports below, which take seconds
+
 import logging
 import sys
 from pathlib import Path
@@ -22,6 +27,7 @@ from cmt_med.inference.cards import joint_card, renumbered, with_settings
 from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, load_model, member_folders
 from cmt_med.inference.predict import Ensemble, Predictor
+from cmt_med.text import counted
 from cmt_med.trained import trained_network
 
 log = logging.getLogger(__name__)
@@ -73,13 +79,20 @@ def infer(
     use_threads(threads)
     members = [load_model(folder) for path in model for folder in member_folders(path)]
     if tta not in (None, "none", "flips"):
-        raise ConfigError(f"--tta {tta} is unknown", where="--tta", fix="use none or flips")
+        raise ConfigError(
+            f"--tta {tta} is unknown",
+            where="--tta",
+            why="it names how cases are turned for averaging",
+            fix="use none or flips",
+        )
     options = [f"{name}={value}" for name, value in (("overlap", overlap), ("tta", tta)) if value is not None]
     cards = with_settings([card for card, _ in members], [*options, *(set or [])])
     members = [(card, weights) for card, (_, weights) in zip(cards, members, strict=True)]
     channels = joint_card(cards).channels
     if (input is None) == (not channel):
-        raise ConfigError("give either --input or --channel NAME=FILE items", where="command line")
+        raise ConfigError("give either --input or --channel NAME=FILE items", where="the command line",
+                          why="one of them says what is segmented, and both could contradict each other",
+                          fix="leave one out")  # fmt: skip
     found = find_cases(input, channels) if input is not None else Found([_from_options(channel or [], channels)])
     written = _written(joint_card(cards), found, convention)
     require_writable_folder(output)
@@ -88,7 +101,9 @@ def infer(
     if banner:
         log.warning("%s: the model was trained on synthetic volumes", banner)
     log.info(
-        "%d networks; labels written: %s", len(members), ", ".join(f"{n} {v}" for n, v in ensemble.card.labels.items())
+        "%s; labels written: %s",
+        counted(len(members), "network"),
+        ", ".join(f"{n} {v}" for n, v in ensemble.card.labels.items()),
     )
     kept: Probabilities = "float32" if probabilities else "none"
     caps = Caps(max_minutes, max_memory)
@@ -139,10 +154,18 @@ def _from_options(items: list[str], channels: list[str]) -> Case:
         name, separator, file = item.partition("=")
         if not (name and separator and file):
             raise ConfigError(
-                "--channel needs NAME=FILE", where=repr(item), fix="write for example --channel t1ce=x.nii.gz"
+                "--channel needs NAME=FILE",
+                where=repr(item),
+                why="channels go by name, never by position",
+                fix="write for example --channel t1ce=x.nii.gz",
             )
         if name in files:
-            raise ConfigError(f"--channel {name} is given twice", where=repr(item), fix="give each channel once")
+            raise ConfigError(
+                f"--channel {name} is given twice",
+                where=repr(item),
+                why="one file would replace the other",
+                fix="give each channel once",
+            )
         files[name] = Path(file)
     return case_of_channels(files, channels)
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from cmt_med.interrupts import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before the imports below, which take seconds
+
 import json
 import sys
 from collections import Counter
@@ -49,10 +54,20 @@ def inspect(
     --hash writes OUTPUT/LIST.sha256.json; wherever that list is used, a file that has changed since is refused.
     """
     if (fix or hashes) and output is None:
-        raise ConfigError("--fix and --hash need a folder to write to", where="--output", fix="add --output DIR")
+        raise ConfigError(
+            "--fix and --hash need a folder to write to",
+            where="--output",
+            why="nothing is written beside or over the data",
+            fix="add --output DIR",
+        )
     found = gather(path)
     if hashes and found.case_list is None:
-        raise ConfigError("--hash needs a case list", where=str(path), fix="give a .json, or make one with init")
+        raise ConfigError(
+            "--hash needs a case list",
+            where=str(path),
+            why="the sums are kept in it",
+            fix="give a .json, or make one with init",
+        )
     if not found.cases:
         raise found.problems[0] if found.problems else _nothing(path, found)
     reports = _examined(found, found.cases)

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from datetime import timedelta
 from types import TracebackType
 
@@ -45,6 +46,8 @@ class ProcessGroup:
 
     def __enter__(self) -> ProcessGroup:
         if self.spread:
+            # Depthwise kernels have an axis of length 1, whose stride means nothing; said once by every process.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             idist.initialize(self.backend, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
             self._store = _own_store()
             others = set(range(idist.get_world_size())) - {idist.get_rank()}

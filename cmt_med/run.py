@@ -63,6 +63,7 @@ from cmt_med.runtime import (
     peak_memory_gb,
     stop_listening,
 )
+from cmt_med.text import counted
 from cmt_med.trained import trained_network
 from cmt_med.training.faults import explained
 from cmt_med.training.fit import Outcome, fit
@@ -271,7 +272,7 @@ def _report(
     print_summary(metrics)
     for target, row in extra.get("threshold_baseline", {}).items():
         print(f"best threshold for {target}: Dice {row['dice']:.4f} ({row['channel']} {row['rule']})")
-    print(f"dense 3×3×3 convolutions on this machine now: {extra['rate_gflops']:.0f} GFLOP/s")
+    log.info("dense 3×3×3 convolutions on this machine now: %.0f GFLOP/s", extra["rate_gflops"])
     print(f"model: {folder / 'model'}\nreport: {page}")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
@@ -307,7 +308,7 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts) -> int:
         score = f"Dice {found['dice']:.4f} (untrained)" if found else score
     parameters = sum(p.numel() for p in parts.network.parameters())
     print(f"network     {experiment.network.name}, {parameters / 1e6:.2f} M parameters, on {device}")
-    print(f"data        {len(data.training)} cases to train, {len(data.validation)} to validate")
+    print(f"data        {counted(len(data.training), 'case')} to train, {len(data.validation)} to validate")
     print(f"batch       {tuple(images.shape)}, {parts.steps_per_epoch} steps per epoch")
     print(f"bound       {said_bounds(experiment.train.epochs, experiment.train.max_minutes)}")
     print(f"first step  loss {float(value.detach()):.4f}, {step_seconds:.1f} s (the first is slower than the rest)")

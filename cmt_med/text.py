@@ -29,6 +29,11 @@ def visible(text: object, limit: int | None = None) -> str:
     return f"{shown[:head]}…{shown[len(shown) - (limit - 1 - head) :]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 case``, ``2 cases``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def visible_lines(text: str) -> str:
     """:func:`visible` of each line."""
     return "\n".join(map(visible, text.split("\n")))

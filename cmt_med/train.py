@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from cmt_med.interrupts import leave_at_once
+
+if __name__ == "__main__":
+    leave_at_once()  # before the imports below, which take seconds
+
 import json
 import logging
 import sys

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["cmt_med.__main__", "tests.processes"])
+_VERBS = ("train", "infer", "evaluate", "inspect", "init", "compare", "view")
+_context.set_forkserver_preload([*(f"cmt_med.{verb}" for verb in _VERBS), "tests.processes"])
 
 
 class Running:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+import cmt_med
+from cmt_med.__main__ import main
 from cmt_med.cli import run_command
 from cmt_med.evaluate import evaluate
 from cmt_med.experiment import load_config
@@ -423,7 +425,7 @@ def test_a_limit_keeps_what_is_held_out(tmp_path: Path, capsys: pytest.CaptureFi
     manifest = tiny_dataset(tmp_path / "d", 6)
     base = ["--config", str(tiny_config(tmp_path, manifest)), "--set", "data.split={by: last, count: 4}"]
     assert run_command(train, [*base, "--dry-run", "--limit", "3"]) == 0
-    assert "1 cases to train, 2 to validate" in capsys.readouterr().out
+    assert "1 case to train, 2 to validate" in capsys.readouterr().out
 
 
 @pytest.mark.fault(27)
@@ -442,6 +444,47 @@ def test_a_dry_run_fails_where_the_run_would(trained: Path, capsys: pytest.Captu
             assert run_command(train, [*base, *more, *dry]) == code, (more, dry)
             said.append(capsys.readouterr().err.partition("[E_")[2])
         assert said[0] == said[1]
+
+
+@pytest.mark.fault(32)
+@pytest.mark.parametrize("verb", [[], ["infer"]], ids=["cmt-med", "cmt-med infer"])
+def test_version_help_and_usage(
+    verb: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cmt-med", *arguments])
+        code = run_command(infer, list(arguments)) if verb else main()
+        return code, *capsys.readouterr()
+
+    assert run("--version") == (0, f"cmt_med {cmt_med.__version__}\n", "")
+    assert run("-h") == run("--help")
+    assert "--help" in run("-h")[1]
+    code, _, said = run("--nope")
+    assert code == 64
+    assert "why: No such option: --nope" in said
+
+
+@pytest.mark.fault(32)
+def test_what_is_printed_reads_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--config", str(tiny_config(tmp_path, tiny_dataset(tmp_path / "d", 3))), "--set", "train.epochs=1",
+            "--set", "data.split={by: last, count: 2}"]  # fmt: skip
+    assert run_command(train, [*base, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "None" not in said
+    assert "1 case to train, 2 to validate" in said
+    assert "bound       1 epoch\n" in said
+    assert run_command(train, base) == 0
+    assert "GFLOP" not in capsys.readouterr().out
+
+
+@pytest.mark.fault(34)
+def test_empty_label_maps_and_labels_of_no_case_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = tiny_dataset(tmp_path / "d", 4, labels=("ball", "cube"))
+    save(tmp_path / "d/case1_seg.nii.gz", np.zeros((18, 15, 20), np.uint8))
+    with caplog.at_level("WARNING"):
+        assert run_command(train, ["--config", str(tiny_config(tmp_path, manifest)), "--dry-run"]) == 0
+    assert "1 case: the label map is empty (case1)" in caplog.text
+    assert "no training case has the label cube (2)" in caplog.text
 
 
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

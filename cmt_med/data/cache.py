@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from cmt_med.data.gate import content_of, load_case
 from cmt_med.data.manifest import Case
 from cmt_med.data.transforms import POINTS_PER_LABEL, as_dictionary, preprocessing
+from cmt_med.errors import OutputError
 from cmt_med.files import sha256, write_file, write_json
 
 CACHE_VERSION = 3  # since 3, constant channels are zeros
+_CACHE_FIX = "set CMT_CACHE to a folder that you may write to, on a disk with room for the data set in float32"
 _FILES = ("image.npy", "label.npy", "points.npy")
 
 log = logging.getLogger(__name__)
@@ -50,16 +52,32 @@ class Entry:
         rows = np.load(self.folder / "points.npy", allow_pickle=False)
         return [rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0])]
 
+    def values(self) -> set[int]:
+        """The labels that occur, without the background."""
+        return {int(value) for value in np.unique(np.load(self.folder / "points.npy", allow_pickle=False)[:, 0])}
+
     def bytes(self) -> int:
         """Size on disk."""
         return sum(file.stat().st_size for file in self.folder.iterdir())
 
 
 def default_cache_folder() -> Path:
-    """``$CMT_CACHE``, else ``cmt_med`` in the user's cache folder."""
+    """``$CMT_CACHE``, else ``cmt_med`` in the user's cache folder.
+
+    Raises:
+        OutputError: if the user has no home folder.
+    """
     if os.environ.get("CMT_CACHE"):
         return Path(os.environ["CMT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmt_med"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmt_med"
+    except RuntimeError as error:
+        raise OutputError(
+            "there is no place for preprocessed cases",
+            where="CMT_CACHE",
+            why="this user has no home folder",
+            fix=_CACHE_FIX,
+        ) from error
 
 
 def prepare(
@@ -69,6 +87,7 @@ def prepare(
 
     Raises:
         DataError: from the gate, naming the case.
+        OutputError: if the cache cannot be written.
     """
     entry = Entry(case.name, folder / _key(case, channels, labels, settings))
     if _is_whole(entry):
@@ -77,11 +96,19 @@ def prepare(
     data = preprocessing(settings, with_label=True)(as_dictionary(loaded))
     image = np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)
     label = np.ascontiguousarray(data["label"].numpy(), dtype=np.uint8)
-    for name, array in zip(_FILES, (image, label, _sample_points(label[0])), strict=True):
-        write_file(entry.folder / name, lambda stream, a=array: np.save(stream, a, allow_pickle=False))  # type: ignore[misc]
-    # Written last: an entry without it was cut short and is made again.
-    sums = {name: sha256(entry.folder / name) for name in _FILES}
-    write_json(entry.folder / "meta.json", {"version": CACHE_VERSION, "shape": list(image.shape), "sha256": sums})
+    try:
+        for name, array in zip(_FILES, (image, label, _sample_points(label[0])), strict=True):
+            write_file(entry.folder / name, lambda stream, a=array: np.save(stream, a, allow_pickle=False))  # type: ignore[misc]
+        # Written last: an entry without it was cut short and is made again.
+        sums = {name: sha256(entry.folder / name) for name in _FILES}
+        write_json(entry.folder / "meta.json", {"version": CACHE_VERSION, "shape": list(image.shape), "sha256": sums})
+    except OutputError as error:
+        raise OutputError(
+            "a preprocessed case cannot be kept",
+            where=f"case {case.name}: {error.where}",
+            why=error.why,
+            fix=_CACHE_FIX,
+        ) from error
     return entry
 
 

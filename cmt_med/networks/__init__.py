@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cmt_med.blocks.conv import check_channels, check_spatial_dims
 from cmt_med.errors import NetworkError
@@ -68,7 +70,8 @@ def build_network(
         options: keyword arguments of that network.
 
     Returns:
-        A module from (B, in_channels, *S) to (B, num_classes, *S), or to (B, num_classes) for ``CLASSIFIERS``.
+        A module from (B, in_channels, *S) to (B, num_classes, *S), or to (B, num_classes) for ``CLASSIFIERS``. It raises
+        NetworkError for an input of another kind.
 
     Raises:
         NetworkError: for an unknown name or option, or one that the network does not have.
@@ -112,7 +115,7 @@ def build_network(
             fix=f"only {', '.join(CLASSIFIERS)} can do without",
         )
     try:
-        return builder(spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes, **options)
+        network = builder(spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes, **options)
     except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AttributeError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         where = ", ".join(f"{option}={value!r}" for option, value in options.items() if option != "deep_supervision")
@@ -120,3 +123,33 @@ def build_network(
             f"{name} cannot be built", where=f"network.options: {where or 'none given'}", why=why,
             fix="correct the option that the line above is about; the defaults fit together",
         ) from error  # fmt: skip
+    network.register_forward_pre_hook(partial(_require_image, in_channels, spatial_dims))
+    return network
+
+
+def _require_image(in_channels: int, spatial_dims: int, network: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Raise unless the one input is a batch of images that the network is made for.
+
+    Raises:
+        NetworkError: with the shapes, where a layer inside would speak of its matrices.
+    """
+    wanted = f"(B, {in_channels}, {', '.join(f'D{i + 1}' for i in range(spatial_dims))})"
+    x = inputs[0] if len(inputs) == 1 else None
+    if not isinstance(x, Tensor):
+        raise NetworkError(
+            "the network takes one tensor", where=", ".join(type(item).__name__ for item in inputs) or "no input",
+            why=f"it maps images {wanted} of floats", fix="torch.from_numpy(array) makes a tensor of an array",
+        )  # fmt: skip
+    shape = tuple(x.shape)
+    if len(shape) != spatial_dims + 2 or shape[1] != in_channels or any(size == 0 for size in shape):
+        raise NetworkError(
+            f"the network takes {wanted}", where=f"an input of shape {shape}",
+            why=f"it was built for {in_channels} channels and {spatial_dims} spatial dimensions",
+            fix="x[None] adds the batch axis to a single image; other channels need another network",
+        )  # fmt: skip
+    dtype = next(network.parameters()).dtype
+    if not x.is_floating_point() or (x.dtype != dtype and not torch.is_autocast_enabled(x.device.type)):
+        raise NetworkError(
+            f"the network takes {dtype}", where=f"an input of {x.dtype}", why="its weights are of that type",
+            fix="x.float(), or network.to(x.dtype)",
+        )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,10 +28,24 @@ def batch_dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     overlap = (probabilities * targets).sum(axes)  # (K,)
     total = probabilities.sum(axes) + targets.sum(axes)  # (K,)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        from torch.distributed.nn.functional import all_reduce
-
-        overlap, total = all_reduce(torch.stack([overlap, total])).unbind()
+        overlap, total = _SumOverRanks.apply(torch.stack([overlap, total])).unbind()
     return 1.0 - ((2.0 * overlap + SMOOTH) / (total + SMOOTH)).mean()
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks; its gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 def class_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from cmt_med.config import Optimizer, Train
 from cmt_med.data.augment import Augment
 from cmt_med.errors import ConfigError, DataError
 from cmt_med.files import read_lines, write_text
+from cmt_med.text import counted
 from cmt_med.training.budget import Pace
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
 from cmt_med.training.losses import Loss
@@ -122,7 +123,10 @@ def _goes_on(saved: dict[str, Any], train: Train) -> bool:
 
 def said_bounds(epochs: int | None, minutes: float | None) -> str:
     """The bounds of a run in words."""
-    words = [f"{epochs} epochs" if epochs is not None else "", f"{minutes:g} minutes" if minutes is not None else ""]
+    words = [
+        counted(epochs, "epoch") if epochs is not None else "",
+        f"{minutes:g} minutes" if minutes is not None else "",
+    ]
     return " and ".join(filter(None, words))
 
 

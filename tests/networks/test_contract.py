@@ -338,3 +338,25 @@ def test_deep_supervision_of_a_single_stage_is_a_list_of_one() -> None:
     found = network.train()(torch.randn(1, 1, 16, 16))
     assert isinstance(found, list)
     assert len(found) == 1
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", ["cmt_unetr", "cmt_ti", "monai_segresnet"])
+def test_inputs_of_another_kind(name: str, dims: int) -> None:
+    """Said with the shapes, and not by a matrix product somewhere inside."""
+    network = build_network(name, spatial_dims=dims, in_channels=2, num_classes=3).eval()
+    image = torch.zeros(1, 2, *[32] * dims)
+    for wrong, part in (
+        (image.numpy(), "ndarray"), ([image], "list"), (image[0], str(tuple(image[0].shape))), (image[None], "shape"),
+        (image[:, :1], str(tuple(image[:, :1].shape))), (torch.cat([image, image], 1), "shape"), (image[:0], "shape"),
+        (image[..., :0], "shape"), (image.double(), "float64"), (image.long(), "int64"), (image.bool(), "bool"),
+    ):  # fmt: skip
+        with pytest.raises(NetworkError) as raised:
+            network(wrong)
+        assert part in raised.value.where
+        assert raised.value.why
+        assert raised.value.fix
+    with pytest.raises(NetworkError, match="takes one tensor"):
+        network(image, image)
+    assert network(image).shape[:2] == (1, 3)
