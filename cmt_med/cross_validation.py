@@ -40,7 +40,7 @@ from cmt_med.inference.results import predictions_in
 from cmt_med.networks import NETWORKS_VERSION
 from cmt_med.reports.html import write_report
 from cmt_med.reports.provenance import shared_and_own
-from cmt_med.reports.scores import score_folder, write_metrics
+from cmt_med.reports.scores import empty_rule_of, score_folder, write_metrics
 from cmt_med.reports.terminal import print_summary
 from cmt_med.run import Request, clear_run, report_details, run_experiment
 from cmt_med.runtime import stop_listening
@@ -287,9 +287,9 @@ def _gather(request: Request, manifest: Manifest) -> int:
     predictions = {n: predicted[fold_of[n]][n] for n in references if n in predicted[fold_of[n]]}
     cards = {i: load_model(fold)[0] for i, fold in folds.items()}
     first = cards[0]
-    lesions = lesions_of(manifest.convention)
+    lesions, rule = lesions_of(manifest.convention), empty_rule_of(manifest.convention)
     scored, failures = score_folder(
-        predictions, references, first.targets, rule="challenge", lesions=lesions, sums=sums_of(cases.values())
+        predictions, references, first.targets, rule=rule, lesions=lesions, sums=sums_of(cases.values())
     )
     extra: dict[str, Any] = {
         "notice": banner,
@@ -310,7 +310,7 @@ def _gather(request: Request, manifest: Manifest) -> int:
         extra["postprocessing"] = choice.as_dict() | {"seconds": round(time.monotonic() - begun, 1)}
         _print_choice(choice)
     metrics = write_metrics(
-        folder / "report", scored, first.targets, rule="challenge", lesions=lesions, failures=failures, extra=extra
+        folder / "report", scored, first.targets, rule=rule, lesions=lesions, failures=failures, extra=extra
     )
     collect_models(list(folds.values()), folder / "model", metrics["summary"], chosen)
     write_text(folder / "config.yaml", dump_config(experiment))

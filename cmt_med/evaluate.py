@@ -30,7 +30,7 @@ from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
 from cmt_med.files import require_writable_folder, write_json
 from cmt_med.reports.html import write_report
 from cmt_med.reports.provenance import describe_evaluation
-from cmt_med.reports.scores import score_folder, write_metrics
+from cmt_med.reports.scores import empty_rule_of, score_folder, write_metrics
 from cmt_med.reports.terminal import print_summary
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,12 @@ def evaluate(
     labels: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE[,VALUE...]; needed where the predictions have no run.json.")
     ] = None,
-    empty: Annotated[str, typer.Option(help="Rule for empty references: challenge, nan or skip.")] = "challenge",
+    empty: Annotated[
+        str | None,
+        typer.Option(
+            help="Rule for empty references: diagonal, challenge, nan or skip; default: challenge for BraTS, else diagonal."
+        ),
+    ] = None,
     tolerance: Annotated[
         list[float] | None, typer.Option(help="Of surface Dice, in mm; repeatable. Default: 1 and 2.")
     ] = None,
@@ -61,7 +66,7 @@ def evaluate(
     ASSD (mm), surface Dice, volumes (mL) and their errors. A case list may number its labels differently from the
     model: targets are matched by name. With a case list, the cases scored are those that were predicted (run.json).
     """
-    rule = _rule(empty)
+    asked = None if empty is None else _rule(empty)
     tolerances = tolerance or list(DEFAULT_TOLERANCES)
     check_tolerances(tolerances)
     lesions = None if lesion_wise == "none" else lesion_wise
@@ -73,6 +78,7 @@ def evaluate(
     targets = {name: values for name, values in targets.items() if name in expected.targets}
     if lesion_wise is None:
         lesions = lesions_of(expected.convention)
+    rule = asked or empty_rule_of(expected.convention or run.convention)
     predicted = {name: path for name, path in label_maps_in(predictions).items() if name not in run.failed}
     if not set(predicted) & set(expected.files):
         raise DataError(

@@ -31,6 +31,7 @@ from cmt_med.assemble import (
 )
 from cmt_med.config import Experiment
 from cmt_med.data.brats import lesions_of
+from cmt_med.data.fingerprint import fingerprint_of
 from cmt_med.data.manifest import load_manifest, manifest_content, sums_of
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.transforms import preprocessing_settings, slice_axes
@@ -54,7 +55,7 @@ from cmt_med.inference.results import predictions_in
 from cmt_med.plan import fit_device
 from cmt_med.ranks import ProcessGroup
 from cmt_med.reports.html import write_report
-from cmt_med.reports.scores import score_folder, write_metrics
+from cmt_med.reports.scores import empty_rule_of, score_folder, write_metrics
 from cmt_med.reports.terminal import print_summary
 from cmt_med.runtime import (
     dense_convolution_rate,
@@ -200,6 +201,7 @@ def _card(experiment: Experiment, data: Prepared, outcome: Outcome, network: tor
         patch=experiment.train.patch_size,
         inference=experiment.inference,
         convention=data.manifest.convention,
+        training_data=fingerprint_of([entry.statistics() for entry in data.training_entries], scored_targets(data)),
         provenance={
             "demo": data.manifest.demo,
             "notice": BANNER if data.manifest.demo else "",
@@ -242,9 +244,9 @@ def _report(
     references = {case.name: case.label for case in data.validation if case.label is not None}
     predictions = {name: path for name, path in predictions_in(predicted).items() if name in references}
     targets = card.targets
-    lesions = lesions_of(data.manifest.convention)
+    lesions, rule = lesions_of(data.manifest.convention), empty_rule_of(data.manifest.convention)
     scored, unscored = score_folder(
-        predictions, references, targets, rule="challenge", lesions=lesions, sums=sums_of(data.validation)
+        predictions, references, targets, rule=rule, lesions=lesions, sums=sums_of(data.validation)
     )
     failed = {failure["case"] for failure in failures}
     failures += [failure for failure in unscored if failure["case"] not in failed]
@@ -261,7 +263,7 @@ def _report(
     if data.regions is not None:
         extra["threshold_baseline"] = _threshold_baseline(data)
     metrics = write_metrics(
-        folder / "report", scored, targets, rule="challenge", lesions=lesions, failures=failures, extra=extra
+        folder / "report", scored, targets, rule=rule, lesions=lesions, failures=failures, extra=extra
     )
     save_model(folder / "model", card.model_copy(update={"validation": metrics["summary"]}), weights)
     page = write_report(

@@ -55,7 +55,7 @@ def test_every_score_is_written_and_summarised(tmp_path: Path, capsys: pytest.Ca
     assert "HD95 mm" in out
     assert "ball: 3 lesions, 2 detected, 1 missed, 1 false positives" in out
     found = metrics(tmp_path)
-    assert (found["schema_version"], found["empty_rule"], found["tolerances_mm"]) == (2, "challenge", [1, 2.5])
+    assert (found["schema_version"], found["empty_rule"], found["tolerances_mm"]) == (2, "diagonal", [1, 2.5])
     assert found["lesion_rule"] == {"name": "met", "dilation": 1, "min_voxels": 2}
     moved = found["cases"]["moved"]["ball"]
     assert (moved["dice"], moved["hd95"], moved["nsd_2.5mm"]) == (0.75, 2.0, 1.0)
@@ -63,7 +63,7 @@ def test_every_score_is_written_and_summarised(tmp_path: Path, capsys: pytest.Ca
     row = found["summary"]["ball"]
     assert (row["n_empty"], row["n_missed"], row["n_false_positive"]) == (2, 1, 1)
     assert row["mean"] == pytest.approx((1 + 0.75 + 0 + 0 + 1) / 5)
-    assert row["metrics"]["hd95"]["mean"] == pytest.approx((0 + 2 + 373.13 + 373.13 + 0) / 5)
+    assert row["metrics"]["hd95"]["mean"] == pytest.approx((0 + 2 + 2 * np.hypot(32, np.hypot(16, 16))) / 5)
     for name in row["metrics"]:
         assert found["metrics"][name]["title"]
         assert {"mean", "median", "std", "low", "high", "n", "n_empty", "n_missed", "n_false_positive"} <= set(
@@ -212,7 +212,7 @@ def test_targets_without_labels_cannot_be_put_into_a_case_list(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--empty", "drop"], "challenge or nan or skip"),
+        (["--empty", "drop"], "diagonal or challenge or nan or skip"),
         (["--lesion-wise", "glioma"], "gli or ped"),
         (["--tolerance", "0"], "tolerance"),
         (["--tolerance", "nan"], "tolerance"),
@@ -380,3 +380,29 @@ def test_references_are_held_against_the_sums_of_their_list(tmp_path: Path, caps
     with pytest.raises(DataError, match="E_HASH"):
         load_shown(shown["y"], {"ball": [1]}, {"ball": [1]})
     capsys.readouterr()
+
+
+@pytest.mark.fault(30)
+@pytest.mark.parametrize("convention", ["brats2021", ""])
+def test_the_rule_of_the_challenge_is_for_its_data_alone(
+    tmp_path: Path, convention: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missed membrane is not 373.13 mm away; nor does a paragraph on that end a table where nothing is empty."""
+    label = {"brats2021": "ET", "": "membrane"}[convention]
+    for name, predicted, reference in (("found", cube(5), cube(4)), ("missed", cube(None), cube(4))):
+        save(tmp_path / f"p/{name}.nii.gz", predicted * np.uint8(4), SPACING)
+        save(tmp_path / f"r/{name}.nii.gz", reference * np.uint8(4), SPACING)
+    run_json = {"labels": {"background": 0, label: 4}, "targets": {label: [4]}, "convention": convention}
+    (tmp_path / "p/run.json").write_text(json.dumps(run_json))
+    base = ["--references", str(tmp_path / "r"), "--output", str(tmp_path / "o"), "--predictions", str(tmp_path / "p")]
+    assert run_command(evaluate, base) == 0
+    penalty = 373.13 if convention else np.hypot(32, np.hypot(16, 16))
+    assert metrics(tmp_path)["cases"]["missed"][label]["hd95"] == pytest.approx(penalty)
+    assert metrics(tmp_path)["empty_rule"] == ("challenge" if convention else "diagonal")
+    said = capsys.readouterr().out
+    assert ("373.13" in said) == bool(convention)
+    assert "\nrule " in said
+    for folder in "pr":
+        (tmp_path / folder / "missed.nii.gz").unlink()
+    assert run_command(evaluate, base) == 0
+    assert "\nrule " not in capsys.readouterr().out

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmt_med.data.fingerprint import case_statistics
 from cmt_med.data.gate import content_of, load_case
 from cmt_med.data.manifest import Case
 from cmt_med.data.transforms import POINTS_PER_LABEL, as_dictionary, preprocessing
 from cmt_med.errors import OutputError
 from cmt_med.files import sha256, write_file, write_json
 
-CACHE_VERSION = 3  # since 3, constant channels are zeros
+CACHE_VERSION = 3  # since 3, constant channels are zeros, and statistics are kept
 _CACHE_FIX = "set CMT_CACHE to a folder that you may write to, on a disk with room for the data set in float32"
 _FILES = ("image.npy", "label.npy", "points.npy")
 
@@ -51,6 +52,11 @@ class Entry:
         """For each label but background, voxels of it (n, 3)."""
         rows = np.load(self.folder / "points.npy", allow_pickle=False)
         return [rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0])]
+
+    def statistics(self) -> dict[str, Any]:
+        """Of the case as it was read: see :func:`cmt_med.data.fingerprint.case_statistics`."""
+        found: dict[str, Any] = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))["statistics"]
+        return found
 
     def values(self) -> set[int]:
         """The labels that occur, without the background."""
@@ -101,7 +107,9 @@ def prepare(
             write_file(entry.folder / name, lambda stream, a=array: np.save(stream, a, allow_pickle=False))  # type: ignore[misc]
         # Written last: an entry without it was cut short and is made again.
         sums = {name: sha256(entry.folder / name) for name in _FILES}
-        write_json(entry.folder / "meta.json", {"version": CACHE_VERSION, "shape": list(image.shape), "sha256": sums})
+        statistics = case_statistics(loaded, channels, settings["clip"])
+        described = {"version": CACHE_VERSION, "shape": list(image.shape), "sha256": sums, "statistics": statistics}
+        write_json(entry.folder / "meta.json", described)
     except OutputError as error:
         raise OutputError(
             "a preprocessed case cannot be kept",

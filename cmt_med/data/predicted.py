@@ -28,6 +28,7 @@ class RunRecord(BaseModel):
     failed: list[str] = []
     cases: list[str] | None = None
     notice: str = ""
+    convention: str = ""
     model: str | None = None
 
 

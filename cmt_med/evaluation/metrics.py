@@ -6,8 +6,8 @@ surface Dice, "distances" are HD, HD95 and ASSD):
 =========  =====================  ============================================  ==========================
 rule       R and P empty          R empty, P not (false positive)               P empty, R not (missed)
 =========  =====================  ============================================  ==========================
-challenge  ratios 1, distances 0  ratios 0, distances the penalty               ratios 0, distances the
-                                                                                penalty, under every rule
+diagonal,  ratios 1, distances 0  ratios 0, distances the penalty               ratios 0, distances the
+challenge                                                                       penalty, under every rule
 nan        NaN                    Dice, IoU, precision and surface Dice 0,
                                   sensitivity and distances NaN
 skip       NaN, all scores        NaN, all scores
@@ -15,7 +15,7 @@ skip       NaN, all scores        NaN, all scores
 
 The penalty is the diagonal of the image in mm: no distance in the image is larger, so that a miss is never better than
 a find, in a small crop as in a scan of the whole body. The challenges' constant, 373.13 mm, is the diagonal of their
-images (240 × 240 × 155 voxels of 1 mm); under ``challenge`` the penalty is never less than it.
+images (240 × 240 × 155 voxels of 1 mm); under ``challenge``, for their data sets, the penalty is never less than it.
 
 A miss never raises the mean of a ratio, a distance or a lesion-wise score (of lesions large enough to count). It can
 that of specificity, which looks at the background alone, and of the volume errors: more than twice the volume is a
@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from cmt_med.errors import ConfigError
 from cmt_med.evaluation.lesions import LesionRule, lesion_scores
-from cmt_med.evaluation.overlap import EmptyRule, Overlap, count_overlap, mask_of, ratio_scores
+from cmt_med.evaluation.overlap import AGREEMENT_COUNTS, EmptyRule, Overlap, count_overlap, mask_of, ratio_scores
 from cmt_med.evaluation.surface import surface_distances
 
 CHALLENGE_PENALTY_MM = 373.13
@@ -185,11 +185,12 @@ def _surface_scores_of_nothing(
     counts: Overlap, rule: EmptyRule, tolerances: Sequence[float], diagonal: float
 ) -> Scores:
     """Distances and surface Dice where a mask is empty, after the table above."""
+    penalty = max(diagonal, CHALLENGE_PENALTY_MM) if rule == "challenge" else diagonal
     if counts.reference:  # missed
-        distance, ratio = diagonal if rule != "challenge" else max(diagonal, CHALLENGE_PENALTY_MM), 0.0
-    elif rule == "challenge":
+        distance, ratio = penalty, 0.0
+    elif rule in AGREEMENT_COUNTS:
         agreed = counts.predicted == 0
-        distance, ratio = 0.0 if agreed else max(diagonal, CHALLENGE_PENALTY_MM), float(agreed)
+        distance, ratio = 0.0 if agreed else penalty, float(agreed)
     else:
         # the surface Dice of a false positive is 0 over its surface, that of nothing 0 over 0
         defined = rule == "nan" and counts.predicted > 0

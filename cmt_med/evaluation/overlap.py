@@ -9,20 +9,25 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-EmptyRule = Literal["challenge", "nan", "skip"]
+EmptyRule = Literal["diagonal", "challenge", "nan", "skip"]
 EMPTY_RULES: dict[EmptyRule, str] = {
+    "diagonal": "empty reference: ratios 1 and distances 0 if the prediction is empty too, else 0 and the image's diagonal",
     "challenge": (
-        "empty reference: Dice and the other ratios are 1 and distances 0 if the prediction is empty too, else 0 and "
-        "the larger of 373.13 mm and the image's diagonal"
+        "empty reference: ratios 1 and distances 0 if the prediction is empty too, else 0 and the larger of 373.13 mm and the "
+        "image's diagonal"
     ),
     "nan": "empty reference: what is not defined is left out of the mean and counted; a false positive has Dice 0",
     "skip": "empty reference: the case is left out of every mean and counted",
 }
-MISSED_TEXT = (
-    "missed (prediction empty, reference not): Dice and the other ratios 0, distances the image's diagonal, by the "
-    "challenge rule at least 373.13 mm; of a lesion 374 mm, the most that a found one counts. Specificity and volume "
-    "errors cannot punish a miss: the background is right, and a lesion found twice too large has a larger error"
-)
+AGREEMENT_COUNTS: tuple[EmptyRule, ...] = ("diagonal", "challenge")
+"""Rules by which an empty prediction of an empty reference is right, and any other one wrong."""
+
+
+def missed_text(rule: EmptyRule, *, lesions: bool) -> str:
+    """What a rule makes of a miss, for people; ``lesions`` where lesions were scored one by one."""
+    distance = "the larger of 373.13 mm and the image's diagonal" if rule == "challenge" else "the image's diagonal"
+    of_lesion = "; of a lesion 374 mm, the most that a found one counts" if lesions else ""
+    return f"missed (prediction empty, reference not): ratios 0, distances {distance}{of_lesion}"
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,8 @@ def ratio_scores(counts: Overlap, rule: EmptyRule) -> dict[str, float]:
     Precision is 0/0 for a missed lesion (reference there, prediction empty) and counts 0 under every rule, so that a
     miss never leaves a mean better than it was. Specificity looks at the background alone: a miss has 1 there.
 
-    With an empty reference, ``"challenge"`` gives 1 for all where the prediction is empty too, else 0 (but specificity,
-    which is defined); ``"nan"`` gives NaN for 0/0 alone, so that a false positive has Dice, IoU and precision 0;
+    With an empty reference, ``"diagonal"`` and ``"challenge"`` give 1 for all where the prediction is empty too, else 0 (but
+    specificity, which is defined); ``"nan"`` gives NaN for 0/0 alone, so that a false positive has Dice, IoU and precision 0;
     ``"skip"`` gives NaN for all. Specificity is NaN where the image has no background.
     """
     tp, fp, fn = counts.both, counts.predicted - counts.both, counts.reference - counts.both
@@ -94,7 +99,7 @@ def ratio_scores(counts: Overlap, rule: EmptyRule) -> dict[str, float]:
         return scores | {"precision": 0.0} if counts.predicted == 0 else scores
     if rule == "skip":
         return dict.fromkeys(scores, float("nan"))
-    if rule == "challenge":
+    if rule in AGREEMENT_COUNTS:
         agreed = float(counts.predicted == 0)
         return {name: agreed if name != "specificity" else value for name, value in scores.items()}
     return scores

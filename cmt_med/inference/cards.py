@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmt_med.config import Inference
+from cmt_med.data.fingerprint import joint_fingerprint
 from cmt_med.errors import ConfigError
 from cmt_med.experiment import changed_inference
 from cmt_med.inference.model import ModelCard, RegionCard
@@ -53,6 +54,7 @@ def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
             "name": " + ".join(names),
             "weights_sha256": together.hexdigest(),
             "channels": channels,
+            "training_data": joint_fingerprint([card.training_data for card in cards]),
             "inference": settings,
             "provenance": provenance,
             "validation": None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from cmt_med.data.fingerprint import case_statistics, unlike_training
 from cmt_med.data.gate import Grid, Loaded, content_of, load_case
 from cmt_med.data.manifest import Case
 from cmt_med.data.names import require_distinct
@@ -190,6 +191,10 @@ def _infer_case(
         flags.append("the mask is empty")
     counts = _counts(labels)
     volumes = {name: float(counts[values].sum()) * voxel_ml for name, values in card.targets.items()}
+    if card.training_data is not None:
+        seen = case_statistics(replace(loaded, label=None), card.channels, card.preprocessing["clip"])
+        resampled = card.preprocessing["spacing"] is not None
+        flags += unlike_training(seen, volumes, card.training_data, resampled=resampled)
     write_json(
         results.record,
         found.key

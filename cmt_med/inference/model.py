@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cmt_med.config import Inference, PercentRange, Section, VoxelSize
+from cmt_med.data.fingerprint import Fingerprint
 from cmt_med.errors import DataError
 from cmt_med.files import sha256, write_bytes, write_json
 from cmt_med.inference.postprocess import Target
@@ -71,6 +72,7 @@ class ModelCard(BaseModel):
     patch: list[_Edge]  # of training
     inference: Inference
     convention: str = ""  # of the training data, such as brats2021
+    training_data: Fingerprint | None = None  # what it looks like; cards from before it was kept have none
     provenance: dict[str, Any]
     validation: dict[str, Any] | None
     weights_sha256: str = ""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cmt_med.data.brats import CONVENTIONS
 from cmt_med.data.gate import load_labels
 from cmt_med.errors import CmtError, DataError
 from cmt_med.evaluation.lesions import LesionRule, lesion_rule_named
@@ -20,7 +21,7 @@ from cmt_med.evaluation.metrics import (
     check_tolerances,
     metric_of,
 )
-from cmt_med.evaluation.overlap import EMPTY_RULES, MISSED_TEXT, EmptyRule
+from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule, missed_text
 from cmt_med.evaluation.summary import score_names, summarise
 from cmt_med.files import write_json, write_text
 
@@ -29,6 +30,11 @@ SCHEMA_VERSION = 2  # 1 had Dice and volumes alone, under the names that they st
 _READ_AS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 log = logging.getLogger(__name__)
+
+
+def empty_rule_of(convention: str) -> EmptyRule:
+    """What an empty reference means in a data set: the BraTS challenges have a rule of their own, other organs have not."""
+    return "challenge" if convention in CONVENTIONS else "diagonal"
 
 
 def score_folder(
@@ -117,7 +123,7 @@ def write_metrics(
         "summary": summarise(scored, list(targets), failed=len(unscored)),
         "empty_rule": rule,
         "empty_rule_text": EMPTY_RULES[rule],
-        "missed_text": MISSED_TEXT,
+        "missed_text": missed_text(rule, lesions=lesions is not None),
         "tolerances_mm": list(tolerances),
         "lesion_rule": _lesion_rule_content(lesions),
         "metrics": {name: vars(metric) for name, metric in known.items()},

@@ -39,4 +39,6 @@ def print_summary(metrics: Mapping[str, Any]) -> None:
             print(
                 f"{visible(target, 80)}: {total} lesions, {detected} detected, {missed} missed, {false} false positives"
             )
-    print(f"rule {metrics['empty_rule']}: {metrics['empty_rule_text']}; {metrics['missed_text']}")
+    used = [row.get(key, 0) for row in metrics["summary"].values() for key in ("n_empty", "n_missed")]
+    if any(used):  # else the rule has not been used
+        print(f"rule {metrics['empty_rule']}: {metrics['empty_rule_text']}; {metrics['missed_text']}")

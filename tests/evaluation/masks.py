@@ -103,7 +103,7 @@ def slow_case(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[fl
         } | slow_scores(predicted, reference, spacing)  # fmt: skip
     elif r:  # missed
         scores |= dict.fromkeys(ratios, 0.0) | dict.fromkeys(distances, penalty)
-    elif rule == "challenge":
+    elif rule in ("challenge", "diagonal"):
         scores |= dict.fromkeys(ratios, float(not p)) | dict.fromkeys(distances, penalty if p else 0.0)
     elif rule == "nan" and p:
         scores |= dict.fromkeys(ratios, 0.0) | dict.fromkeys(distances, nan) | {"sensitivity": nan}

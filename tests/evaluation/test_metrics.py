@@ -186,6 +186,8 @@ def test_the_penalty_is_the_diagonal_of_the_image() -> None:
     [
         pytest.param("challenge", EMPTY, dict.fromkeys(RATIOS, 1.0), 0.0, True, id="challenge-both-empty"),
         pytest.param("challenge", CUBE, dict.fromkeys(RATIOS, 0.0), 373.13, True, id="challenge-false-positive"),
+        pytest.param("diagonal", EMPTY, dict.fromkeys(RATIOS, 1.0), 0.0, True, id="diagonal-both-empty"),
+        pytest.param("diagonal", CUBE, dict.fromkeys(RATIOS, 0.0), DIAGONAL, True, id="diagonal-false-positive"),
         pytest.param("nan", EMPTY, dict.fromkeys(RATIOS, NAN), NAN, True, id="nan-both-empty"),
         pytest.param(
             "nan", CUBE, dict.fromkeys(RATIOS, 0.0) | {"sensitivity": NAN}, NAN, True, id="nan-false-positive"
