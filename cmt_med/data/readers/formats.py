@@ -100,7 +100,7 @@ def files_of(path: Path) -> list[Path]:
         return sorted([path, nifti.partner(path)])
     if lower.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):  # each of them can name a file for its voxels
         with contextlib.closing(Stream(path, deflated=False)) as stream:
-            head = stream.peek(nrrd.MAX_HEADER)
+            head = stream.peek(max(nrrd.MAX_HEADER, metaimage.MAX_HEADER))
         name = nrrd.data_file(head) if head.startswith(b"NRRD") else metaimage.data_file(head)
         return [path, nrrd.companion(path, name)] if name else [path]
     return [path]
