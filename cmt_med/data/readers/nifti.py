@@ -31,6 +31,10 @@ _OTHER_TYPES = {1: "single bits", 32: "complex numbers", 128: "RGB colours", 153
                 2048: "complex numbers", 2304: "RGBA colours"}  # fmt: skip
 _UNITS = {1: "metres", 3: "micrometres"}
 _CIFTI = range(3000, 3100)
+_VERTICES = frozenset(10 * 4**level + 2 for level in range(3, 8))
+"""Vertices of FreeSurfer's average surfaces, icosahedra that are divided three to seven times: 642 to 163,842."""
+_CUT_UP = (27307, 1, 6)
+"""How FreeSurfer stores 163,842 × 1 × 1, which does not fit into the 16 bits that NIfTI-1 has for an axis."""
 MAX_EXTENSIONS = 1 << 28
 
 
@@ -206,6 +210,7 @@ def shape_of(header: Header, itemsize: int, where: str) -> tuple[int, ...]:
     if not 1 <= count <= 7:
         raise _fault(f"the header claims {count} axes", where, "NIfTI has one to seven")
     shape = tuple(sizes[:count])
+    _require_volume(shape, where)
     check_shape(shape, itemsize, where)
     if count < 3:
         raise DataError(
@@ -215,6 +220,20 @@ def shape_of(header: Header, itemsize: int, where: str) -> tuple[int, ...]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
+
+
+def _require_volume(shape: tuple[int, ...], where: str) -> None:
+    """Raise where the sizes are those of values on a surface, which FreeSurfer writes as NIfTI, too.
+
+    An axis of -1 stands for a number of vertices that does not fit into it.
+    """
+    if shape[:3] == _CUT_UP or (shape[1:3] == (1, 1) and (shape[0] == -1 or shape[0] in _VERTICES)):
+        count = {-1: "more than 32,767", _CUT_UP[0]: "163,842"}.get(shape[0], f"{shape[0]:,}")
+        raise DataError(
+            f"a FreeSurfer surface file: values at {count} vertices, not a volume", where=where,
+            why=f"its sizes, {' × '.join(map(str, shape))}, count vertices; they have no grid of voxels",
+            fix="give the volume, or project the values into it (mri_surf2vol)", code="E_FORMAT",
+        )  # fmt: skip
 
 
 def _scaling(header: Header, where: str) -> tuple[float, float]:
