@@ -300,3 +300,14 @@ def test_sums_hold_also_where_there_is_a_result(tmp_path: Path) -> None:
     assert infer_cases(random_ensemble(), [case], out) == []  # by a list without sums
     (failure,) = infer_cases(random_ensemble(), [listed], out)
     assert (failure["case"], failure["code"]) == ("p", "E_HASH")
+
+
+@pytest.mark.fault(15)
+def test_a_folder_that_was_left_in_the_output(tmp_path: Path) -> None:
+    (tmp_path / "out/.partial-new-x/y").mkdir(parents=True)
+    manifest = tiny_dataset(tmp_path / "data", cases=1, labels=LABELS)
+    model = save_random_model(tmp_path / "model")
+    arguments = ["--model", model, "--input", manifest, "--output", tmp_path / "out"]
+    with command("infer", *arguments, log=tmp_path / "log") as running:
+        assert running.wait() == 0, running.said()
+    assert not list((tmp_path / "out").glob(".partial*"))
