@@ -17,7 +17,7 @@ def walk(root: Path, depth: int, problems: list[DataError], *, is_leaf: Callable
     Args:
         root: the folder.
         depth: levels of folders below it that are looked into.
-        problems: receives E_IO for each folder that cannot be listed, and what ``is_leaf`` raises.
+        problems: receives E_IO for what cannot be listed or looked at, and what ``is_leaf`` raises.
         is_leaf: tells whether a folder is one item, such as the slices of a DICOM series.
     """
     entered: set[tuple[int, int]] = set()
@@ -40,6 +40,9 @@ def walk(root: Path, depth: int, problems: list[DataError], *, is_leaf: Callable
                 single = not path.is_dir() or is_leaf(path)
             except DataError as error:
                 problems.append(error)
+                continue
+            except OSError as error:
+                problems.append(io_error(error, path))
                 continue
             if single:
                 yield path
