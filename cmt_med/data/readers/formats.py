@@ -37,11 +37,13 @@ def looks_like_volume(path: Path) -> bool:
 
 
 def is_series(path: Path) -> bool:
-    """Whether a path is a folder whose first file, apart from texts and pictures, is a DICOM file."""
+    """Whether a path is a folder whose first file that can be read, apart from texts and pictures, is a DICOM file."""
     if not _is_folder(path):
         return False
     with contextlib.suppress(DataError):
-        return any(kind_of(first) is DICOM for first in files_of(path)[:1])
+        for file in files_of(path):
+            with contextlib.suppress(DataError):
+                return kind_of(file) is DICOM
     return False
 
 
