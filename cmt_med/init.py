@@ -24,6 +24,7 @@ from cmt_med.config import Experiment
 from cmt_med.data.brats import CONVENTIONS, Convention, patient_of, standard_regions
 from cmt_med.data.foreign import Scan, scan
 from cmt_med.data.manifest import Case, Manifest, manifest_content
+from cmt_med.data.memory import within_what_is_left
 from cmt_med.data.names import LABEL_WORDS, TUMOUR_LABELS
 from cmt_med.data.signs import Signs, cavities_in_doubt, recognise
 from cmt_med.data.splits import split_cases
@@ -102,7 +103,8 @@ def _require_free(output: Path, listed: Path, *, force: bool) -> None:
 
 def _look(found: Scan) -> Survey:
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+    progress = Progress(console=console, disable=not console.is_terminal, transient=True)
+    with within_what_is_left(), progress as bar:
         task = bar.add_task("reading", total=len(found.cases))
         begun = time.monotonic()
         result = survey(found.cases, found.channels, tick=lambda: bar.advance(task))
