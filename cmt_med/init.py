@@ -25,7 +25,7 @@ from cmt_med.data.brats import CONVENTIONS, Convention, patient_of, standard_reg
 from cmt_med.data.foreign import Scan, scan
 from cmt_med.data.manifest import Case, Manifest, manifest_content
 from cmt_med.data.memory import within_what_is_left
-from cmt_med.data.names import LABEL_WORDS, TUMOUR_LABELS
+from cmt_med.data.names import LABEL_WORDS, TUMOUR_LABELS, is_brain_tumour
 from cmt_med.data.signs import Signs, cavities_in_doubt, recognise
 from cmt_med.data.splits import split_cases
 from cmt_med.data.survey import Survey, survey
@@ -135,7 +135,9 @@ def _manifest(found: Scan, seen: Survey, style: Convention | None, labels: dict[
         own = case.group not in ("", case.name)
         return case if style is None or own else replace(case, group=patient_of(case.name, style))
 
-    regions = standard_regions(labels)
+    # Only parts of a brain tumour make up the challenge's regions; a liver's necrosis is a label like any other.
+    brain = style is not None or is_brain_tumour(labels, found.channels)
+    regions = standard_regions(labels) if brain else None
     return Manifest(
         path=path,
         name=found.name,

