@@ -55,7 +55,11 @@ class Split(Section):
 class Data(Section):
     """Which cases and channels there are, and how they are prepared."""
 
-    manifest: str = Field(min_length=1, description="case list: MSD dataset.json or MONAI datalist JSON")
+    manifest: str = Field(
+        min_length=1,
+        description="case list: MSD dataset.json or MONAI datalist JSON; "
+        "a relative path is looked for in the current folder, then in the config's",
+    )
     channels: list[str] = Field(min_length=1, description="input channels by name, in the network's order")
     regions: list[Region] | Literal["brats"] | None = Field(
         None, description="overlapping targets; brats: those of the case list or the challenge; null: a class per label"

@@ -56,6 +56,9 @@ def init(
     Every file is read and checked. Year, channels, labels and regions are told from names and from the label values; where
     they disagree, or are not enough, nothing is written and the question to answer with --convention is printed. Cases that
     cannot be used are left out and named (exit code 2, failures.json).
+
+    The config names the case list beside it, and the case list those files that lie below its folder, by relative paths: such a
+    folder can be moved as a whole. Other files are named by absolute paths.
     """
     listed = output.with_suffix(".json")
     _require_free(output, listed, force=force)
@@ -75,8 +78,7 @@ def init(
         raise _unnamed(path, seen)
     manifest = _manifest(found, seen, style, labels, listed)
     failures = [{"case": p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]]
-    # Paths are absolute: the case list may be moved, the data may not.
-    write_json(listed, manifest_content(manifest, manifest.cases))
+    write_json(listed, manifest_content(manifest, manifest.cases, listed.parent))
     write_text(output, _config(output, listed, manifest, seen, found.title))
     if failures:
         write_json(output.parent / "failures.json", failures)
@@ -165,7 +167,7 @@ def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey, title:
     return environment.get_template("experiment.yaml.j2").render(
         name=name,
         output=output,
-        manifest=_quoted(str(listed.resolve())),
+        manifest=_quoted(listed.name),
         channels=[_quoted(name) for name in manifest.channels],
         data_set=" ".join(title.split()),  # on one line: it stands in a comment
         convention=manifest.convention,

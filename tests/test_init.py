@@ -16,6 +16,7 @@ from cmt_med.config import Region
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.phantom_years import write_as_downloaded
 from cmt_med.data.regions import region_values
+from cmt_med.errors import ConfigError
 from cmt_med.experiment import load_config
 from cmt_med.init import init
 from cmt_med.train import train
@@ -204,3 +205,51 @@ def test_regions_can_name_such_labels(tmp_path: Path) -> None:
     ]
     labels = {"background": 0, "liver": 1, "necrosis": 2}
     assert region_values(regions, labels) == [("organ", [1, 2], 1), ("x", [2], 2)]
+
+
+SMALL = ("train.patch_size=[16,16,16]", "network.options={stem_channels: 8, dims: [8, 16], depths: [1, 1], head_dim: 8, "
+         "attention: [lightweight, window], kv_strides: [2, 1], full_channels: 4}")  # fmt: skip
+
+
+@pytest.mark.fault(32)
+def test_a_folder_can_be_moved_with_all_that_init_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = tiny_dataset(tmp_path / "outside", cases=1).parent
+    data = tiny_dataset(tmp_path / "old/data", cases=4)
+    content = json.loads(data.read_text())
+    content["training"][0]["image"]["a"] = str(outside / "case0_a.nii.gz")  # not below the list: it stays where it is
+    data.write_text(json.dumps(content))
+    wrote(data, tmp_path / "old/my.yaml")
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    entries = json.loads((tmp_path / "new/my.json").read_text())["training"]
+    assert entries[0]["image"] == {"a": str(outside / "case0_a.nii.gz"), "b": "data/case0_b.nii.gz"}
+    assert entries[1]["label"] == "data/case1_seg.nii.gz"
+    assert str(tmp_path / "old") not in (tmp_path / "new/my.json").read_text()
+    sets = [word for item in SMALL for word in ("--set", item)]
+    assert run_command(train, ["--config", "../new/my.yaml", "--dry-run", *sets]) == 0
+
+
+@pytest.mark.fault(32)
+def test_a_relative_case_list_is_looked_for_here_and_beside_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "configs/my.yaml"
+    config.parent.mkdir()
+    config.write_text(
+        "name: x\noutput: runs/x\ndata: {manifest: lists/a.json, channels: [a]}\n"
+        "train: {epochs: 1, batch_size: 1, patch_size: [16, 16, 16]}\n"
+    )
+    assert load_config(config).data.manifest == "lists/a.json"  # nowhere yet: as it stands
+    beside, here = config.parent / "lists/a.json", tmp_path / "lists/a.json"
+    beside.parent.mkdir()
+    beside.write_text("{}")
+    assert load_config(config).data.manifest == str(beside)
+    assert load_config(config, ["data.manifest=lists/a.json"]).data.manifest == "lists/a.json"
+    here.parent.mkdir()
+    here.write_text("{}")
+    with pytest.raises(ConfigError, match="two case lists"):
+        load_config(config)
+    beside.unlink()
+    assert load_config(config).data.manifest == "lists/a.json"

@@ -133,24 +133,35 @@ def sums_of(cases: Iterable[Case]) -> dict[Path, str]:
     return {path: digest for case in cases for path, digest in case.sha256.items()}
 
 
-def manifest_content(manifest: Manifest, cases: Sequence[Case]) -> dict[str, Any]:
-    """Some cases of a manifest as the content of a case list of their own, with absolute paths.
+def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | None = None) -> dict[str, Any]:
+    """Some cases of a manifest as the content of a case list of their own.
 
-    Links are kept: their names say what a file is, those of what they lead to (in git-annex) may not.
+    Paths are absolute, but relative for files below ``folder``, where the list will lie: the folder can then be moved. Links are
+    kept: their names say what a file is, those of what they lead to (in git-annex) may not.
     """
+    base = folder.absolute() if folder is not None else None
+
+    def place(file: Path) -> str:
+        full = Path(os.path.normpath(file.absolute()))
+        return (
+            full.relative_to(base).as_posix()
+            if base is not None and full.is_relative_to(base)
+            else str(file.absolute())
+        )
+
     entries = []
     for case in cases:
         positions = {position for _, position in case.images.values()}
-        files = {name: str(file.absolute()) for name, (file, _) in case.images.items()}
+        files = {name: place(file) for name, (file, _) in case.images.items()}
         entry: dict[str, Any] = {"id": case.name, "group": case.group}
         entry["image"] = files if positions == {None} else next(iter(files.values()))
         for key, file in (("label", case.label), ("mask", case.mask)):
             if file is not None:
-                entry[key] = str(file.absolute())
+                entry[key] = place(file)
         if case.fold is not None:
             entry["fold"] = case.fold
         if case.sha256:
-            entry["sha256"] = {str(file.absolute()): digest for file, digest in case.sha256.items()}
+            entry["sha256"] = {place(file): digest for file, digest in case.sha256.items()}
         entries.append(entry)
     return {
         **({"name": manifest.name} if manifest.name else {}),
