@@ -71,8 +71,8 @@ SHEARED = AFFINE @ np.array([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 
         ({"at_40": ("hhhhh", 4, 5, 6, 1, 7)}, "E_NDIM", "4D", "modality"),
         ({"at_40": ("hhhhhh", 5, 5, 6, 1, 1, 7)}, "E_NDIM", "5D", "modality"),
         # row 11
-        ({"at_123": ("B", 3)}, "E_UNITS", "micrometres", "inspect --fix"),
-        ({"at_123": ("B", 1 | 8)}, "E_UNITS", "metres", "inspect --fix"),
+        ({"at_123": ("B", 3)}, "E_UNITS", "micrometres", "millimetres"),
+        ({"at_123": ("B", 1 | 8)}, "E_UNITS", "metres", "millimetres"),
         ({"at_123": ("B", 5)}, "E_UNITS", "unknown unit", "xyzt_units"),
         # row 14
         ({"at_40": ("7h", 6, 1024, 1024, 1024, 1024, 1, 1)}, "E_SIZE", "1099511627776", "crop"),
