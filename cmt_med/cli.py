@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +17,7 @@ import typer
 import cmt_med
 from cmt_med import errors
 from cmt_med.interrupts import MESSAGE, raise_interrupts, were_asked
-from cmt_med.text import visible_lines
+from cmt_med.text import visible, visible_lines
 
 # typer keeps its own copy of click since 0.20-odd; either way, this is the UsageError that it raises.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -22,6 +25,9 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 _TYPER_INTERRUPTED = 130  # it turns a KeyboardInterrupt into this exit code
+
+THREADS_PER_PROCESSOR = 4
+"""Threads that --threads may ask for, for each logical processor of the machine."""
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -42,12 +48,14 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it logs every exception that passes; we print it once
     raise_interrupts()
+    _print_whatever_it_is()
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     if given[:1] == ["--version"]:
         print(f"cmt_med {cmt_med.__version__}")
         return errors.EXIT_DONE
     try:
+        _require_no_empty(given)
         code: Any = app(args=arguments, standalone_mode=False)
         if code == _TYPER_INTERRUPTED:
             return _interrupted()
@@ -69,15 +77,68 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
         return _interrupted()
     except typer.Exit as leaving:
         return int(leaving.exit_code)
-    except Exception:
+    except Exception as error:
         if were_asked():  # a library has made another error of the interrupt
             return _interrupted()
+        known = _known(error)
+        if known is not None:
+            if debug:
+                traceback.print_exc()
+            print(known.message(), file=sys.stderr)
+            return known.exit_code
         traceback.print_exc()
         print(
             "[E_BUG] this is a fault of cmt_med, not of your input\n  fix: report it with the lines above",
             file=sys.stderr,
         )
         return errors.EXIT_BUG
+
+
+def _require_no_empty(arguments: Sequence[str]) -> None:
+    """Raise if an argument is empty: as a path it would mean the current folder, which nobody has named.
+
+    Raises:
+        ConfigError: E_USAGE.
+    """
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument == "" or re.fullmatch("--[a-z-]+=", argument):
+            named = argument.rstrip("=") or (before if before.startswith("--") else "")
+            raise errors.ConfigError(
+                f"{named} has an empty value" if named else "an argument is empty", where="the command line",
+                why="it may come from a shell variable that is not set; an empty path would be the current folder",
+                fix="give the value; the current folder is written as .", code="E_USAGE",
+            )  # fmt: skip
+
+
+def _print_whatever_it_is() -> None:
+    """Let names and signs through that the terminal's encoding lacks (LC_ALL=C), as question marks instead of errors."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _known(error: Exception) -> errors.CmtError | None:
+    """The error that the system's own means wherever it comes from; None for what is a fault of ours."""
+    if not isinstance(error, OSError):
+        return None
+    if error.errno == errno.ENAMETOOLONG:
+        return _too_long(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.OutputError(
+            "there is no room left", where=str(error.filename or "standard output, or a temporary file"),
+            why=error.strerror or str(error), fix="free space there, or write to another disk",
+        )  # fmt: skip
+    return None
+
+
+def _too_long(error: OSError) -> errors.ConfigError:
+    """The error for a path that the operating system does not take, wherever it was first used."""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else "a path"
+    return errors.ConfigError(
+        "a path is too long", where=visible(path, 200),
+        why=f"it has {len(os.fsencode(path))} bytes; the system takes at most 255 for a name and 4095 for a path",
+        fix="shorten it, or check how it was put together", code="E_PATH",
+    )  # fmt: skip
 
 
 class _Readable(logging.Formatter):
@@ -93,7 +154,18 @@ def _interrupted() -> int:
 
 
 def use_threads(count: int | None) -> None:
-    """Limit the threads of tensor operations, and ready the process for them; call before long work."""
+    """Limit the threads of tensor operations, and ready the process for them; call before long work.
+
+    Raises:
+        ConfigError: for far more threads than the machine has processors, which would wait for each other without end.
+    """
+    processors = os.cpu_count() or 1
+    if count is not None and count > THREADS_PER_PROCESSOR * processors:
+        raise errors.ConfigError(
+            f"{count} threads are too many", where="--threads",
+            why=f"the machine has {processors} processors; more than {THREADS_PER_PROCESSOR} threads on each wait for each other",
+            fix=f"give at most {THREADS_PER_PROCESSOR * processors}, or leave it out", code="E_USAGE",
+        )  # fmt: skip
     import torch
 
     from cmt_med.runtime import reuse_memory

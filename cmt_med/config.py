@@ -68,7 +68,11 @@ class Split(Section):
 class Data(Section):
     """Which cases and channels there are, and how they are prepared."""
 
-    manifest: str = Field(description="case list: MSD dataset.json or MONAI datalist JSON")
+    manifest: str = Field(
+        min_length=1,
+        description="case list: MSD dataset.json or MONAI datalist JSON; "
+        "a relative path is looked for in the current folder, then in the config's",
+    )
     channels: list[str] = Field(min_length=1, description="input channels by name, in the network's order")
     regions: list[Region] | Literal["brats"] | None = Field(
         None, description="overlapping targets; brats: those of the case list or the challenge; null: a class per label"
@@ -187,7 +191,7 @@ class Experiment(Section):
     """A whole experiment."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    output: str = Field(description="run folder")
+    output: str = Field(min_length=1, description="run folder")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     folds: Annotated[int, Field(ge=2)] | None = Field(
         None, description="cross-validation: a network for each fold, all cases scored by one that has not seen them"

@@ -7,6 +7,7 @@ from cmt_med.interrupts import leave_at_once
 if __name__ == "__main__":
     leave_at_once()  # before the imports below, which take seconds
 
+import contextlib
 import logging
 import re
 import sys
@@ -15,15 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from cmt_med.cli import Debug, run_command
 from cmt_med.data.brats import lesions_of
 from cmt_med.data.discover import label_maps_in
+from cmt_med.data.gate import load_labels
 from cmt_med.data.manifest import Case, load_manifest, sums_of
 from cmt_med.data.names import MEAN
 from cmt_med.data.predicted import RunRecord, read_run, targets_in
-from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
+from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, CmtError, ConfigError, DataError
 from cmt_med.evaluation.lesions import lesion_rule_named
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_tolerances
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
@@ -65,6 +68,9 @@ def evaluate(
     Writes OUTPUT/report.html, metrics.json and metrics.csv: Dice, IoU, sensitivity, precision, specificity, HD, HD95,
     ASSD (mm), surface Dice, volumes (mL) and their errors. A case list may number its labels differently from the
     model: targets are matched by name. With a case list, the cases scored are those that were predicted (run.json).
+
+    With --labels and no run.json, a value in a prediction that neither --labels, nor the case list, nor any reference has is
+    an error of that case (E_LABEL), not background.
     """
     asked = None if empty is None else _rule(empty)
     tolerances = tolerance or list(DEFAULT_TOLERANCES)
@@ -95,18 +101,22 @@ def evaluate(
             why="both have a failures.json", fix="give another folder",
         )  # fmt: skip
     require_writable_folder(output)
+    unnamed = bool(labels) and run.labels is None
+    known = _named_or_seen(targets, expected) if unnamed else _values_of(run)
     scored, failures = score_folder(
         predicted,
         expected.files,
         targets,
         reference_targets=expected.targets,
         reference_values=expected.values,
-        predicted_values=_values_of(run),
+        predicted_values=known,
         rule=rule,
         tolerances=tolerances,
         lesions=lesions,
         sums=sums_of(expected.cases.values()),
     )
+    if unnamed and not scored and {failure["code"] for failure in failures} == {"E_LABEL"}:
+        raise _misnumbered(failures, predictions)
     for name in _nowhere(scored, targets):
         log.warning("%s is in no reference and no prediction (label %s)", name, ", ".join(map(str, targets[name])))
     if failures:
@@ -188,6 +198,30 @@ def _references(
             "set as downloaded)", code="E_IO",
         )  # fmt: skip
     return found
+
+
+def _named_or_seen(targets: Mapping[str, Sequence[int]], expected: _References) -> list[int]:
+    """Values that predictions without a run.json may have: those that --labels or the case list name, or any reference has.
+
+    Scoring a part of the labels on purpose is possible: the references have the others, too, if not in the same case. A value
+    that is in predictions alone is a label under another number more often than a structure that nobody has drawn, and would
+    be scored as background.
+    """
+    seen = {0, *(expected.values or ())}.union(*targets.values(), *expected.targets.values())
+    sums = sums_of(expected.cases.values())
+    for case, path in expected.files.items():
+        with contextlib.suppress(CmtError):  # the scoring says what is wrong with it
+            seen |= set(np.flatnonzero(np.bincount(load_labels(path, case, sums=sums)[0].ravel(order="K"))).tolist())
+    return sorted(seen)
+
+
+def _misnumbered(failures: Sequence[Mapping[str, str]], predictions: Path) -> DataError:
+    return DataError(
+        "no case can be scored: label values do not fit", where=str(predictions),
+        why=f"{failures[0]['where']}: {failures[0]['what']}; {failures[0]['why']}",
+        fix="give the numbers that the files have with --labels, name what else they hold, too, or renumber the files",
+        code="E_LABEL",
+    )  # fmt: skip
 
 
 def _nowhere(scored: Mapping[str, Mapping[str, Scores]], targets: Mapping[str, Sequence[int]]) -> list[str]:

@@ -74,7 +74,29 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     tree, lines = _parse(text, str(path))
     for item in overrides:
         _override(tree, lines, item)
-    return _validate(tree, lines, str(path))
+    experiment = _validate(tree, lines, str(path))
+    if lines.get(("data", "manifest"), "").startswith("--set "):  # as all paths on the command line
+        return experiment
+    found = _listed_beside(experiment.data.manifest, path)
+    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"manifest": found})})
+
+
+def _listed_beside(manifest: str, config: Path) -> str:
+    """The case list that a config names: in the current folder, or else in the config's own, which may have been moved with it.
+
+    Raises:
+        ConfigError: if there is one in each of them.
+    """
+    here, beside = Path(manifest), config.absolute().parent / manifest
+    if here.is_absolute() or not beside.is_file() or (here.is_file() and here.samefile(beside)):
+        return manifest
+    if here.is_file():
+        raise ConfigError(
+            "the config names two case lists", where=f"data.manifest: {manifest}",
+            why=f"one lies in the current folder, {here.absolute()}, and another beside the config, {beside}",
+            fix="say which is meant: --set data.manifest=PATH, or run from another folder",
+        )  # fmt: skip
+    return str(beside)
 
 
 def changed_inference(settings: Inference, overrides: Iterable[str]) -> Inference:

@@ -15,6 +15,7 @@ import json
 import math
 import mmap
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -178,7 +179,7 @@ def require_writable_folder(folder: Path) -> None:
         OutputError: if it cannot.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    probe = folder / f"{TEMPORARY_PREFIX}probe"
+    probe = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     write_bytes(probe, b"")
     probe.unlink(missing_ok=True)
     _remove_empty(missing)
@@ -235,10 +236,20 @@ def _locked_file(path: Path) -> IO[bytes]:
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Remove temporary files that killed processes have left; only for folders that are :func:`locked`."""
+    """Remove temporary files and folders that killed processes have left; only for folders that are :func:`locked`.
+
+    Raises:
+        OutputError: if one cannot be removed.
+    """
     for folder in folders:
         for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-            path.unlink(missing_ok=True)
+            try:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise _unwritable("what an earlier run has left cannot be removed", path, error) from error
 
 
 def sha256(path: Path) -> str:

@@ -29,7 +29,8 @@ from cmt_med.config import Experiment
 from cmt_med.data.brats import CONVENTIONS, Convention, patient_of, standard_regions
 from cmt_med.data.foreign import Scan, scan
 from cmt_med.data.manifest import Case, Manifest, manifest_content
-from cmt_med.data.names import LABEL_WORDS, TUMOUR_LABELS
+from cmt_med.data.memory import within_what_is_left
+from cmt_med.data.names import LABEL_WORDS, TUMOUR_LABELS, is_brain_tumour
 from cmt_med.data.signs import Signs, cavities_in_doubt, recognise
 from cmt_med.data.splits import split_cases
 from cmt_med.data.survey import Survey, survey
@@ -60,6 +61,9 @@ def init(
     Every file is read and checked. Year, channels, labels and regions are told from names and from the label values; where
     they disagree, or are not enough, nothing is written and the question to answer with --convention is printed. Cases that
     cannot be used are left out and named (exit code 2, failures.json).
+
+    The config names the case list beside it, and the case list those files that lie below its folder, by relative paths: such a
+    folder can be moved as a whole. Other files are named by absolute paths.
     """
     listed = output.with_suffix(".json")
     _require_free(output, listed, force=force)
@@ -79,8 +83,7 @@ def init(
         raise _unnamed(path, seen)
     manifest = _manifest(found, seen, style, labels, listed)
     failures = [{"case": p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]]
-    # Paths are absolute: the case list may be moved, the data may not.
-    write_json(listed, manifest_content(manifest, manifest.cases))
+    write_json(listed, manifest_content(manifest, manifest.cases, listed.parent))
     write_text(output, _config(output, listed, manifest, seen, found.title))
     if failures:
         write_json(output.parent / "failures.json", failures)
@@ -107,7 +110,8 @@ def _require_free(output: Path, listed: Path, *, force: bool) -> None:
 
 def _look(found: Scan) -> Survey:
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+    progress = Progress(console=console, disable=not console.is_terminal, transient=True)
+    with within_what_is_left(), progress as bar:
         task = bar.add_task("reading", total=len(found.cases))
         begun = time.monotonic()
         result = survey(found.cases, found.channels, tick=lambda: bar.advance(task))
@@ -138,7 +142,9 @@ def _manifest(found: Scan, seen: Survey, style: Convention | None, labels: dict[
         own = case.group not in ("", case.name)
         return case if style is None or own else replace(case, group=patient_of(case.name, style))
 
-    regions = standard_regions(labels)
+    # Only parts of a brain tumour make up the challenge's regions; a liver's necrosis is a label like any other.
+    brain = style is not None or is_brain_tumour(labels, found.channels)
+    regions = standard_regions(labels) if brain else None
     return Manifest(
         path=path,
         name=found.name,
@@ -166,7 +172,7 @@ def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey, title:
     return environment.get_template("experiment.yaml.j2").render(
         name=name,
         output=output,
-        manifest=_quoted(str(listed.resolve())),
+        manifest=_quoted(listed.name),
         channels=[_quoted(name) for name in manifest.channels],
         data_set=" ".join(title.split()),  # on one line: it stands in a comment
         convention=manifest.convention,

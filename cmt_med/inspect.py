@@ -24,6 +24,7 @@ from cmt_med.data.copies import describe_repairs, with_copies, write_list, write
 from cmt_med.data.examine import CaseReport, examine
 from cmt_med.data.gather import Gathered, gather
 from cmt_med.data.manifest import Case
+from cmt_med.data.memory import within_what_is_left
 from cmt_med.data.readers.streams import readable_name
 from cmt_med.errors import EXIT_DATA, EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.files import require_writable_folder
@@ -44,8 +45,9 @@ def inspect(
 ) -> int:
     """Show what is there: format, cases, channels, labels, geometry and problems.
 
-    Every file is read to its end and checked as training and inference would. Exit code 0 if all is well (or was repaired),
-    2 if some cases are faulty, 65 if none can be used.
+    Every file is read to its end and checked as training and inference would. In memory are the voxels of one file at a time, as
+    they are stored, and 0.2 GB beside; a file too large for that is E_MEMORY, and the others are read. Exit code 0 if all is well
+    (or was repaired), 2 if some cases are faulty, 65 if none can be used.
 
     --fix repairs lengths in other units, headers of which one side was plainly never set, axes that rounding has bent, and
     labels that are nearly whole numbers. It writes copies, never over other files, and says what it did; the originals stay
@@ -92,7 +94,8 @@ def inspect(
 def _examined(found: Gathered, cases: Sequence[Case]) -> list[CaseReport]:
     allowed = list(found.labels.values()) or None
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+    progress = Progress(console=console, disable=not console.is_terminal, transient=True)
+    with within_what_is_left(), progress as bar:
         return [
             examine(case, found.channels, allowed, listed=found.case_list is not None)
             for case in bar.track(cases, description="reading")

@@ -40,6 +40,7 @@ def view(
     """Show cases with their scores, and volumes with predictions and references over them.
 
     Serves a page on 127.0.0.1 until Ctrl-C. Its address has a random token: who does not have it gets nothing.
+    A connection without a whole request is closed after 5 seconds.
     """
     if not folder.is_dir():
         raise DataError("there is no such folder", where=str(folder), why="nothing can be shown",
@@ -104,6 +105,7 @@ def make_server(source: Source, script: str, *, token: str, port: int) -> Any:
     try:
         import uvicorn
 
+        from cmt_med.reports.connections import BoundedProtocol
         from cmt_med.reports.server import make_app
     except ImportError as error:
         raise ConfigError(
@@ -111,7 +113,7 @@ def make_server(source: Source, script: str, *, token: str, port: int) -> Any:
             fix="pip install 'cmt_med[serve]'", code="E_VIEWER",
         ) from error  # fmt: skip
     config = uvicorn.Config(
-        make_app(source, script, token=token, port=port), http="h11", ws="none", lifespan="off", log_level="warning",
+        make_app(source, script, token=token, port=port), http=BoundedProtocol, ws="none", lifespan="off", log_level="warning",
         access_log=False, server_header=False, limit_concurrency=64, h11_max_incomplete_event_size=16_384,
         timeout_keep_alive=5, timeout_graceful_shutdown=2,
     )  # fmt: skip

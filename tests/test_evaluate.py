@@ -406,3 +406,44 @@ def test_the_rule_of_the_challenge_is_for_its_data_alone(
         (tmp_path / folder / "missed.nii.gz").unlink()
     assert run_command(evaluate, base) == 0
     assert "\nrule " not in capsys.readouterr().out
+
+
+def numbered(pairs: dict[str, tuple[list[int], list[int]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Predictions and references with a slab of each value, at places that go by the values' order."""
+
+    def volume(values: list[int]) -> np.ndarray:
+        made = np.zeros((16, 16, 16), np.uint8)
+        for place, value in enumerate(values):
+            made[2 + 4 * place : 5 + 4 * place, 4:8, 4:8] = value
+        return made
+
+    return {case: (volume(predicted), volume(reference)) for case, (predicted, reference) in pairs.items()}
+
+
+@pytest.mark.fault(11)
+def test_predictions_under_another_number_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """ET is 4 in the references and 3 in what is scored: its Dice was 0, and nothing said why."""
+    pairs = numbered({"a": ([1, 2, 3], [1, 2, 4]), "b": ([1, 2, 3], [1, 2, 4])})
+    assert run(tmp_path, pairs, "--labels", "ET=4") == 65
+    said = capsys.readouterr().err
+    assert "[E_LABEL]" in said
+    assert "the file has 0, 1, 2, 3" in said
+    assert "--labels" in said
+    assert not (tmp_path / "o/metrics.json").exists()
+
+
+@pytest.mark.fault(11)
+def test_only_cases_with_a_strange_number_fail(tmp_path: Path) -> None:
+    pairs = numbered({"a": ([1, 2, 3], [1, 2, 4]), "b": ([1, 2, 4], [1, 2, 4])})
+    assert run(tmp_path, pairs, "--labels", "ET=4") == 2
+    (failure,) = metrics(tmp_path)["failures"]
+    assert (failure["case"], failure["code"]) == ("a", "E_LABEL")
+    assert metrics(tmp_path)["cases"]["b"]["ET"]["dice"] == 1
+
+
+@pytest.mark.fault(11)
+def test_a_part_of_the_labels_can_be_scored(tmp_path: Path) -> None:
+    """Organs 2 and 3 are in predictions and references, though 3 is not in every reference that has it predicted."""
+    pairs = numbered({"a": ([1, 2, 3], [1, 2]), "b": ([1, 2, 3], [1, 2, 3])})
+    assert run(tmp_path, pairs) == 0
+    assert metrics(tmp_path)["summary"]["ball"]["mean"] == 1

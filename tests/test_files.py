@@ -12,6 +12,7 @@ from cmt_med.errors import OutputError
 from cmt_med.files import (
     append_line,
     read_lines,
+    remove_leftovers,
     require_writable_folder,
     sha256,
     write_file,
@@ -94,3 +95,20 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
 def test_sha256_of_known_content(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.fault(15)
+def test_leftovers_of_killed_processes_are_removed_whatever_they_are(tmp_path: Path) -> None:
+    (tmp_path / "mine/kept").mkdir(parents=True)
+    (tmp_path / "mine/kept/a.txt").write_text("kept")
+    out = tmp_path / "out"
+    (out / ".partial-new-model/weights").mkdir(parents=True)
+    (out / ".partial-new-model/weights/a.txt").write_text("")
+    (out / ".partial-probe").mkdir()  # the name of the file that a folder was tried with once
+    (out / ".partial-a1b2.nii.gz").write_text("")
+    (out / ".partial-link").symlink_to(tmp_path / "mine")
+    (out / "result.json").write_text("{}")
+    require_writable_folder(out)
+    remove_leftovers(out)
+    assert [path.name for path in out.iterdir()] == ["result.json"]
+    assert (tmp_path / "mine/kept/a.txt").read_text() == "kept"

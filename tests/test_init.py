@@ -10,13 +10,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from cmt_med.assemble import regions_of
 from cmt_med.cli import run_command
+from cmt_med.config import Region
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.phantom_years import write_as_downloaded
+from cmt_med.data.regions import region_values
+from cmt_med.errors import ConfigError
 from cmt_med.experiment import load_config
 from cmt_med.init import init
 from cmt_med.train import train
 from tests.helpers import save, tiny_dataset
+from tests.processes import command
 
 
 def test_a_download_trains_from_what_init_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,3 +170,86 @@ def test_hostile_names_stay_inside_the_comment(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(content))
     assert run_command(init, [str(manifest), "--output", str(tmp_path / "a b;c.yaml")]) == 0
     assert load_config(tmp_path / "a b;c.yaml").seed == 0
+
+
+def wrote(data: Path, config: Path) -> None:
+    """Run init until it has written both files; the plan that follows is timed on a network of full size."""
+    with command("init", data, "--output", config, log=config.with_suffix(".log")) as running:
+        running.wait_for(config.exists)
+
+
+@pytest.mark.fault(25)
+@pytest.mark.parametrize(("channels", "labels"), [
+    (["ct"], ["liver", "necrosis"]), (["ct"], ["Edema"]), (["t1", "t2"], ["vessel", "enhancing"]), (["a"], ["lung", "ET"]),
+])  # fmt: skip
+def test_other_organs_have_a_necrosis_too(tmp_path: Path, channels: list[str], labels: list[str]) -> None:
+    """Such a label became NCR, and the regions were those of brain tumours, in which the other labels are not."""
+    manifest = tiny_dataset(tmp_path / "data", cases=3, labels=tuple(labels))
+    content = json.loads(manifest.read_text())
+    content["modality"] = dict(enumerate(channels))
+    for entry in content["training"]:
+        entry["image"] = dict(zip(channels, entry["image"].values(), strict=False))
+    manifest.write_text(json.dumps(content))
+    wrote(manifest, tmp_path / "my.yaml")
+    written = load_manifest(tmp_path / "my.json")
+    assert written.regions is None
+    assert list(written.labels)[1:] == [name if name == "ET" else name.lower() for name in labels]
+    assert regions_of(load_config(tmp_path / "my.yaml"), written) is None
+
+
+@pytest.mark.fault(25)
+def test_regions_can_name_such_labels(tmp_path: Path) -> None:
+    regions = [
+        Region(name="organ", labels=["Liver", "necrosis"], write="liver"),
+        Region(name="x", labels=["necrosis"], write="necrosis"),
+    ]
+    labels = {"background": 0, "liver": 1, "necrosis": 2}
+    assert region_values(regions, labels) == [("organ", [1, 2], 1), ("x", [2], 2)]
+
+
+SMALL = ("train.patch_size=[16,16,16]", "network.options={stem_channels: 8, dims: [8, 16], depths: [1, 1], head_dim: 8, "
+         "attention: [lightweight, window], kv_strides: [2, 1], full_channels: 4}")  # fmt: skip
+
+
+@pytest.mark.fault(32)
+def test_a_folder_can_be_moved_with_all_that_init_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = tiny_dataset(tmp_path / "outside", cases=1).parent
+    data = tiny_dataset(tmp_path / "old/data", cases=4)
+    content = json.loads(data.read_text())
+    content["training"][0]["image"]["a"] = str(outside / "case0_a.nii.gz")  # not below the list: it stays where it is
+    data.write_text(json.dumps(content))
+    wrote(data, tmp_path / "old/my.yaml")
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    entries = json.loads((tmp_path / "new/my.json").read_text())["training"]
+    assert entries[0]["image"] == {"a": str(outside / "case0_a.nii.gz"), "b": "data/case0_b.nii.gz"}
+    assert entries[1]["label"] == "data/case1_seg.nii.gz"
+    assert str(tmp_path / "old") not in (tmp_path / "new/my.json").read_text()
+    sets = [word for item in SMALL for word in ("--set", item)]
+    assert run_command(train, ["--config", "../new/my.yaml", "--dry-run", *sets]) == 0
+
+
+@pytest.mark.fault(32)
+def test_a_relative_case_list_is_looked_for_here_and_beside_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "configs/my.yaml"
+    config.parent.mkdir()
+    config.write_text(
+        "name: x\noutput: runs/x\ndata: {manifest: lists/a.json, channels: [a]}\n"
+        "train: {epochs: 1, batch_size: 1, patch_size: [16, 16, 16]}\n"
+    )
+    assert load_config(config).data.manifest == "lists/a.json"  # nowhere yet: as it stands
+    beside, here = config.parent / "lists/a.json", tmp_path / "lists/a.json"
+    beside.parent.mkdir()
+    beside.write_text("{}")
+    assert load_config(config).data.manifest == str(beside)
+    assert load_config(config, ["data.manifest=lists/a.json"]).data.manifest == "lists/a.json"
+    here.parent.mkdir()
+    here.write_text("{}")
+    with pytest.raises(ConfigError, match="two case lists"):
+        load_config(config)
+    beside.unlink()
+    assert load_config(config).data.manifest == "lists/a.json"

@@ -22,6 +22,7 @@ from cmt_med.inspect import inspect
 from tests.data.made import IMAGE, LABEL, nifti
 from tests.data.readers.test_dicom import series
 from tests.helpers import tiny_dataset
+from tests.processes import command
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any]:
@@ -232,8 +233,8 @@ def test_as_a_command(tmp_path: Path) -> None:
     """Both ways to call it; the module's name is also one of the standard library, which must not get in the way."""
     path = nifti(tmp_path / "i.nii.gz")
     root = Path(__file__).parents[1]
-    for command in (["cmt_med.inspect"], ["cmt_med", "inspect"]):
-        called = [sys.executable, "-m", *command, str(path)]
+    for words in (["cmt_med.inspect"], ["cmt_med", "inspect"]):
+        called = [sys.executable, "-m", *words, str(path)]
         done = subprocess.run(called, capture_output=True, text=True, cwd=root, check=False)
         assert done.returncode == 0, done.stderr
         assert "NIfTI-1 float32 5×6×7" in done.stdout
@@ -246,3 +247,22 @@ def test_real_folders(real_data: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert found == code
         assert cases in (None, len(content["cases"]))
     assert all(p["fix"] for case in content["cases"] for p in case["problems"])
+
+
+@pytest.mark.fault(7)
+def test_memory_is_the_voxels_of_one_file_as_stored(tmp_path: Path) -> None:
+    """Bounded to them and 150 MB, a large volume is read; bounded to less, it is refused, and the others are read."""
+    large = np.zeros((500, 500, 320), np.uint8)  # 80 MB, in a file of 0.1 MB
+    large[1] = 7
+    for name, array in (("b_large", large), ("a", large[:9, :9, :9]), ("c", large[:8, :8, :8])):
+        nifti(tmp_path / f"data/{name}.nii.gz", array, np.eye(4))
+    for memory, code in ((230_000_000, 0), (50_000_000, 2)):
+        with command("inspect", tmp_path / "data", "--json", log=tmp_path / f"{code}", memory=memory) as running:
+            assert running.wait() == code, running.said()
+        cases = {case["name"]: case for case in json.loads(running.said())["cases"]}
+        assert len(cases) == 3
+        for name, case in cases.items():
+            assert [problem["code"] for problem in case["problems"]] == (
+                ["E_MEMORY"] if code and "large" in name else []
+            )
+    assert next(iter(cases["a"]["files"]))["range"] == [0, 7]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -308,3 +309,30 @@ def test_a_folder_with_nothing_to_view(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("cmt_med.view.viewer_script", lambda: STUB)
     assert run_command(view, [str(tmp_path), "--no-browser"]) == EXIT_DATA
     assert run_command(view, [str(tmp_path / "absent"), "--no-browser"]) == EXIT_DATA
+
+
+@pytest.mark.fault(19)
+@pytest.mark.parametrize("begun", [b"", b"GET /"])
+def test_connections_that_ask_for_nothing_block_nobody(folders: Path, begun: bytes) -> None:
+    with served(folders / "r") as port:
+        idle = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(100)]
+        for connection in idle:
+            connection.sendall(begun)
+        status, page, _ = get(port, f"/{TOKEN}/")
+        assert status == 200
+        assert b"case0" in page
+        for connection in idle:
+            with connection, contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""  # closed; a timeout would be an error
+        assert get(port, f"/{TOKEN}/cases.json")[0] == 200
+
+
+@pytest.mark.fault(19)
+def test_half_a_second_request_is_not_waited_for(folders: Path) -> None:
+    with served(folders / "r") as port, socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(f"GET /{TOKEN}/page.css HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        connection.sendall(b"GET /")
+        with contextlib.suppress(ConnectionResetError):
+            while connection.recv(65536):
+                pass

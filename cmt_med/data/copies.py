@@ -45,8 +45,8 @@ def write_repaired(cases: Sequence[Case], base: Path, output: Path) -> tuple[dic
             if made is None:
                 continue
             _write_copy(target, made.content)
-        except DataError:
-            continue  # it cannot be read, or more is wrong than can be repaired; the report names it
+        except (DataError, MemoryError):
+            continue  # it cannot be read or is too large, or more is wrong than can be repaired; the report names it
         copies[path], done[path] = target, list(made.done)
     return copies, done
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_med.data.brats import CONVENTIONS
+from cmt_med.data.folders import walk
 from cmt_med.data.foreign import read_table
 from cmt_med.data.manifest import CASE_NAME, Case, load_manifest
 from cmt_med.data.names import (
@@ -78,7 +79,7 @@ def find_cases(path: Path, channels: Sequence[str]) -> Found:
         if not found.cases and not found.problems:
             raise _unmatched(path, channels)
     elif path.is_dir():
-        _add_cases(found, _volumes(path, MAX_DEPTH, found), channels)
+        _add_cases(found, _volumes(path, found), channels)
     else:
         raise DataError(
             "the input cannot be read", where=readable_name(path), why="it is neither a file nor a folder",
@@ -147,27 +148,10 @@ def case_of_channels(files: Mapping[str, Path], channels: Sequence[str]) -> Case
     return Case(name, {n: (p, None) for n, p in images.items()})
 
 
-def _volumes(folder: Path, depth: int, found: Found) -> Iterator[Path]:
+def _volumes(folder: Path, found: Found) -> Iterator[Path]:
     """The volumes in a folder and below it: files that are named like one, and folders of DICOM slices."""
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        found.problems.append(io_error(error, folder))
-        return
-    for path in paths:
-        if path.name.startswith("."):
-            continue
-        try:
-            series = is_series(path)
-        except DataError as error:
-            found.problems.append(error)
-            continue
-        if series:
-            yield path
-        elif path.is_dir():
-            if depth:
-                yield from _volumes(path, depth - 1, found)
-        elif looks_like_volume(path):
+    for path in walk(folder, MAX_DEPTH, found.problems, is_leaf=is_series):
+        if looks_like_volume(path) or path.is_dir():
             yield path
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cmt_med.data.flags import range_flags
+from cmt_med.data.flags import flags_of
 from cmt_med.data.gate import grid_of, require_same_grid
 from cmt_med.data.grid import Grid
 from cmt_med.data.manifest import Case
+from cmt_med.data.memory import no_memory
 from cmt_med.data.readers.decoder import Volume, decode
 from cmt_med.data.readers.streams import readable_name
 from cmt_med.data.sums import check_sums
-from cmt_med.data.values import brightness
-from cmt_med.data.values import labels as label_values
+from cmt_med.data.values import label_counts, statistics
 from cmt_med.errors import DataError
 
 
@@ -120,6 +118,8 @@ def _file(
     except DataError as error:
         named = error.where if error.where.startswith("case ") else f"case {case.name}: {error.where or found.path}"
         _add(report, found, error.as_dict() | {"where": named})
+    except MemoryError:
+        _add(report, found, no_memory(where).as_dict())
 
 
 def _add(report: CaseReport, found: FileReport, problem: dict[str, str]) -> None:
@@ -164,13 +164,12 @@ def _image(
         parts = [(f"volume {i + 1}", i) for i in range(extra[0])]
     low, high = np.inf, -np.inf
     for name, position in parts:
-        values = brightness(volume, where, position)
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
-        found.flags += range_flags(name, values)
-        content = hashlib.sha256(values.tobytes(order="F")).digest()
-        if content in seen.contents:
-            report.flags.append(f"{seen.contents[content]} and {name} are the same image")
-        seen.contents.setdefault(content, name)
+        values = statistics(volume, where, position)
+        low, high = min(low, values.low), max(high, values.high)
+        found.flags += flags_of(name, values.low, values.high, values.sample)
+        if values.digest in seen.contents:
+            report.flags.append(f"{seen.contents[values.digest]} and {name} are the same image")
+        seen.contents.setdefault(values.digest, name)
     found.range = (low, high)
 
 
@@ -180,8 +179,7 @@ def _label(volume: Volume, where: str, found: FileReport, allowed: Sequence[int]
             f"the label map has the shape {volume.stored.shape}", where=where, why="one label for each voxel is expected",
             fix="save one 3D label map", code="E_NDIM",
         )  # fmt: skip
-    values: NDArray[np.uint8] = label_values(volume, allowed or (0, 1), where, binary=allowed is None)
-    counts = np.bincount(values.ravel(order="F"), minlength=1)
+    counts = label_counts(volume, allowed or (0, 1), where, binary=allowed is None)
     found.labels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
     if allowed is None and set(found.labels) == {0}:
         raise DataError("the mask is empty", where=where, why="nothing would be left of the image",

@@ -30,10 +30,14 @@ def image_flags(channels: Sequence[str], image: NDArray[np.float32], given: Iter
 
 def range_flags(name: str, values: NDArray[np.float32]) -> list[str]:
     """A flag if all values are the same, for nothing can be segmented then, or if a few are far beyond all others."""
-    low, high = float(values.min()), float(values.max())
+    return flags_of(name, float(values.min()), float(values.max()), values)
+
+
+def flags_of(name: str, low: float, high: float, sample: NDArray[np.float32]) -> list[str]:
+    """As :func:`range_flags`, where the smallest and largest value are known and of the others a sample."""
     if low == high:
         return [f"{name} is constant" + (" (all zero)" if low == 0 else "")]
-    largest, usual = max(abs(low), abs(high)), usual_size(values, FAR[1])
+    largest, usual = max(abs(low), abs(high)), usual_size(sample, FAR[1])
     if 0 < usual * FAR[0] < largest:
         return [f"{name} reaches {largest / usual:.0f} times as far as {1 - FAR[1]:.0%} of its voxels"]
     return []

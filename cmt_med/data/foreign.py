@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cmt_med.data.folders import walk
 from cmt_med.data.manifest import CASE_NAME, Case, listed_file, load_manifest
 from cmt_med.data.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel, case_and_word, place_of
 from cmt_med.data.readers.formats import looks_like_volume, volume_stem
@@ -103,7 +104,7 @@ def _from_list(path: Path) -> Scan:
 def _from_folder(path: Path) -> Scan:
     result = Scan(path.resolve().name)
     found: dict[str, _Files] = {}
-    for file in _volumes(path, MAX_DEPTH):
+    for file in filter(looks_like_volume, walk(path, MAX_DEPTH, result.problems, is_leaf=lambda folder: False)):
         stem = volume_stem(file)
         place = place_of(file, stem)
         name, word = case_and_word(stem, place.name, _KNOWN)
@@ -139,16 +140,6 @@ def _from_folder(path: Path) -> Scan:
         result.notes.append(f"{count} not read ({unread[0].name}): no channel or label is known by such a name")
     _keep_complete(result)
     return result
-
-
-def _volumes(folder: Path, depth: int) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir() and depth:
-            yield from _volumes(path, depth - 1)
-        elif looks_like_volume(path):
-            yield path
 
 
 def _sort_in(files: _Files, name: str, word: str, file: Path, result: Scan) -> None:

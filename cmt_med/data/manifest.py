@@ -17,7 +17,14 @@ from pydantic import ValidationError
 
 from cmt_med.config import Region
 from cmt_med.data.brats import CONVENTIONS
-from cmt_med.data.names import MEAN, canonical_channel, canonical_label, disagreements, require_distinct
+from cmt_med.data.names import (
+    MEAN,
+    canonical_channel,
+    canonical_label,
+    disagreements,
+    is_brain_tumour,
+    require_distinct,
+)
 from cmt_med.data.readers.formats import volume_stem
 from cmt_med.errors import DataError
 
@@ -77,7 +84,6 @@ def load_manifest(path: Path) -> Manifest:
     """
     content = _read(path)
     channels = _channel_names(content, path)
-    labels = _label_values(content, path)
     listed = content.get("training")
     if not isinstance(listed, list):
         raise _fault(path, "the list 'training' is missing", 'add "training": [{"image": ..., "label": ...}, ...]')
@@ -108,6 +114,7 @@ def load_manifest(path: Path) -> Manifest:
             )
     if not channels and cases:
         channels = tuple(cases[0].images)
+    labels = _label_values(content, path, channels)
     return Manifest(
         path=path,
         name=str(content.get("name", "")),
@@ -126,24 +133,35 @@ def sums_of(cases: Iterable[Case]) -> dict[Path, str]:
     return {path: digest for case in cases for path, digest in case.sha256.items()}
 
 
-def manifest_content(manifest: Manifest, cases: Sequence[Case]) -> dict[str, Any]:
-    """Some cases of a manifest as the content of a case list of their own, with absolute paths.
+def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | None = None) -> dict[str, Any]:
+    """Some cases of a manifest as the content of a case list of their own.
 
-    Links are kept: their names say what a file is, those of what they lead to (in git-annex) may not.
+    Paths are absolute, but relative for files below ``folder``, where the list will lie: the folder can then be moved. Links are
+    kept: their names say what a file is, those of what they lead to (in git-annex) may not.
     """
+    base = folder.absolute() if folder is not None else None
+
+    def place(file: Path) -> str:
+        full = Path(os.path.normpath(file.absolute()))
+        return (
+            full.relative_to(base).as_posix()
+            if base is not None and full.is_relative_to(base)
+            else str(file.absolute())
+        )
+
     entries = []
     for case in cases:
         positions = {position for _, position in case.images.values()}
-        files = {name: str(file.absolute()) for name, (file, _) in case.images.items()}
+        files = {name: place(file) for name, (file, _) in case.images.items()}
         entry: dict[str, Any] = {"id": case.name, "group": case.group}
         entry["image"] = files if positions == {None} else next(iter(files.values()))
         for key, file in (("label", case.label), ("mask", case.mask)):
             if file is not None:
-                entry[key] = str(file.absolute())
+                entry[key] = place(file)
         if case.fold is not None:
             entry["fold"] = case.fold
         if case.sha256:
-            entry["sha256"] = {str(file.absolute()): digest for file, digest in case.sha256.items()}
+            entry["sha256"] = {place(file): digest for file, digest in case.sha256.items()}
         entries.append(entry)
     return {
         **({"name": manifest.name} if manifest.name else {}),
@@ -206,18 +224,22 @@ def _channel_names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
     return channels
 
 
-def _label_values(content: dict[str, Any], path: Path) -> dict[str, int]:
+def _label_values(content: dict[str, Any], path: Path, channels: Sequence[str]) -> dict[str, int]:
+    """Label name -> value; tumour parts of the brain get their usual names, other labels their own in lower case."""
     labels = content.get("labels", {})
     if not isinstance(labels, dict):
         raise _fault(path, "'labels' is not a mapping", 'write "labels": {"0": "background", "1": "tumour"}')
+    pairs = [(item, key) if str(key).lstrip("-").isdigit() else (key, item) for key, item in labels.items()]
+    foreground = [str(name) for name, value in pairs if str(value) != "0"]
+    tumour = bool(content.get("convention")) or is_brain_tumour(foreground, channels)
     values: dict[str, int] = {}
-    for key, item in labels.items():
-        name, value = (item, key) if str(key).lstrip("-").isdigit() else (key, item)
+    for name, value in pairs:
         if not (re.fullmatch("[0-9]{1,9}", str(value)) and int(value) <= 255):
             raise _fault(
                 path, f"label {name!r} has the value {value!r}", "use integers from 0 to 255; renumber the files"
             )
-        canonical = canonical_label(str(name))
+        usual = canonical_label(str(name))
+        canonical = usual if tumour or name == usual or usual == "background" else str(name).lower()
         if canonical == MEAN:
             raise _fault(path, f"no label can be called {MEAN!r}, as the average in reports is", "rename it")
         if canonical in values or int(value) in values.values():

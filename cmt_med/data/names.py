@@ -49,6 +49,17 @@ def canonical_label(name: str) -> str:
     return _LABEL_OF.get(key, name.lower())
 
 
+def is_brain_tumour(labels: Collection[str], channels: Collection[str]) -> bool:
+    """Whether label names are tumour parts in images of the brain: every one of them, and every channel an MR sequence.
+
+    Other organs have a necrosis or an edema, too, beside labels that are no tumour parts or in images of another kind. A single
+    channel that nothing names ("image") says nothing against it.
+    """
+    parts = {canonical_label(name) for name in labels} - {"background"}
+    known = {canonical_channel(name) for name in channels} <= {*SEQUENCES, "image"}
+    return bool(parts) and parts <= set(TUMOUR_LABELS) and known
+
+
 def disagreements(named: Mapping[str, int], labels: Mapping[str, int]) -> list[str]:
     """What of ``named`` has another meaning in ``labels``, such as ``"3 is ET"``; both are label name -> number.
 

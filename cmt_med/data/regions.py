@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cmt_med.config import Region
 from cmt_med.data.names import TUMOUR_LABELS, canonical_label
@@ -22,12 +22,12 @@ def region_values(regions: Sequence[Region], labels: dict[str, int]) -> list[tup
     for region in regions:
         values = []
         for name in region.labels:
-            canonical = canonical_label(name)
+            canonical = _own_name(name, labels)
             if canonical in labels:
                 values.append(labels[canonical])
             elif canonical not in TUMOUR_LABELS:
                 raise _unknown_label(name, region, labels)
-        write = canonical_label(region.write)
+        write = _own_name(region.write, labels)
         if not values or write not in labels:
             raise _unknown_label(region.write if values else ", ".join(region.labels), region, labels)
         resolved.append((region.name, values, labels[write]))
@@ -41,6 +41,11 @@ def region_values(regions: Sequence[Region], labels: dict[str, int]) -> list[tup
             fix=f"add it to a region, or correct its name in the case list; BraTS names are {', '.join(TUMOUR_LABELS)}",
         )
     return resolved
+
+
+def _own_name(name: str, labels: Collection[str]) -> str:
+    """A label as the data set calls it: a tumour part by its usual name, but for data of another organ, which keeps its own."""
+    return name.lower() if name.lower() in labels else canonical_label(name)
 
 
 def _unknown_label(name: str, region: Region, labels: dict[str, int]) -> ConfigError:

@@ -23,16 +23,13 @@ from cmt_med.data.grid import (
     corner_distance,
     perpendicular,
 )
-from cmt_med.data.readers.nifti import Header, parse, patched, shape_of, voxel_offset, voxel_type
+from cmt_med.data.readers.nifti import Header, parse, patched, shape_of, unit_factor, voxel_offset, voxel_type
 from cmt_med.data.readers.nifti_geometry import qform, qform_parameters, sform
 from cmt_med.data.readers.streams import Stream, readable_name
 from cmt_med.data.values import LABEL_TOLERANCE
 from cmt_med.errors import DataError
 
-PLAUSIBLE = (0.01, 50.0)
-"""Voxel sizes in mm of medical images; outside, a unit in the header is as likely wrong as the numbers."""
-_METRE, _MILLIMETRE, _MICROMETRE = 1, 2, 3
-_FACTORS = {_METRE: 1e3, _MICROMETRE: 1e-3}
+_METRE, _MILLIMETRE = 1, 2
 Changes = dict[str, tuple[float, ...]]
 
 
@@ -102,10 +99,10 @@ def header_changes(header: Header, shape: Sequence[int], where: str) -> tuple[Ch
 
 def _units(header: Header, shape: Sequence[int], where: str) -> tuple[Changes, str]:
     code = int(header.one("xyzt_units"))
-    factor = _FACTORS.get(code & 7)
-    sizes = np.array(header.fields["pixdim"][1:4])
-    if factor is None or not all(PLAUSIBLE[0] <= size * factor <= PLAUSIBLE[1] for size in sizes):
+    factor = unit_factor(header)
+    if factor is None:
         return {}, ""
+    sizes = np.array(header.fields["pixdim"][1:4])
     pixdim = list(header.fields["pixdim"])
     pixdim[1:4] = [float(v) for v in sizes * factor]
     changes: Changes = {
@@ -118,7 +115,10 @@ def _units(header: Header, shape: Sequence[int], where: str) -> tuple[Changes, s
 
 
 def _unset_form(header: Header, shape: Sequence[int], where: str) -> tuple[Changes, str]:
-    """Fill the form that was plainly never set (all zero, or the identity at the origin) from the other one."""
+    """Fill the form that was plainly never set (all zero, or the identity at the origin) from the other one.
+
+    The identity says which side is left. Where the other form is mirrored to it, to take one of them would be a guess.
+    """
     if header.place.qform_code == 0 or header.place.sform_code == 0:
         return {}, ""
     stated = sform(header.place)
@@ -127,6 +127,8 @@ def _unset_form(header: Header, shape: Sequence[int], where: str) -> tuple[Chang
     try:
         other = qform(header.place, where)
     except DataError:
+        return {}, ""
+    if stated[:3].any() and np.linalg.det(stated[:3, :3]) * np.linalg.det(other[:3, :3]) < 0:
         return {}, ""
     if never_sform and not never_qform and not np.allclose(other, stated):
         return {"srow": tuple(float(v) for v in other[:3].ravel())}, "the sform, never set, filled from the qform"

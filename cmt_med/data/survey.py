@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cmt_med.data.flags import copied_channels
 from cmt_med.data.gate import load_case
 from cmt_med.data.manifest import Case
+from cmt_med.data.memory import no_memory
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.transforms import foreground_of
 from cmt_med.errors import DataError
@@ -75,6 +76,8 @@ def survey(cases: Sequence[Case], channels: Sequence[str], *, tick: Callable[[],
             return _look(case, channels)
         except DataError as error:
             return error
+        except MemoryError:
+            return no_memory(f"case {case.name}")
         finally:
             tick()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,41 @@ SMALLEST_SPAN = 1e-5  # where normalisation would take noise for a constant; qua
 _SLAB = 1 << 22  # voxels that are converted at once
 
 
+_Place = tuple[EllipsisType, slice, slice]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the real values of an image, as 32-bit floats.
+
+    Attributes:
+        low, high: smallest and largest value.
+        sample: values at regular distances.
+        digest: SHA-256 of all values in Fortran order: the same for images that are equal.
+    """
+
+    low: float
+    high: float
+    sample: NDArray[np.float32]
+    digest: bytes
+
+
+def statistics(volume: Volume, where: str, plane: int | None = None) -> Statistics:
+    """What :func:`brightness` would return, without having it in memory at once; the errors are the same."""
+    array = volume.array if plane is None else volume.array[..., plane]
+    digest = hashlib.sha256()
+
+    def add(at: _Place, values: NDArray[np.float32]) -> None:
+        digest.update(values.tobytes(order="F"))
+
+    low, high = _each_slab(volume, array, add, where)
+    at = np.unravel_index(np.arange(0, array.size, _step(array.size)), array.shape, order="F")
+    with np.errstate(over="ignore"):
+        sample = _real(volume, array[at]).astype(np.float32)
+    _check_range(usual_size(sample, OUTLIER[1]), low, high, where)
+    return Statistics(float(np.float32(low)), float(np.float32(high)), sample, digest.digest())
+
+
 def brightness(volume: Volume, where: str, plane: int | None = None) -> NDArray[np.float32]:
     """The real values (D1, D2, D3) of a volume, or of one ``plane`` of its fourth axis.
 
@@ -30,6 +68,15 @@ def brightness(volume: Volume, where: str, plane: int | None = None) -> NDArray[
     """
     array = volume.array if plane is None else volume.array[..., plane]
     result = np.empty(array.shape, dtype=np.float32, order="F")
+    low, high = _each_slab(volume, array, result.__setitem__, where)
+    _check_range(usual_size(result, OUTLIER[1]), low, high, where)
+    return result
+
+
+def _each_slab(
+    volume: Volume, array: NDArray[np.generic], work: Callable[[_Place, NDArray[np.float32]], None], where: str
+) -> tuple[float, float]:
+    """Do ``work`` with every piece of the real values; returns the smallest and the largest of them, in 64 bits."""
     bad, low, high = 0, np.inf, -np.inf
     for at, values in _slabs(volume, array):
         finite = np.isfinite(values)
@@ -38,7 +85,7 @@ def brightness(volume: Volume, where: str, plane: int | None = None) -> NDArray[
             continue
         low, high = min(low, float(values.min())), max(high, float(values.max()))
         with np.errstate(over="ignore"):  # refused below
-            result[..., at] = values
+            work(at, values.astype(np.float32, copy=False))
     if bad:
         raise DataError(
             f"{bad} voxels are NaN or infinite", where=where,
@@ -46,14 +93,12 @@ def brightness(volume: Volume, where: str, plane: int | None = None) -> NDArray[
             fix="find where they come from (a division by zero in an earlier step?), and make the image again",
             code="E_NONFINITE",
         )  # fmt: skip
-    _check_range(result, low, high, where)
-    return result
+    return low, high
 
 
 def usual_size(values: NDArray[np.float32], share: float) -> float:
     """What the absolute values of all but a share of the voxels that are not zero stay below; 0 if there are hardly any."""
-    step = max(1, values.size // _SAMPLE) | 1  # odd, so that it does not fall in with the lengths of rows
-    sizes = np.abs(values.ravel(order="K")[::step])
+    sizes = np.abs(values.ravel(order="K")[:: _step(values.size)])
     sizes = sizes[sizes > 0]
     rank = sizes.size - 1 - max(8, int(sizes.size * share))
     return float(np.partition(sizes, rank)[rank]) if rank >= 0 else 0.0
@@ -71,8 +116,26 @@ def labels(volume: Volume, allowed: Sequence[int], where: str, *, binary: bool =
     Raises:
         DataError: E_NONFINITE, E_LABEL with the values found and what they may stand for.
     """
-    found: set[int] = set()
     result = np.empty(volume.array.shape, dtype=np.uint8, order="F")
+    _each_slab_of_labels(volume, allowed, where, result.__setitem__, binary=binary)
+    return result
+
+
+def label_counts(volume: Volume, allowed: Sequence[int], where: str, *, binary: bool = False) -> NDArray[np.int64]:
+    """How often each label occurs (256,), without what :func:`labels` would return; arguments and errors are the same."""
+    counts = np.zeros(256, dtype=np.int64)
+
+    def add(at: _Place, values: NDArray[np.uint8]) -> None:
+        counts[:] += np.bincount(values.ravel(order="K"), minlength=256)
+
+    _each_slab_of_labels(volume, allowed, where, add, binary=binary)
+    return counts
+
+
+def _each_slab_of_labels(
+    volume: Volume, allowed: Sequence[int], where: str, work: Callable[[_Place, NDArray[np.uint8]], None], *, binary: bool
+) -> None:  # fmt: skip
+    found: set[int] = set()
     furthest, count = 0.0, 0
     for at, values in _slabs(volume, volume.array):
         whole = values
@@ -86,7 +149,7 @@ def labels(volume: Volume, allowed: Sequence[int], where: str, *, binary: bool =
         if binary:
             whole = whole != 0
         found.update(int(v) for v in _distinct(whole))
-        result[..., at] = np.clip(whole, 0, 255)
+        work(at, np.clip(whole, 0, 255).astype(np.uint8))
     if furthest > LABEL_TOLERANCE:
         raise DataError(
             "the label map has values that are not whole numbers", where=where,
@@ -95,7 +158,6 @@ def labels(volume: Volume, allowed: Sequence[int], where: str, *, binary: bool =
         )  # fmt: skip
     if not binary:
         check_values(sorted(found), allowed, where)
-    return result
 
 
 def check_values(found: Sequence[int], allowed: Sequence[int], where: str) -> None:
@@ -128,17 +190,28 @@ def _listed(values: Sequence[int]) -> str:
     return ", ".join(str(v) for v in values[:12]) + (f" and {len(values) - 12} more" if len(values) > 12 else "")
 
 
-def _slabs(volume: Volume, array: NDArray[np.generic]) -> Iterator[tuple[slice, NDArray[np.generic]]]:
-    """Pieces along the last axis, scaled with 64 bits if they are scaled at all."""
-    scaled = volume.stored.slope != 1 or volume.stored.intercept != 0
-    thick = max(1, _SLAB // max(1, array.size // array.shape[-1]))
-    for start in range(0, array.shape[-1], thick):
-        at = slice(start, start + thick)
-        values = array[..., at]
-        if scaled:
-            with np.errstate(over="ignore", invalid="ignore"):  # found as not finite
-                values = values.astype(np.float64) * volume.stored.slope + volume.stored.intercept
-        yield at, values
+def _slabs(volume: Volume, array: NDArray[np.generic]) -> Iterator[tuple[_Place, NDArray[np.generic]]]:
+    """Pieces along the last axis, of large planes also along the one before; in Fortran order, scaled if they are at all."""
+    rows, planes = array.shape[-2:]
+    row = max(1, array.size // (rows * planes))
+    thick, long = max(1, _SLAB // (row * rows)), max(1, _SLAB // row)
+    for start in range(0, planes, thick):
+        for first in range(0, rows, rows if thick > 1 else long):
+            at = (..., slice(first, first + (rows if thick > 1 else long)), slice(start, start + thick))
+            yield at, _real(volume, array[at])
+
+
+def _real(volume: Volume, values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Values as scaled by the header, with 64 bits, if they are scaled at all."""
+    if volume.stored.slope == 1 and volume.stored.intercept == 0:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):  # found as not finite
+        return values.astype(np.float64) * volume.stored.slope + volume.stored.intercept
+
+
+def _step(size: int) -> int:
+    """Distance between the values of a sample: odd, so that it does not fall in with the lengths of rows."""
+    return max(1, size // _SAMPLE) | 1
 
 
 def _distinct(values: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -153,9 +226,8 @@ def _distinct(values: NDArray[np.generic]) -> NDArray[np.generic]:
     return np.unique(values)
 
 
-def _check_range(values: NDArray[np.float32], low: float, high: float, where: str) -> None:
+def _check_range(usual: float, low: float, high: float, where: str) -> None:
     largest = max(abs(low), abs(high))
-    usual = usual_size(values, OUTLIER[1])
     bound = max(1.0, OUTLIER[0] * usual) if usual > 0 else _ALONE
     if largest > min(bound, LARGEST):
         raise DataError(

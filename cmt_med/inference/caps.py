@@ -8,10 +8,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from cmt_med.data.memory import bytes_left, bytes_used
 from cmt_med.errors import DataError
 
 _AGAIN = 5.0  # seconds after which a case that goes on nevertheless is stopped again
@@ -86,19 +86,5 @@ def bounded(caps: Caps, case: str) -> Iterator[None]:
 def _most_addresses(caps: Caps) -> int | None:
     """Bytes of addresses that the process may come to have; None where the system does not say what is left."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        left = _bytes_left() if caps.memory_gb is None else int(caps.memory_gb * 1e9)
-        return used + left
+        return bytes_used() + (bytes_left() if caps.memory_gb is None else int(caps.memory_gb * 1e9))
     return None
-
-
-def _bytes_left() -> int:
-    """Memory that the system, and the container around this process, have left."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    left = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no container, or one without a bound ("max")
-        bound, now = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
-        rows = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        left = min(left, max(0, bound - now + int(rows.get("inactive_file", 0))))
-    return left

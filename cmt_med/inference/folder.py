@@ -31,6 +31,8 @@ Probabilities = Literal["none", "float32", "uint8"]
 log = logging.getLogger(__name__)
 AHEAD_BYTES = 1 << 28
 """While a case above that is computed, the next one is not read: what a large case takes at the most is not added to."""
+LONGEST_AXIS = 32767
+"""Voxels along an axis of a NIfTI-1 file, which counts them with 16 bits."""
 _NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 
 
@@ -220,10 +222,12 @@ def write_volume(
 ) -> None:
     """Write an array on ``grid`` as NIfTI, with the units and codes of the header of ``source``.
 
-    ``stored`` is the type in the file; numbers are scaled into it by the header's slope.
+    ``stored`` is the type in the file; numbers are scaled into it by the header's slope. The file is NIfTI-1, or NIfTI-2 where an
+    axis is longer than NIfTI-1 can count.
     """
-    header = nib.load(source).header if source.name.lower().endswith(_NIFTI_ENDINGS) else None
-    image = nib.Nifti1Image(array, grid.affine)
+    # A folder of DICOM slices may have any name.
+    header = nib.load(source).header if source.name.lower().endswith(_NIFTI_ENDINGS) and source.is_file() else None
+    image = (nib.Nifti2Image if max(array.shape) > LONGEST_AXIS else nib.Nifti1Image)(array, grid.affine)
     image.header.set_xyzt_units("mm")
     if stored is not None:
         image.set_data_dtype(stored)

@@ -178,3 +178,36 @@ def test_a_bomb_is_refused_within_the_memory_of_the_decoding_process(tmp_path: P
         decoder.repair(path, label=True)
     assert raised.value.code == "E_TRUNCATED"
     decoder.close()
+
+
+MIRRORED = np.diag([-1.0, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.fault(23)
+@pytest.mark.parametrize("made", [
+    {"affine": MIRRORED, "at_280": ("12f", *np.eye(4)[:3].ravel())},  # the qform says right, the identity left
+    {"affine": MIRRORED, "at_256": ("6f", *[0] * 6), "at_76": ("f", 1.0)},
+])  # fmt: skip
+def test_left_and_right_are_not_chosen_by_rule(tmp_path: Path, made: dict[str, Any]) -> None:
+    path = nifti(tmp_path / "i.nii.gz", **made)
+    assert repaired(path, label=False) is None
+    with pytest.raises(DataError) as raised:
+        decode(path)
+    assert raised.value.code == "E_GEOMETRY"
+    assert "left and right" in raised.value.what
+    assert "`inspect --fix` does not choose" in raised.value.fix
+
+
+@pytest.mark.fault(23)
+@pytest.mark.parametrize("unit", [1, 3])
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+def test_a_copy_is_promised_where_it_is_written(tmp_path: Path, unit: int, size: float) -> None:
+    path = nifti(tmp_path / "i.nii.gz", affine=np.diag([size, size, size, 1.0]), at_123=("B", unit))
+    with pytest.raises(DataError) as raised:
+        decode(path)
+    assert raised.value.code == "E_UNITS"
+    found = repaired(path, label=False)
+    assert ("writes a copy" in raised.value.fix) == (found is not None)
+    if found is not None:
+        (tmp_path / "copy.nii.gz").write_bytes(found[0])
+        assert np.allclose(grid_of(decode(tmp_path / "copy.nii.gz")).spacing, 1)

@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from cmt_med.data.gate import load_labels
+from cmt_med.data.grid import Grid
 from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.data.sums import volume_sum
 from cmt_med.errors import DataError, OutputError
-from cmt_med.inference.folder import infer_cases
+from cmt_med.inference.folder import LONGEST_AXIS, infer_cases, write_volume
 from cmt_med.inference.model import save_model
 from cmt_med.inference.results import predictions_in
 from tests.data.made import IMAGE, LABEL, nifti
+from tests.data.readers.test_dicom import series
 from tests.helpers import save, tiny_dataset
 from tests.inference.models import LABELS, random_ensemble, random_model, save_random_model
 from tests.processes import command
@@ -347,3 +350,47 @@ def test_nothing_is_found_where_every_channel_is_constant(tmp_path: Path, values
         assert "a is constant" in json.loads((tmp_path / kept / "x.json").read_text())["flags"][0]
     chances = np.asarray(nib.load(tmp_path / "float32/x_prob.nii.gz").dataobj)
     assert (chances == [1, 0, 0]).all()
+
+
+@pytest.mark.fault(15)
+def test_a_folder_that_was_left_in_the_output(tmp_path: Path) -> None:
+    (tmp_path / "out/.partial-new-x/y").mkdir(parents=True)
+    manifest = tiny_dataset(tmp_path / "data", cases=1, labels=LABELS)
+    model = save_random_model(tmp_path / "model")
+    arguments = ["--model", model, "--input", manifest, "--output", tmp_path / "out"]
+    with command("infer", *arguments, log=tmp_path / "log") as running:
+        assert running.wait() == 0, running.said()
+    assert not list((tmp_path / "out").glob(".partial*"))
+
+
+@pytest.mark.fault(21)
+@pytest.mark.parametrize("name", ["s.nii.gz", "s.hdr"])
+def test_a_dicom_folder_with_the_name_of_a_file(tmp_path: Path, name: str) -> None:
+    images = {channel: (series(tmp_path / channel / name), None) for channel in "ab"}
+    assert infer_cases(random_ensemble(), [Case("case", images)], tmp_path / "out") == []
+    assert nib.load(tmp_path / "out/case.nii.gz").shape == (7, 6, 5)
+
+
+@pytest.mark.fault(21)
+@pytest.mark.parametrize(("length", "kind"), [(LONGEST_AXIS, nib.Nifti1Image), (33_000, nib.Nifti2Image)])
+@pytest.mark.parametrize("axis", [0, 2])
+def test_an_axis_that_nifti_1_cannot_count(tmp_path: Path, length: int, kind: type, axis: int) -> None:
+    shape = [2, 3, 2]
+    shape[axis] = length
+    labels = np.zeros(shape, np.uint8)
+    labels[-1, -1, -1] = 2
+    source = tmp_path / "image.nii.gz"
+    image = nib.Nifti2Image(labels.astype(np.float32), np.eye(4))
+    image.header.set_xyzt_units("mm")
+    image.set_sform(np.eye(4), 1)
+    nib.save(image, source)
+    grid = Grid(tuple(shape), np.eye(4))
+    write_volume(tmp_path / "case.nii.gz", labels, grid, source)
+    assert type(nib.load(tmp_path / "case.nii.gz")) is kind
+    found, there = load_labels(tmp_path / "case.nii.gz", "case")
+    assert np.array_equal(found, labels)
+    assert there.equals(grid)
+    assert nib.load(tmp_path / "case.nii.gz").header["sform_code"] == 1
+    chances = np.zeros((*shape, 2), np.float32)
+    write_volume(tmp_path / "case_prob.nii.gz", chances, grid, source, stored=np.dtype("uint8"))
+    assert nib.load(tmp_path / "case_prob.nii.gz").shape == chances.shape

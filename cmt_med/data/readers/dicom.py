@@ -8,7 +8,7 @@ Source: DICOM PS3.3, C.7.6.2 (Image Plane), C.7.6.16 (Multi-frame Functional Gro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from cmt_med.data.grid import check_matrix
-from cmt_med.data.readers.dicom_header import dicom_fault, guarded, read_header, slices_in
+from cmt_med.data.readers.dicom_header import acquisition_of, dicom_fault, guarded, read_header, slices_in
 from cmt_med.data.readers.dicom_pixels import frame_values, is_native, stored_type
 from cmt_med.data.readers.dicom_stack import Plane, stack_affine
 from cmt_med.data.readers.stored import Opened, Stored, as_tuples, check_shape
@@ -29,7 +29,7 @@ from cmt_med.errors import DataError
 
 @dataclass(frozen=True)
 class Frame:
-    """One slice: its place, its file, its number within the file, and how stored values become real ones."""
+    """One slice: its place, file and number within the file, how stored values become real ones, how it was acquired."""
 
     plane: Plane
     path: Path
@@ -37,6 +37,7 @@ class Frame:
     number: int
     slope: float
     intercept: float
+    acquisition: Mapping[str, tuple[str | float, ...]]
 
 
 def read_series(folder: Path) -> Opened:
@@ -107,9 +108,8 @@ def _frame_of_slice(path: Path, header: Dataset) -> Frame:
     def build() -> Frame:
         _require_one_frame(header, readable_name(path))
         plane = _plane(readable_name(path), header, header, header, header)
-        return Frame(
-            plane, path, header, 0, float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
-        )
+        slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
+        return Frame(plane, path, header, 0, slope, intercept, acquisition_of([header]))
 
     return guarded(build, readable_name(path))
 
@@ -140,11 +140,17 @@ def _frames_of_file(path: Path, header: Dataset) -> list[Frame]:
         )
         values = item("PixelValueTransformationSequence")
         slope, intercept = _rescale_of_frame(header, values, plane.name)
-        frames.append(Frame(plane, path, header, number, slope, intercept))
+        described = acquisition_of([*_described(shared), *_described(group)])
+        frames.append(Frame(plane, path, header, number, slope, intercept, described))
     if len({bool(group.get("PixelValueTransformationSequence") or shared.get("PixelValueTransformationSequence"))
             for group in groups}) > 1:  # fmt: skip
         raise _fault_of_mixed_rescales(readable_name(path))
     return frames
+
+
+def _described(group: Dataset) -> list[Dataset]:
+    """The descriptions in a functional group: of echoes, diffusion, place in time and others."""
+    return [element.value[0] for element in group if element.VR == "SQ" and element.value]
 
 
 def _rescale_of_frame(header: Dataset, values: Dataset, name: str) -> tuple[float, float]:
@@ -214,7 +220,34 @@ def _require_one_series(frames: Sequence[Frame], where: str) -> None:
                          "they do not belong to one volume", "put each series into a folder of its own")  # fmt: skip
 
 
+def _require_one_acquisition(frames: Sequence[Frame], where: str) -> None:
+    """Raise where slices that lie behind each other belong to several volumes, or one slice lies at two places."""
+    for keyword in sorted({keyword for frame in frames for keyword in frame.acquisition}):
+        found: dict[tuple[str | float, ...], Frame] = {}
+        for frame in frames:
+            found.setdefault(frame.acquisition.get(keyword, ("missing",)), frame)
+        if len(found) > 1:
+            listed = "; ".join(
+                f"{', '.join(f'{v:g}' if isinstance(v, float) else v for v in values)} ({frame.plane.name})"
+                for values, frame in list(found.items())[:4]
+            )
+            raise dicom_fault(
+                f"the slices differ in {keyword}", where,
+                f"{listed}{' and others' if len(found) > 4 else ''}: several echoes, time points or acquisitions in one series",
+                "put the slices of each into a folder of its own",
+            )  # fmt: skip
+    places: dict[str, Plane] = {}
+    for plane in (frame.plane for frame in frames):
+        other = places.setdefault(plane.instance, plane) if plane.instance else plane
+        if not np.allclose(other.position, plane.position, atol=0.01):
+            raise dicom_fault(
+                f"one SOPInstanceUID is at two places: {plane.instance}", where, f"{other.name} and {plane.name}; it names one "
+                "slice, so one of the two was changed", "fetch the series again",
+            )  # fmt: skip
+
+
 def _opened(frames: Sequence[Frame], where: str) -> Opened:
+    _require_one_acquisition(frames, where)
     affine, order = stack_affine([frame.plane for frame in frames], where)
     frames = [frames[i] for i in order]
     shape = (*frames[0].plane.shape, len(frames))

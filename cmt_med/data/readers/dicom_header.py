@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from cmt_med.data.readers.formats import VOLUME_ENDINGS
-from cmt_med.data.readers.streams import MAX_BYTES, io_error, open_regular, readable_name
+from cmt_med.data.readers.streams import MAX_BYTES, Stream, io_error, open_regular, readable_name
 from cmt_med.errors import DataError
 
 T = TypeVar("T")
@@ -25,6 +26,14 @@ _IMAGES = frozenset(
 _OTHERS = {"1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage"}  # younger than pydicom's list
 _BESIDE = (".txt", ".json", ".xml", ".csv", ".md", ".html", ".pdf", ".jpg", ".jpeg", ".png", ".zip", ".bvec", ".bval", ".img",
            ".raw", ".zraw", ".gz", *VOLUME_ENDINGS)  # fmt: skip
+_BESIDE_STARTS = ("DICOMDIR", "LICENSE", "LICENCE", "README")
+_DIRECTORY_OF_A_DISC = b"1.2.840.10008.1.3.10"
+_ACQUISITION = (
+    "EchoTime", "EffectiveEchoTime", "EchoNumbers", "InversionTime", "FlipAngle", "DiffusionBValue",
+    "DiffusionGradientOrientation", "TemporalPositionIdentifier", "TemporalPositionIndex", "TriggerTime",
+    "NominalCardiacTriggerDelayTime", "ComplexImageComponent",
+)  # fmt: skip
+"""What is the same for all slices of one volume; where it is not, a series holds several: echoes, time points, b-values."""
 
 
 def is_dicom(head: bytes) -> bool:
@@ -33,7 +42,10 @@ def is_dicom(head: bytes) -> bool:
 
 
 def slices_in(folder: Path) -> list[Path]:
-    """The files of a folder that could be slices, sorted by name: all but hidden ones, directories of discs and texts.
+    """The files of a folder that could be slices, sorted by name.
+
+    Hidden files are none, nor are texts, pictures and other volumes by their names, unless their content is DICOM: a slice can
+    have any name, and one that is overlooked would be missing from the volume.
 
     Raises:
         DataError: E_IO if the folder cannot be listed, E_SIZE for too many files.
@@ -44,15 +56,48 @@ def slices_in(folder: Path) -> list[Path]:
     except OSError as error:
         raise io_error(error, folder) from error
     for path in paths:
-        if path.name.startswith(".") or path.name.upper().startswith(("DICOMDIR", "LICENSE", "LICENCE", "README")):
-            continue
         # What cannot even be looked at counts as a file, whose reading then says why.
-        if not path.name.lower().endswith(_BESIDE) and not os.path.isdir(path):  # noqa: PTH112
+        if path.name.startswith(".") or os.path.isdir(path):  # noqa: PTH112
+            continue
+        by_name = not path.name.lower().endswith(_BESIDE) and not path.name.upper().startswith(_BESIDE_STARTS)
+        if by_name or _holds_slice(path):
             found.append(path)
         if len(found) > MAX_SLICES:
             raise DataError(f"the folder has more than {MAX_SLICES} files", where=readable_name(folder),
                             why="no series has so many slices", fix="give the folder of one series", code="E_SIZE")  # fmt: skip
     return found
+
+
+def _holds_slice(path: Path) -> bool:
+    """Whether a file with the name of something else is DICOM, also inside gzip or without the preamble; True if unreadable."""
+    try:
+        with contextlib.closing(Stream(path)) as stream:
+            head = stream.peek(1024)
+    except DataError as error:
+        return error.code == "E_IO"
+    if is_dicom(head):
+        return _DIRECTORY_OF_A_DISC not in head
+    return head[:4] in (b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x08\0\x16\0") and head[4:6] in (b"CS", b"UI")
+
+
+def acquisition_of(parts: Iterable[Dataset]) -> dict[str, tuple[str | float, ...]]:
+    """How a slice was acquired: what its header, or the parts of a frame's description, say of echo, time and diffusion."""
+    found: dict[str, tuple[str | float, ...]] = {}
+    for part in parts:
+        for keyword in _ACQUISITION:
+            value = part.get(keyword)
+            if value is not None and value != "":
+                values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+                found[keyword] = tuple(_number(item) for item in values)
+    return found
+
+
+def _number(value: object) -> str | float:
+    """A number rounded to four digits, which is more than scanners keep of echo times; other values as text."""
+    try:
+        return float(f"{float(str(value)):.4g}")
+    except ValueError:
+        return str(value)
 
 
 def read_header(path: Path) -> Dataset:
@@ -64,6 +109,12 @@ def read_header(path: Path) -> Dataset:
     where = readable_name(path)
     with open_regular(path) as stream:
         head = stream.read(132) or b""
+        if head.startswith(b"\x1f\x8b"):
+            raise DataError(
+                "a file among the slices is compressed with gzip", where=where,
+                why="a slice that is not read would be missing from the volume", fix="unpack it, or move it elsewhere",
+                code="E_FORMAT",
+            )  # fmt: skip
         if not is_dicom(head):
             raise DataError(
                 "a file among the slices is not DICOM", where=where,

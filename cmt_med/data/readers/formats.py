@@ -37,11 +37,13 @@ def looks_like_volume(path: Path) -> bool:
 
 
 def is_series(path: Path) -> bool:
-    """Whether a path is a folder whose first file, apart from texts and pictures, is a DICOM file."""
+    """Whether a path is a folder whose first file that can be read, apart from texts and pictures, is a DICOM file."""
     if not _is_folder(path):
         return False
     with contextlib.suppress(DataError):
-        return any(kind_of(first) is DICOM for first in files_of(path)[:1])
+        for file in files_of(path):
+            with contextlib.suppress(DataError):
+                return kind_of(file) is DICOM
     return False
 
 
@@ -100,7 +102,7 @@ def files_of(path: Path) -> list[Path]:
         return sorted([path, nifti.partner(path)])
     if lower.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):  # each of them can name a file for its voxels
         with contextlib.closing(Stream(path, deflated=False)) as stream:
-            head = stream.peek(nrrd.MAX_HEADER)
+            head = stream.peek(max(nrrd.MAX_HEADER, metaimage.MAX_HEADER))
         name = nrrd.data_file(head) if head.startswith(b"NRRD") else metaimage.data_file(head)
         return [path, nrrd.companion(path, name)] if name else [path]
     return [path]

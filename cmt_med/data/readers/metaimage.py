@@ -17,7 +17,8 @@ from cmt_med.data.readers.stored import Opened, Stored, as_tuples, check_shape
 from cmt_med.data.readers.streams import Stream, readable_name
 from cmt_med.errors import DataError
 
-MAX_HEADER = 1 << 16
+MAX_HEADER = 1 << 20
+"""Bytes within which a header must end: ITK puts all fields of the file that an image came from (NIfTI, DICOM) into it."""
 TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
     "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
@@ -63,7 +64,11 @@ def _fields(stream: Stream, where: str) -> tuple[dict[str, str], int]:
     head = stream.peek(MAX_HEADER)
     last = re.search(rb"^ElementDataFile\s*=[^\n]*\n?", head, re.M)
     if last is None:
-        raise _fault("the header does not say where its voxels are", where, "ElementDataFile is missing")
+        missing = "ElementDataFile is missing"
+        raise _fault(
+            "the header does not say where its voxels are", where,
+            f"{missing} from its first {MAX_HEADER} bytes" if len(head) == MAX_HEADER else missing,
+        )  # fmt: skip
     fields: dict[str, str] = {}
     for line in head[: last.end()].decode("utf-8", "replace").rstrip("\r\n").split("\n"):
         name, separator, value = line.rstrip("\r").partition("=")

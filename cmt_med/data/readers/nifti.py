@@ -30,7 +30,14 @@ DATATYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2"
 _OTHER_TYPES = {1: "single bits", 32: "complex numbers", 128: "RGB colours", 1536: "128-bit floats", 1792: "complex numbers",
                 2048: "complex numbers", 2304: "RGBA colours"}  # fmt: skip
 _UNITS = {1: "metres", 3: "micrometres"}
+_TO_MILLIMETRES = {1: 1e3, 3: 1e-3}
+PLAUSIBLE = (0.01, 50.0)
+"""Voxel sizes in mm of medical images; outside, a unit in the header is as likely wrong as the numbers."""
 _CIFTI = range(3000, 3100)
+_VERTICES = frozenset(10 * 4**level + 2 for level in range(3, 8))
+"""Vertices of FreeSurfer's average surfaces, icosahedra that are divided three to seven times: 642 to 163,842."""
+_CUT_UP = (27307, 1, 6)
+"""How FreeSurfer stores 163,842 × 1 × 1, which does not fit into the 16 bits that NIfTI-1 has for an axis."""
 MAX_EXTENSIONS = 1 << 28
 
 
@@ -206,6 +213,7 @@ def shape_of(header: Header, itemsize: int, where: str) -> tuple[int, ...]:
     if not 1 <= count <= 7:
         raise _fault(f"the header claims {count} axes", where, "NIfTI has one to seven")
     shape = tuple(sizes[:count])
+    _require_volume(shape, where)
     check_shape(shape, itemsize, where)
     if count < 3:
         raise DataError(
@@ -215,6 +223,20 @@ def shape_of(header: Header, itemsize: int, where: str) -> tuple[int, ...]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
+
+
+def _require_volume(shape: tuple[int, ...], where: str) -> None:
+    """Raise where the sizes are those of values on a surface, which FreeSurfer writes as NIfTI, too.
+
+    An axis of -1 stands for a number of vertices that does not fit into it.
+    """
+    if shape[:3] == _CUT_UP or (shape[1:3] == (1, 1) and (shape[0] == -1 or shape[0] in _VERTICES)):
+        count = {-1: "more than 32,767", _CUT_UP[0]: "163,842"}.get(shape[0], f"{shape[0]:,}")
+        raise DataError(
+            f"a FreeSurfer surface file: values at {count} vertices, not a volume", where=where,
+            why=f"its sizes, {' × '.join(map(str, shape))}, count vertices; they have no grid of voxels",
+            fix="give the volume, or project the values into it (mri_surf2vol)", code="E_FORMAT",
+        )  # fmt: skip
 
 
 def _scaling(header: Header, where: str) -> tuple[float, float]:
@@ -231,16 +253,33 @@ def _scaling(header: Header, where: str) -> tuple[float, float]:
     return slope, intercept
 
 
+def unit_factor(header: Header) -> float | None:
+    """From the header's metres or micrometres to mm; None for other units, and where that would make implausible voxels."""
+    factor = _TO_MILLIMETRES.get(int(header.one("xyzt_units")) & 7)
+    if factor is None or not all(
+        PLAUSIBLE[0] <= size * factor <= PLAUSIBLE[1] for size in header.fields["pixdim"][1:4]
+    ):
+        return None
+    return factor
+
+
 def _check_units(header: Header, where: str) -> None:
     code = int(header.one("xyzt_units")) & 7
     if code in (0, 2):
         return
     name = _UNITS.get(code, f"an unknown unit, {code}")
+    fix = "set xyzt_units to 2, millimetres"
+    if unit_factor(header) is not None:
+        fix = "`inspect --fix` writes a copy in millimetres"
+    elif code in _UNITS:
+        sizes = " × ".join(f"{size:g}" for size in header.fields["pixdim"][1:4])
+        fix = (
+            f"find out whether unit or numbers are wrong: no voxel is of {sizes} {name}. If they are millimetres, {fix}"
+        )
     raise DataError(
         f"the header gives lengths in {name}", where=where,
         why="some readers convert to millimetres and some do not, so sizes and volumes would be off by powers of ten",
-        fix="`inspect --fix` writes a copy in millimetres" if code in _UNITS else "set xyzt_units to 2, millimetres",
-        code="E_UNITS",
+        fix=fix, code="E_UNITS",
     )  # fmt: skip
 
 

@@ -148,10 +148,17 @@ def _compare(place: Place, affine: NDArray[np.float64], shape: Sequence[int], wh
     spaces = ""
     if place.qform_code != place.sform_code:
         spaces = f" ({_CODES[place.qform_code]} and {_CODES[place.sform_code]})"
+    fix = "keep the one that is meant and set the other's code to 0"
+    if np.linalg.det(affine[:3, :3]) * np.linalg.det(other[:3, :3]) < 0:
+        raise geometry_error(
+            f"qform and sform are mirror images: they disagree about left and right{spaces}", where,
+            "readers differ in which of the two they take, and nothing in the file says which side is left",
+            f"find out at the source (a lesion's side, a marker), then {fix}; `inspect --fix` does not choose",
+        )  # fmt: skip
     raise geometry_error(
         f"qform and sform put the volume at different places{spaces}", where,
         f"corners lie up to {apart:.3g} mm apart ({apart / smallest:.3g} voxels); readers differ in which of the two they take",
-        "keep the one that is meant and set the other's code to 0; `inspect --fix` does so where one is plainly unset",
+        f"{fix}; `inspect --fix` does so where one is plainly unset",
     )  # fmt: skip
 
 

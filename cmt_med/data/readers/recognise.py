@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -57,6 +58,9 @@ _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"TRACK\0", Kind("TrackVis streamlines", _NO_IMAGE)),
 )
 
+# The line that every MetaImage header has near its beginning; ElementDataFile, its last one, may stand far behind.
+_META_TYPE = re.compile(rb"^ObjectType\s*=\s*Image\s*$", re.M)
+
 
 def recognise(head: bytes, *, compressed: bool, size: int) -> Kind:
     """What a file is.
@@ -73,7 +77,7 @@ def recognise(head: bytes, *, compressed: bool, size: int) -> Kind:
         return _nifti(head)
     if head.startswith(b"NRRD000"):
         return NRRD
-    if b"ElementDataFile" in head and (b"DimSize" in head or b"NDims" in head):
+    if (b"DimSize" in head or b"NDims" in head) and (b"ElementDataFile" in head or _META_TYPE.search(head)):
         return META
     if head[128:132] == b"DICM":
         return Kind("a DICOM file inside gzip", _UNPACK) if compressed else DICOM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import shutil
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from pydicom.uid import (
 
 from cmt_med.data.gate import grid_of
 from cmt_med.data.readers.decoder import Decoder, decode
+from cmt_med.data.readers.formats import is_series
 from cmt_med.data.values import brightness
 from cmt_med.errors import DataError
 from tests.data.made import refusal
@@ -170,6 +172,104 @@ def test_other_files_beside_the_slices(tmp_path: Path) -> None:
     error = refusal(folder)
     assert error.code == "E_FORMAT"
     assert "s9.dcm" in error.where
+
+
+NAMES = ["s.img", "s.gz", "s.raw", "s.zip", "s.txt", "s.nii.gz", "README", "License.3", "DICOMDIR_7"]
+
+
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("name", NAMES)
+def test_slices_are_known_by_their_content(tmp_path: Path, name: str) -> None:
+    folder = series(tmp_path / "s")
+    expected = decode(folder)
+    (folder / "s5.dcm").rename(folder / name)  # the lowest slice: without it, the others would still be a volume
+    found = decode(folder)
+    np.testing.assert_array_equal(found.array, expected.array)
+    assert found.stored.affine == expected.stored.affine
+    assert is_series(folder)
+
+
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_real_series_under_other_names(tmp_path: Path, real_data: Path, missing: bool) -> None:
+    source = sorted((real_data / "dicom_glioma" / "11-T1post-18670").iterdir())
+    for number, file in enumerate(source):
+        shutil.copy(file, tmp_path / (f"{number}.img" if number % 3 else file.name))
+    assert decode(tmp_path).array.shape[2] == len(source) == 22
+    if missing:
+        (tmp_path / "10.img").unlink()
+        assert refusal(tmp_path).code == "E_DICOM"
+
+
+@pytest.mark.fault(9)
+def test_a_slice_inside_gzip_is_not_passed_over(tmp_path: Path) -> None:
+    folder = series(tmp_path / "s")
+    (folder / "s5.dcm.gz").write_bytes(gzip.compress((folder / "s5.dcm").read_bytes()))
+    (folder / "s5.dcm").unlink()
+    error = refusal(folder)
+    assert error.code == "E_FORMAT"
+    assert "s5.dcm.gz" in error.where
+    assert "unpack" in error.fix
+
+
+@pytest.mark.fault(9)
+def test_the_directory_of_a_disc_is_no_slice(tmp_path: Path) -> None:
+    folder = series(tmp_path / "s")
+    directory = pydicom.dcmread(folder / "s1.dcm")
+    directory.SOPClassUID = directory.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    directory.save_as(folder / "DICOMDIR")
+    assert decode(folder).array.shape == (COLUMNS, ROWS, SLICES)
+
+
+ACQUISITIONS: dict[str, tuple[Any, Any]] = {
+    "EchoTime": (2.46, 9.84), "EchoNumbers": (1, 2), "InversionTime": (100, 900), "FlipAngle": (5, 15),
+    "DiffusionBValue": (0.0, 1000.0), "DiffusionGradientOrientation": ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]),
+    "TemporalPositionIdentifier": (1, 2), "TemporalPositionIndex": (1, 2), "TriggerTime": (0, 400),
+}  # fmt: skip
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize("keyword", ACQUISITIONS)
+def test_one_volume_is_of_one_acquisition(tmp_path: Path, keyword: str) -> None:
+    one, other = ACQUISITIONS[keyword]
+    decode(series(tmp_path / "same", lambda d, i: setattr(d, keyword, one)))
+    error = refusal(series(tmp_path / "two", lambda d, i: setattr(d, keyword, other if i > 2 else one)))
+    assert error.code == "E_DICOM"
+    assert keyword in error.what
+    values = one if isinstance(one, list) else [one]
+    assert all(f"{value:g}" in error.why for value in values)
+    error = refusal(series(tmp_path / "lacking", lambda d, i: i > 2 and setattr(d, keyword, one)))
+    assert keyword in error.what
+    assert "missing" in error.why
+
+
+@pytest.mark.fault(10)
+def test_echo_times_that_differ_by_rounding(tmp_path: Path) -> None:
+    folder = series(tmp_path / "s", lambda d, i: setattr(d, "EchoTime", "2.46" if i % 2 else "2.460001"))
+    assert decode(folder).array.shape == (COLUMNS, ROWS, SLICES)
+
+
+@pytest.mark.fault(10)
+def test_frames_of_one_file_are_of_one_acquisition(tmp_path: Path) -> None:
+    path = enhanced(tmp_path / "m" / "e.dcm")
+    dataset = pydicom.dcmread(path)
+    for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        echo = Dataset()
+        echo.EffectiveEchoTime = 30.0 if number > 2 else 10.0
+        frame.MREchoSequence = [echo]
+    dataset.save_as(path)
+    error = refusal(path)
+    assert error.code == "E_DICOM"
+    assert "EffectiveEchoTime" in error.what
+
+
+@pytest.mark.fault(10)
+def test_one_slice_at_two_places(tmp_path: Path) -> None:
+    error = refusal(series(tmp_path / "s", lambda d, i: i > 2 and setattr(d, "SOPInstanceUID", "1.2.3")))
+    assert error.code == "E_DICOM"
+    assert "1.2.3" in error.what
+    assert "s2.dcm" in error.why
+    assert "s1.dcm" in error.why
 
 
 def moved(dataset: Dataset, by: tuple[float, float, float]) -> None:

@@ -71,8 +71,8 @@ SHEARED = AFFINE @ np.array([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 
         ({"at_40": ("hhhhh", 4, 5, 6, 1, 7)}, "E_NDIM", "4D", "modality"),
         ({"at_40": ("hhhhhh", 5, 5, 6, 1, 1, 7)}, "E_NDIM", "5D", "modality"),
         # row 11
-        ({"at_123": ("B", 3)}, "E_UNITS", "micrometres", "inspect --fix"),
-        ({"at_123": ("B", 1 | 8)}, "E_UNITS", "metres", "inspect --fix"),
+        ({"at_123": ("B", 3)}, "E_UNITS", "micrometres", "millimetres"),
+        ({"at_123": ("B", 1 | 8)}, "E_UNITS", "metres", "millimetres"),
         ({"at_123": ("B", 5)}, "E_UNITS", "unknown unit", "xyzt_units"),
         # row 14
         ({"at_40": ("7h", 6, 1024, 1024, 1024, 1024, 1, 1)}, "E_SIZE", "1099511627776", "crop"),
@@ -212,3 +212,21 @@ def test_nifti2_claiming_2_to_the_40(tmp_path: Path) -> None:
     struct.pack_into("<8q", content, 16, 3, 2**62, 2**62, 2**62, 1, 1, 1, 1)
     (tmp_path / "i.nii").write_bytes(content)
     assert refusal(tmp_path / "i.nii").code == "E_SIZE"
+
+
+@pytest.mark.fault(14)
+@pytest.mark.filterwarnings("ignore:Using large vector")
+@pytest.mark.parametrize(
+    ("vertices", "stored"), [(163842, (27307, 1, 6)), (100_000, (-1, 1, 1)), (10242, (10242, 1, 1))]
+)
+def test_values_on_a_surface_are_no_volume(tmp_path: Path, vertices: int, stored: tuple[int, ...]) -> None:
+    """FreeSurfer's own ways to put more vertices into a header than an axis of 16 bits can count; nibabel writes them."""
+    path = tmp_path / "pval.LH.nii.gz"
+    values = np.random.default_rng(0).random((vertices, 1, 1), dtype=np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+    assert struct.unpack_from("<3h", gzip.decompress(path.read_bytes()), 42) == stored
+    assert nib.load(path).shape == (vertices, 1, 1)
+    for label in (False, True):
+        error = refusal(path, label=label)
+        assert error.code == "E_FORMAT"
+        assert "surface" in error.what
