@@ -47,7 +47,7 @@ def test_a_run_folder_has_everything(trained: Path) -> None:
     assert metrics["summary"]["ball"]["n"] == 2
     assert metrics["summary"]["ball"]["mean"] > 0.8
     page = (run / "report/report.html").read_text().split("<script")[0]  # the viewer has pictures and names of its own
-    assert "challenge" in page
+    assert "<strong>diagonal</strong>" in page
     assert page.count("data:image/png") == 5  # three figures, two cases
     assert "http" not in page.replace("http-equiv", "")
 

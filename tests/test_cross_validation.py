@@ -212,7 +212,7 @@ def test_networks_that_predict_something_else_are_no_ensemble(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads((finished / "run/model/fold_1/model.json").read_text())
-    content["labels"] = {"background": 0, "ball": 2}
+    content |= {"labels": {"background": 0, "ball": 2}, "regions": [{"name": "ball", "values": [2], "write": 2}]}
     (tmp_path / "model.json").write_text(json.dumps(content))
     (tmp_path / "model.safetensors").write_bytes((finished / "run/model/fold_1/model.safetensors").read_bytes())
     arguments = ["--model", str(finished / "run"), "--model", str(tmp_path), "--input", str(finished / "dataset.json")]

@@ -64,7 +64,7 @@ def test_a_cache_that_cannot_be_written(
         monkeypatch.setenv(name, value)
     assert run_command(train, ["--config", str(config), *SETS]) == 73
     said = capsys.readouterr().err
-    assert "a preprocessed case cannot be kept" in said
+    assert "cannot be kept as it was preprocessed" in said
     assert "set CMT_CACHE to a folder" in said
     assert "--output" not in said
 
@@ -89,3 +89,28 @@ def test_a_signal_while_libraries_are_imported(tmp_path: Path, module: str, numb
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert said == "[E_INTERRUPTED] interrupted\n  fix: the same command resumes it\n"
+
+
+def test_a_terminal_that_knows_ascii_alone(tmp_path: Path) -> None:
+    """LC_ALL=C, as in a container: a sign that it lacks must not end a command, least of all after its work is done."""
+    tiny_dataset(tmp_path / "d", 2, (12, 11, 13))
+    done = subprocess.run(
+        [sys.executable, "-m", "cmt_med.inspect", str(tmp_path / "d")], check=False, capture_output=True,
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        cwd=Path(cmt_med.__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"12?11?13" in done.stdout.replace(b" ", b"")
+
+
+def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    tiny_dataset(tmp_path / "d", 2, (12, 11, 13))
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cmt_med.inspect", str(tmp_path / "d")], check=False, stdout=full, stderr=subprocess.PIPE,
+            cwd=Path(cmt_med.__file__).parents[1], text=True,
+        )  # fmt: skip
+    assert done.returncode == 73, done.stderr
+    assert "[E_OUTPUT] there is no room left" in done.stderr

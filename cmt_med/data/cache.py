@@ -112,8 +112,8 @@ def prepare(
         write_json(entry.folder / "meta.json", described)
     except OutputError as error:
         raise OutputError(
-            "a preprocessed case cannot be kept",
-            where=f"case {case.name}: {error.where}",
+            f"case {case.name} cannot be kept as it was preprocessed",
+            where=error.where,
             why=error.why,
             fix=_CACHE_FIX,
         ) from error

@@ -10,6 +10,7 @@ import torch
 from cmt_med.config import Optimizer, Train
 from cmt_med.errors import DataError
 from cmt_med.training import checkpoint
+from cmt_med.training.budget import Pace
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
 from cmt_med.training.state import Parts, Run
 
@@ -62,7 +63,7 @@ def test_the_best_weights_go_back_with_their_checkpoint(tmp_path: Path) -> None:
         torch.nn.init.constant_(run.parts.network.weight, float(step))  # type: ignore[arg-type]
         run.position.step = step
         run.note_scores({"dice": dice})
-        run.save(0.0, None)
+        run.save(0.0, None, Pace())
     (tmp_path / "checkpoints/step-000000002.pt").write_bytes(b"x")
     run = _run(tmp_path)
     run.resume()
