@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from cmt_med.data.grid import check_matrix
-from cmt_med.data.readers.dicom_header import acquisition_of, dicom_fault, guarded, read_header, slices_in
+from cmt_med.data.readers.dicom_header import (
+    TIMES_OF_SLICES,
+    acquisition_of,
+    dicom_fault,
+    guarded,
+    read_header,
+    slices_in,
+)
 from cmt_med.data.readers.dicom_pixels import frame_values, is_native, stored_type
 from cmt_med.data.readers.dicom_stack import Plane, stack_affine
 from cmt_med.data.readers.stored import Opened, Stored, as_tuples, check_shape
@@ -226,6 +233,8 @@ def _require_one_acquisition(frames: Sequence[Frame], where: str) -> None:
         found: dict[tuple[str | float, ...], Frame] = {}
         for frame in frames:
             found.setdefault(frame.acquisition.get(keyword, ("missing",)), frame)
+        if keyword in TIMES_OF_SLICES and 2 * len(found) > len(frames):
+            continue  # one slice after the other, as scanners note it for a single volume
         if len(found) > 1:
             listed = "; ".join(
                 f"{', '.join(f'{v:g}' if isinstance(v, float) else v for v in values)} ({frame.plane.name})"

@@ -35,6 +35,9 @@ _ACQUISITION = (
 )  # fmt: skip
 """What is the same for all slices of one volume; where it is not, a series holds several: echoes, time points, b-values."""
 
+TIMES_OF_SLICES = ("TriggerTime", "NominalCardiacTriggerDelayTime")
+"""Of them, what may also be the time of each slice: then hardly two slices share a value."""
+
 
 def is_dicom(head: bytes) -> bool:
     """Whether the first bytes of a file are those of a DICOM file."""

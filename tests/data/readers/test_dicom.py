@@ -243,6 +243,12 @@ def test_one_volume_is_of_one_acquisition(tmp_path: Path, keyword: str) -> None:
     assert "missing" in error.why
 
 
+def test_slices_that_were_taken_one_after_the_other(tmp_path: Path) -> None:
+    """Some scanners note the time of every slice where others note that of a heart's phase."""
+    folder = series(tmp_path / "s", lambda d, i: setattr(d, "TriggerTime", 40 * i))
+    assert decode(folder).array.shape == (COLUMNS, ROWS, SLICES)
+
+
 @pytest.mark.fault(10)
 def test_echo_times_that_differ_by_rounding(tmp_path: Path) -> None:
     folder = series(tmp_path / "s", lambda d, i: setattr(d, "EchoTime", "2.46" if i % 2 else "2.460001"))
