@@ -47,8 +47,8 @@ def is_dicom(head: bytes) -> bool:
 def slices_in(folder: Path) -> list[Path]:
     """The files of a folder that could be slices, sorted by name.
 
-    Hidden files are none, nor are texts, pictures and other volumes by their names, unless their content is DICOM: a slice can
-    have any name, and one that is overlooked would be missing from the volume.
+    Hidden files, texts, pictures and other volumes by their names are none, unless their content is DICOM: a slice can have any
+    name, and one that is overlooked would be missing from the volume.
 
     Raises:
         DataError: E_IO if the folder cannot be listed, E_SIZE for too many files.
@@ -60,10 +60,10 @@ def slices_in(folder: Path) -> list[Path]:
         raise io_error(error, folder) from error
     for path in paths:
         # What cannot even be looked at counts as a file, whose reading then says why.
-        if path.name.startswith(".") or os.path.isdir(path):  # noqa: PTH112
+        if os.path.isdir(path):  # noqa: PTH112
             continue
-        by_name = not path.name.lower().endswith(_BESIDE) and not path.name.upper().startswith(_BESIDE_STARTS)
-        if by_name or _holds_slice(path):
+        beside = path.name.lower().endswith(_BESIDE) or path.name.upper().startswith((*_BESIDE_STARTS, "."))
+        if not beside or _holds_slice(path):
             found.append(path)
         if len(found) > MAX_SLICES:
             raise DataError(f"the folder has more than {MAX_SLICES} files", where=readable_name(folder),
@@ -72,12 +72,15 @@ def slices_in(folder: Path) -> list[Path]:
 
 
 def _holds_slice(path: Path) -> bool:
-    """Whether a file with the name of something else is DICOM, also inside gzip or without the preamble; True if unreadable."""
+    """Whether a file with the name of something else is DICOM, also inside gzip or without the preamble.
+
+    One that cannot be read counts, too, unless it is hidden: its reading then says why.
+    """
     try:
         with contextlib.closing(Stream(path)) as stream:
             head = stream.peek(1024)
     except DataError as error:
-        return error.code == "E_IO"
+        return error.code == "E_IO" and not path.name.startswith(".")
     if is_dicom(head):
         return _DIRECTORY_OF_A_DISC not in head
     return head[:4] in (b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x08\0\x16\0") and head[4:6] in (b"CS", b"UI")

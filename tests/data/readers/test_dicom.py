@@ -174,7 +174,7 @@ def test_other_files_beside_the_slices(tmp_path: Path) -> None:
     assert "s9.dcm" in error.where
 
 
-NAMES = ["s.img", "s.gz", "s.raw", "s.zip", "s.txt", "s.nii.gz", "README", "License.3", "DICOMDIR_7"]
+NAMES = ["s.img", ".slice", "s.gz", "s.raw", "s.zip", "s.txt", "s.nii.gz", "README", "License.3", "DICOMDIR_7"]
 
 
 @pytest.mark.fault(9)
