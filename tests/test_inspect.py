@@ -266,3 +266,21 @@ def test_memory_is_the_voxels_of_one_file_as_stored(tmp_path: Path) -> None:
                 ["E_MEMORY"] if code and "large" in name else []
             )
     assert next(iter(cases["a"]["files"]))["range"] == [0, 7]
+
+
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("ending", [".img", ".nii", ".nii.gz", ".hdr", ".mha"])
+@pytest.mark.parametrize("renamed", [2, 5])
+def test_slices_that_are_named_like_volumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str, renamed: int
+) -> None:
+    """They are one series by their content, for inspect as for infer, and no volumes of their own."""
+    folder = series(tmp_path / "scans" / "head")
+    for path in sorted(folder.iterdir())[:renamed]:
+        path.rename(path.with_name(f"{path.stem}{ending}"))
+    nifti(tmp_path / "scans/other.nii.gz")
+    for given in (folder, tmp_path / "scans"):
+        code, content = run(capsys, given)
+        assert code == 0
+        assert problems(content) == {"head": []} | ({} if given == folder else {"other": []})
+        assert content["cases"][0]["files"][0]["shape"] == [7, 6, 5]

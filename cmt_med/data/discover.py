@@ -140,7 +140,7 @@ def case_of_channels(files: Mapping[str, Path], channels: Sequence[str]) -> Case
             fix=f"its channels are {', '.join(channels)}",
         )
     one = next(iter(files.values()))
-    first = one.name if one.is_dir() else volume_stem(one)
+    first = volume_stem(one)
     name, role = _name_and_role(first, first, channels)
     name = name if role in channels else first
     if not CASE_NAME.match(name):
@@ -159,7 +159,7 @@ def _add_cases(found: Found, files: Iterable[Path], channels: Sequence[str]) -> 
     grouped: dict[tuple[Path, str], dict[str, Path]] = {}
     faults: dict[tuple[Path, str], DataError] = {}
     for file in files:
-        stem = file.name if file.is_dir() else volume_stem(file)
+        stem = volume_stem(file)
         place = place_of(file, stem)
         name, role = _name_and_role(stem, place.name, channels)
         if role is None:

@@ -108,7 +108,10 @@ def _all_volumes(root: Path, result: Gathered) -> Iterator[Path]:
 def _volumes(
     folder: Path, depth: int, result: Gathered, links: list[tuple[Path, int]], seen: set[tuple[int, int]]
 ) -> Iterator[Path]:
-    """Volumes under a folder: files that are named like one, and folders with DICOM files; links to folders are kept."""
+    """Volumes under a folder: files that are named like one, and folders with DICOM files, whatever these are called.
+
+    Links to folders are kept for later.
+    """
     try:
         status = folder.stat()
         if (status.st_dev, status.st_ino) in seen:  # or else a loop of links would never end
@@ -130,16 +133,15 @@ def _volumes(
                 links.append((path, depth - 1))
             elif depth:
                 yield from _volumes(path, depth - 1, result, links, seen)
+        elif (what := _kind_of(path)) == DICOM.what:
+            slices |= not path.name.upper().startswith("DICOMDIR")
         elif looks_like_volume(path):
             yield path
         elif re.search(r"\.img(\.gz)?$", path.name.lower()):
             if re.sub(r"img(\.gz)?$", r"hdr\1", path.name.lower()) not in names:
                 yield path
         elif not path.name.upper().startswith("DICOMDIR"):
-            what = _kind_of(path)
-            slices |= what == DICOM.what
-            if what != DICOM.what:
-                result.others[what] += 1
+            result.others[what] += 1
     if slices:
         yield folder
 
@@ -155,7 +157,7 @@ def _role(path: Path) -> tuple[str, str]:
     """Case name and role of a file: ``ID_t1ce``, ``ID_0001`` (a channel by number), ``T1c_anything``, ``labelsTr/ID``."""
     stem, above = volume_stem(path), path.parent.name
     if path.is_dir():
-        return path.name, "image"
+        return stem, "image"
     parts = re.split(r"[_.-]", stem)
     last, first = _word(parts[-1]), _word(parts[0])
     if last:

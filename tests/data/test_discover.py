@@ -16,7 +16,8 @@ from cmt_med.data.discover import case_of_channels, find_cases, label_maps_in
 from cmt_med.data.foreign import scan
 from cmt_med.data.gate import load_case
 from cmt_med.data.phantom_years import write_as_downloaded
-from cmt_med.errors import ConfigError, DataError
+from cmt_med.errors import ConfigError, DataError, OutputError
+from cmt_med.inference.results import require_own
 from tests.data.made import LABEL, nifti
 from tests.data.readers.test_dicom import series
 
@@ -154,3 +155,28 @@ def test_a_table_that_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         find_cases(tmp_path / "t.csv", ("t1",))
     assert caught.value.code == "E_IO"
+
+
+@pytest.mark.fault(9)
+def test_a_series_beside_whose_slices_something_else_lies_is_not_left_out(tmp_path: Path) -> None:
+    """The reader refuses it by name; to pass over the folder would lose a patient in silence."""
+    for name in ("anna", "bert"):
+        series(tmp_path / "scans" / name)
+    (tmp_path / "scans/bert/AAA").write_text("notes")  # the first of its files, by name
+    assert [case.name for case in find_cases(tmp_path / "scans", ("ct",)).cases] == ["anna", "bert"]
+    with pytest.raises(DataError, match="AAA") as raised:
+        load_case(find_cases(tmp_path / "scans/bert", ("ct",)).cases[0], ("ct",))
+    assert raised.value.code == "E_FORMAT"
+
+
+@pytest.mark.fault(21)
+@pytest.mark.parametrize("name", ["s.nii.gz", "s.hdr", "s"])
+def test_the_result_of_a_folder_with_the_name_of_a_file(tmp_path: Path, name: str) -> None:
+    """OUTPUT/s.nii.gz, not OUTPUT/s.nii.gz.nii.gz; and never the folder itself."""
+    folder = series(tmp_path / "scans" / name)
+    for found in (find_cases(folder, ("ct",)), find_cases(tmp_path / "scans", ("ct",))):
+        assert [(case.name, case.images["ct"][0]) for case in found.cases] == [("s", folder)]
+        if name == "s.nii.gz":
+            with pytest.raises(OutputError, match="overwrite an input"):
+                require_own(tmp_path / "scans", found.cases)
+    assert case_of_channels({"ct": folder}, ("ct",)).name == "s"

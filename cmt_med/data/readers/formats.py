@@ -26,7 +26,7 @@ _VOXELS_BESIDE = (".img", ".img.gz")
 
 
 def volume_stem(path: Path) -> str:
-    """A file's name without its volume ending (``"p1_t1"`` for ``p1_t1.nii.gz``); other names as they are."""
+    """The name of a file or a folder of slices without a volume's ending (``"p1_t1"`` for ``p1_t1.nii.gz``)."""
     ending = next((e for e in (*VOLUME_ENDINGS, *_VOXELS_BESIDE, ".dcm") if path.name.lower().endswith(e)), "")
     return path.name[: len(path.name) - len(ending)]
 
@@ -37,13 +37,20 @@ def looks_like_volume(path: Path) -> bool:
 
 
 def is_series(path: Path) -> bool:
-    """Whether a path is a folder whose first file that can be read, apart from texts and pictures, is a DICOM file."""
+    """Whether a path is a folder with a DICOM file among its slices, as far as they can be read.
+
+    What else there is beside it, is for the reader to refuse: a series that is not taken for one would be left out in silence.
+    """
     if not _is_folder(path):
         return False
     with contextlib.suppress(DataError):
-        for file in files_of(path):
-            with contextlib.suppress(DataError):
-                return kind_of(file) is DICOM
+        return any(map(_is_dicom, files_of(path)))
+    return False
+
+
+def _is_dicom(path: Path) -> bool:
+    with contextlib.suppress(DataError):
+        return kind_of(path) is DICOM
     return False
 
 
