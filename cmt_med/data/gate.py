@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 from cmt_med.data.flags import image_flags
 from cmt_med.data.grid import Grid, corner_distance
 from cmt_med.data.manifest import Case
-from cmt_med.data.readers.decoder import Volume, decode
+from cmt_med.data.memory import no_memory
+from cmt_med.data.readers.decoder import Check, Volume, decode
+from cmt_med.data.readers.stored import Stored
+from cmt_med.data.readers.streams import readable_name
 from cmt_med.data.sums import check_sums, content_key
 from cmt_med.data.values import brightness
 from cmt_med.data.values import labels as label_values
@@ -37,8 +41,9 @@ class Loaded:
 
 
 def load_case(
-    case: Case, channels: Sequence[str], labels: Sequence[int] | None = None, *, need_label: bool = False
-) -> Loaded:
+    case: Case, channels: Sequence[str], labels: Sequence[int] | None = None, *, need_label: bool = False,
+    room: int | None = None,
+) -> Loaded:  # fmt: skip
     """Read and check one case.
 
     Args:
@@ -46,6 +51,7 @@ def load_case(
         channels: the channels wanted, by name, in order.
         labels: allowed label values; None skips the label.
         need_label: whether a missing label is an error.
+        room: bytes that there are for the images; a case that needs more is refused by its headers. None for no bound.
 
     Raises:
         DataError: naming case and file. E_CHANNEL and E_LABEL for what is missing or has strange values; E_IO, E_FORMAT,
@@ -57,11 +63,20 @@ def load_case(
     planes: list[NDArray[np.float32]] = []
     opened: dict[Path, Volume] = {}
     grid: Grid | None = None
+
+    def fits(stored: Stored) -> None:
+        """Raise where a header claims more than there is room for: small files can unpack to a thousand times their size."""
+        kept = sum(volume.stored.size for volume in opened.values())
+        needed = kept + stored.size + 4 * len(channels) * math.prod(stored.shape[:3])
+        if room is not None and needed > room:
+            why = f"the images take at least {needed / 1e9:.2f} GB, and there are {room / 1e9:.2f} GB"
+            raise no_memory(readable_name(path), why)
+
     for name in channels:
         path, position = case.images[name]
         where = f"case {case.name}: {path}"
         if path not in opened:
-            opened[path] = _read(path, case, ndim=3 if position is None else 4)
+            opened[path] = _read(path, case, ndim=3 if position is None else 4, check=fits)
             if position is not None:
                 _require_all_planes(opened[path], case, where)
         grid = require_same_grid(grid, grid_of(opened[path]), where)
@@ -108,11 +123,11 @@ def grid_of(volume: Volume) -> Grid:
     return Grid(volume.stored.shape[:3], np.array(volume.stored.affine, dtype=np.float64))
 
 
-def _read(path: Path, case: Case, *, ndim: int) -> Volume:
+def _read(path: Path, case: Case, *, ndim: int, check: Check | None = None) -> Volume:
     try:
         if path in case.sha256:
             check_sums(path, case.sha256[path])
-        volume = decode(path)
+        volume = decode(path, check)
     except DataError as error:
         raise _of_case(error, case) from error
     shape = volume.stored.shape

@@ -44,9 +44,17 @@ def within_what_is_left() -> Iterator[None]:
         yield
 
 
-def no_memory(where: str) -> DataError:
+def bytes_free() -> int | None:
+    """Memory that this process may still take: what is left, or the rest of its own limit; None where nothing says so."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        limit, used = resource.getrlimit(resource.RLIMIT_AS)[0], bytes_used()
+        return bytes_left() if limit == resource.RLIM_INFINITY else max(0, min(bytes_left(), limit - used))
+    return None
+
+
+def no_memory(where: str, why: str = "a small file can unpack to a thousand times its size") -> DataError:
     """E_MEMORY, for a file or a case."""
     return DataError(
-        "the voxels do not fit into memory", where=where, why="a small file can unpack to a thousand times its size",
+        "the voxels do not fit into memory", where=where, why=why,
         fix="use a machine with more memory, or crop or resample the volume", code="E_MEMORY",
     )  # fmt: skip

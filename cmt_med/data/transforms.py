@@ -82,23 +82,32 @@ class Normalised(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         result = dict(data)
-        inside = data["foreground"][0] > 0
-        if self.over == "image":
-            inside = torch.ones_like(inside)
+        inside = data["foreground"][0] > 0 if self.over == "foreground" else None
         for key in self.key_iterator(result):
             image = result[key].clone()
             for channel in image:
-                values = channel[inside]
+                values = _chosen(channel, inside)
                 if self.clip is not None:
                     low, high = np.percentile(values.numpy(), self.clip)
                     channel.clamp_(float(low), float(high))
-                    values = channel[inside]
+                    values = _chosen(channel, inside)
                 if _is_constant(values):
                     channel.zero_()
                     continue
-                channel.sub_(values.mean()).div_(values.std(correction=0).clamp_min(1e-6))
-            result[key] = image * inside
+                mean, spread = values.mean(), values.std(correction=0).clamp_min(1e-6)
+                channel.sub_(mean).div_(spread)
+            result[key] = image if inside is None else image.mul_(inside)
         return result
+
+
+def _chosen(channel: Tensor, inside: Tensor | None) -> Tensor:
+    """The values (n,) of a channel where ``inside`` is true, or all of them, which may be a view.
+
+    By NumPy: torch would make three 64-bit indices for each voxel, six times the volume itself.
+    """
+    if inside is None:
+        return torch.as_tensor(channel.numpy().reshape(-1))
+    return torch.from_numpy(channel.numpy()[inside.numpy()])
 
 
 def _is_constant(values: Tensor) -> bool:

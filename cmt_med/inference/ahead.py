@@ -18,10 +18,11 @@ class Ahead(Generic[Item, Result]):
 
     Args:
         work: from an item to a result; of no effect but its result, and able to run beside the main thread.
+        early: the same where it is done ahead, which may refuse more; None for ``work`` itself.
     """
 
-    def __init__(self, work: Callable[[Item], Result]) -> None:
-        self._work = work
+    def __init__(self, work: Callable[[Item], Result], early: Callable[[Item], Result] | None = None) -> None:
+        self._work, self._early = work, early or work
         self._begun: tuple[Item, Future[Result]] | None = None
 
     def begin(self, item: Item) -> None:
@@ -40,6 +41,6 @@ class Ahead(Generic[Item, Result]):
 
     def _run(self, item: Item, future: Future[Result]) -> None:
         try:
-            future.set_result(self._work(item))
+            future.set_result(self._early(item))
         except BaseException as error:  # whatever it is, it comes again in its turn
             future.set_exception(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cmt_med.data.fingerprint import case_statistics, unlike_training
 from cmt_med.data.gate import Grid, Loaded, content_of, load_case
 from cmt_med.data.manifest import Case
+from cmt_med.data.memory import bytes_free
 from cmt_med.data.names import require_distinct
 from cmt_med.data.transforms import background_value
 from cmt_med.errors import CmtError, DataError, OutputError
@@ -30,7 +31,8 @@ from cmt_med.inference.results import Results, read_record, require_own
 Probabilities = Literal["none", "float32", "uint8"]
 log = logging.getLogger(__name__)
 AHEAD_BYTES = 1 << 28
-"""While a case above that is computed, the next one is not read: what a large case takes at the most is not added to."""
+"""Of images: while a larger case is computed, the next one is not read, nor is a larger one while another is computed. So what
+a large case takes at the most is not added to."""
 LONGEST_AXIS = 32767
 """Voxels along an axis of a NIfTI-1 file, which counts them with 16 bits."""
 _NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
@@ -71,7 +73,8 @@ def infer_cases(
         failures.append({"case": problem.where} | problem.as_dict())
         log.error("no case\n%s", problem.message())
     _write_run(folder, predictor, cases, failures, banner, complete=False)
-    ahead = Ahead(partial(_read, predictor.card, folder, probabilities))
+    read = partial(_read, predictor.card, folder, probabilities)
+    ahead = Ahead(partial(read, bytes_free), partial(read, lambda: AHEAD_BYTES))
     for number, case in enumerate(cases, 1):
         following = cases[number] if number < len(cases) and caps.memory_gb is None else None
         try:
@@ -138,7 +141,10 @@ class _Read:
     loaded: Loaded | None
 
 
-def _read(card: ModelCard, folder: Path, probabilities: Probabilities, case: Case) -> _Read:
+def _read(
+    card: ModelCard, folder: Path, probabilities: Probabilities, room: Callable[[], int | None], case: Case
+) -> _Read:
+    """Read a case whose images fit into ``room`` bytes, unless it has been segmented before."""
     inputs = {name: case.images[name][0] for name in card.channels if name in case.images}
     key: dict[str, Any] = {
         "input_sha256": {name: content_of(path, case) for name, path in inputs.items()},
@@ -154,7 +160,7 @@ def _read(card: ModelCard, folder: Path, probabilities: Probabilities, case: Cas
     if probabilities != "none":
         wanted = {"probabilities": probabilities, "probability_channels": card.probability_channels}
     done = _is_done(Results.of(case.name, folder), key | wanted)
-    return _Read(key | wanted, None if done else load_case(case, card.channels))
+    return _Read(key | wanted, None if done else load_case(case, card.channels, room=room()))
 
 
 def _infer_case(

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -397,3 +398,25 @@ def test_real_cases(real_data: Path) -> None:
         assert loaded.mask is not None
         assert set(np.unique(loaded.label)) == {0, 1, 2, 3, 4}
         assert loaded.mask.sum() > 1e6
+
+
+@pytest.mark.fault(7)
+def test_images_that_there_is_no_room_for_are_refused_before_anything_is_allocated(tmp_path: Path) -> None:
+    volume = np.zeros((512, 512, 256), np.uint8)  # 67 MB, in a file of 0.1 MB
+    path = nifti(tmp_path / "i.nii.gz", volume)
+    case = case_of(path)
+    needed = volume.size * (1 + 4)  # as stored, and as 32-bit floats
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError) as raised:
+            load_case(case, ("a",), room=needed - 1)
+        assert tracemalloc.get_traced_memory()[1] < volume.nbytes / 10
+    finally:
+        tracemalloc.stop()
+    assert raised.value.code == "E_MEMORY"
+    assert raised.value.where == f"case the-case: {path}"
+    assert "0.34 GB" in raised.value.why
+    assert load_case(case, ("a",), room=needed).image.shape == (1, *volume.shape)
+    four = Case("the-case", {"a": (path, None), "b": (nifti(tmp_path / "b.nii.gz", volume), None)})
+    with pytest.raises(DataError, match="E_MEMORY"):  # what has been read of the case counts
+        load_case(four, ("a", "b"), room=volume.size * (1 + 4 * 2))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.data.meta_tensor import MetaTensor
 from pydantic import ValidationError
 
 from cmt_med.config import Augmentation, Data, Train
@@ -19,6 +20,7 @@ from cmt_med.data.gate import Grid, Loaded
 from cmt_med.data.loader import PatchSet, patch_batches
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.transforms import (
+    Normalised,
     as_dictionary,
     background_value,
     foreground_of,
@@ -353,3 +355,23 @@ def test_a_constant_channel_becomes_zeros(value: float, over: str, spacing: list
 def test_percentiles_that_leave_no_contrast(clip: list[float]) -> None:
     with pytest.raises(ValidationError):
         Data.model_validate({"manifest": "m", "channels": ["a"], "clip": clip})
+
+
+@pytest.mark.fault(7)
+@pytest.mark.parametrize("over", ["image", "foreground"])
+def test_normalisation_takes_little_more_than_its_result(over: str) -> None:
+    """Some times the volume itself: on a large one, indices of its voxels took most of the machine's memory."""
+    size = 160
+    image = torch.from_numpy(np.random.default_rng(0).normal(5, 3, (1, size, size, size)).astype(np.float32))
+    foreground = torch.zeros(1, size, size, size, dtype=torch.uint8)
+    foreground[:, 20:] = 1
+    data = {"image": MetaTensor(image), "foreground": MetaTensor(foreground)}
+    step = Normalised(["image"], over=over, clip=None)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        result = step(data)["image"]
+    taken = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+    assert taken < 4 * image.nbytes  # all that torch has asked for, whether or not at one time
+    inside = result[foreground > 0] if over == "foreground" else result
+    assert abs(float(inside.mean())) < 1e-4
+    assert abs(float(inside.std()) - 1) < 1e-4
+    assert not result[foreground == 0].any() or over == "image"

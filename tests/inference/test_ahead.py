@@ -48,3 +48,14 @@ def test_a_failure_ahead_is_the_failure_of_its_turn() -> None:
     ahead.begin(busy)
     assert ahead.take(busy) == "busy", "what failed for want of memory may go well later"
     assert where == [False, True, False, True]
+
+
+@pytest.mark.fault(7)
+def test_what_is_refused_ahead_is_done_in_its_turn() -> None:
+    def early(item: str) -> str:
+        raise MemoryError(item)
+
+    ahead = Ahead(str.upper, early)
+    item = "large"
+    ahead.begin(item)
+    assert ahead.take(item) == "LARGE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from cmt_med.data.grid import Grid
 from cmt_med.data.manifest import Case, load_manifest
 from cmt_med.data.sums import volume_sum
 from cmt_med.errors import DataError, OutputError
-from cmt_med.inference.folder import LONGEST_AXIS, infer_cases, write_volume
+from cmt_med.inference.folder import AHEAD_BYTES, LONGEST_AXIS, infer_cases, write_volume
 from cmt_med.inference.model import save_model
 from cmt_med.inference.results import predictions_in
 from tests.data.made import IMAGE, LABEL, nifti
@@ -394,3 +395,29 @@ def test_an_axis_that_nifti_1_cannot_count(tmp_path: Path, length: int, kind: ty
     chances = np.zeros((*shape, 2), np.float32)
     write_volume(tmp_path / "case_prob.nii.gz", chances, grid, source, stored=np.dtype("uint8"))
     assert nib.load(tmp_path / "case_prob.nii.gz").shape == chances.shape
+
+
+@pytest.mark.fault(7)
+def test_a_large_case_is_refused_by_its_header_and_not_read_while_another_is_computed(tmp_path: Path) -> None:
+    """Its voxels are asked for only in its turn, and only where there is room for them."""
+    shape = (512, 512, 256)
+    large = np.zeros(shape, np.uint8)
+    large[9:20, 9:20, 9:20] = 5
+    cases = []
+    for name, array in (("a_small", large[:20, :20, :20]), ("b_large", large), ("c_small", large[:20, :20, :20])):
+        nifti(tmp_path / f"{name}_a.nii.gz", array)
+        nifti(tmp_path / f"{name}_b.nii.gz", array)
+        cases.append(Case(name, {c: (tmp_path / f"{name}_{c}.nii.gz", None) for c in "ab"}))
+    assert 4 * 2 * large.size > AHEAD_BYTES
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 4 * 2 * large.size, limits[1]))
+    begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        (failure,) = infer_cases(random_ensemble(), cases, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert (failure["case"], failure["code"]) == ("b_large", "E_MEMORY")
+    assert "at least 0.60 GB" in failure["why"]
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begun) * 1024 < large.nbytes
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a_small.nii.gz", "c_small.nii.gz"]

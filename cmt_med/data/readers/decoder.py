@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ MEMORY = 1 << 30
 SECONDS = 60.0
 MAX_MESSAGE = 1 << 20
 _Answer = TypeVar("_Answer")
+Check = Callable[[Stored], None]
 BYTES_PER_SECOND = 2e6  # a slow network drive; allowed on top of SECONDS
 
 
@@ -70,13 +72,17 @@ class Decoder:
         self._deadline = 0.0
         self._channel: socket.socket | None = None
 
-    def decode(self, path: Path) -> Volume:
+    def decode(self, path: Path, check: Check | None = None) -> Volume:
         """Read a volume: a file or the folder of a DICOM series.
+
+        Args:
+            path: of the volume.
+            check: is given what the header says before anything is allocated for the voxels; what it raises is passed on.
 
         Raises:
             DataError: from the readers; E_TIMEOUT, E_MEMORY, E_DECODE if the worker did not survive the file.
         """
-        return self._asked(path.absolute(), {}, self._volume)
+        return self._asked(path.absolute(), {}, partial(self._volume, check=check))
 
     def repair(self, path: Path, *, label: bool) -> Repair | None:
         """What :func:`cmt_med.data.repair.repaired` makes of a file, an image or a label map; the errors are the same."""
@@ -137,12 +143,14 @@ class Decoder:
             return self._start()
         return self._channel
 
-    def _volume(self, path: Path) -> Volume | DataError:
+    def _volume(self, path: Path, check: Check | None) -> Volume | DataError:
         """What the worker says; an error in how it says it is raised, and ends the worker."""
         first = self._message()
         if "stored" not in first:
             return DataError(**first["error"])
         stored = stored_of(first["stored"], path)
+        if check is not None:
+            check(stored)
         content = self._content(stored.size, path)
         return content if isinstance(content, DataError) else Volume(stored, stored.array(content))
 
@@ -210,9 +218,9 @@ class Decoder:
 _here = threading.local()
 
 
-def decode(path: Path) -> Volume:
+def decode(path: Path, check: Check | None = None) -> Volume:
     """Read a volume through this thread's worker; see :meth:`Decoder.decode`."""
-    return _decoder().decode(path)
+    return _decoder().decode(path, check)
 
 
 def repair(path: Path, *, label: bool) -> Repair | None:
