@@ -96,8 +96,15 @@ ROWS: dict[str, tuple[Callable[[Path], Case | Path], str, str, str]] = {
     "10 4D label": (lambda f: with_label(f, np.stack([LABEL] * 2, -1)), "E_NDIM", "4D", "one volume alone"),
     "10 5D": (lambda f: nifti(f / "i.nii", np.stack([IMAGE] * 2, -1)[:, :, :, None]), "E_NDIM", "5D", "modality"),
     "10 empty": (lambda f: nifti(f / "i.nii", at_42=("h", 0)), "E_NDIM", "empty", "export"),
-    "11 micrometres": (lambda f: nifti(f / "i.nii", at_123=("B", 3)), "E_UNITS", "micrometres", "inspect --fix"),
-    "11 metres": (lambda f: nifti(f / "i.nii", at_123=("B", 1)), "E_UNITS", "metres", "inspect --fix"),
+    "11 micrometres": (
+        lambda f: nifti(f / "i.nii", affine=AFFINE * [[1000], [1000], [1000], [1]], at_123=("B", 3)), "E_UNITS",
+        "micrometres", "inspect --fix",
+    ),
+    "11 metres": (
+        lambda f: nifti(f / "i.nii", affine=AFFINE * [[1e-3], [1e-3], [1e-3], [1]], at_123=("B", 1)), "E_UNITS",
+        "metres", "inspect --fix",
+    ),
+    "11 implausible": (lambda f: nifti(f / "i.nii", at_123=("B", 3)), "E_UNITS", "micrometres", "unit or numbers"),
     # 12, a flag: test_suspicious_images_are_flagged
     # 13: readers/test_streams.py, whatever else a file may be
     "13 git-LFS": (
