@@ -317,7 +317,7 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
             "inference": {"batch_size"},
         }
     )
-    sides = [[entry.folder.name for entry in side] for side in (data.training_entries, data.validation_entries)]
+    sides = [[entry.identity for entry in side] for side in (data.training_entries, data.validation_entries)]
     identity = [NETWORKS_VERSION, described, sides, data.channels, data.manifest.labels, data.regions]
     return Parts(
         network=network,

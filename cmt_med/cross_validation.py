@@ -187,7 +187,9 @@ def _contents(manifest: Manifest) -> list[list[str | None]]:
 
 def _key(request: Request, contents: Sequence[Sequence[str | None]]) -> str:
     """What a fold's result depends on: the settings as asked for, the case list, and its files."""
-    asked = request.experiment.model_dump(exclude={"output": True, "data": {"workers"}, "inference": {"batch_size"}})
+    asked = request.experiment.model_dump(
+        exclude={"output": True, "data": {"workers", "manifest"}, "inference": {"batch_size"}}
+    )
     listed = Path(request.experiment.data.manifest).read_bytes()
     content = json.dumps([NETWORKS_VERSION, asked, request.limit, contents], sort_keys=True).encode() + listed
     return hashlib.sha256(content).hexdigest()

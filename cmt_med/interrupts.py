@@ -20,6 +20,8 @@ def leave_at_once() -> None:
 
 def raise_interrupts() -> None:
     """Let both signals raise KeyboardInterrupt; for the time in which open files must be closed and locks released."""
+    global _asked
+    _asked = False
     _handle(_raise)
 
 

@@ -27,6 +27,8 @@ from cmt_med.errors import OutputError
 from cmt_med.files import sha256, write_file, write_json
 
 CACHE_VERSION = 3  # since 3, constant channels are zeros, and statistics are kept
+_IDENTITY = 2
+"""Part of what a run knows its cases by; unlike ``CACHE_VERSION`` it stays, so that runs begun before can be resumed."""
 _CACHE_FIX = "set CMT_CACHE to a folder that you may write to, on a disk with room for the data set in float32"
 _FILES = ("image.npy", "label.npy", "points.npy")
 
@@ -52,6 +54,11 @@ class Entry:
         """For each label but background, voxels of it (n, 3)."""
         rows = np.load(self.folder / "points.npy", allow_pickle=False)
         return [rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0])]
+
+    @property
+    def identity(self) -> str:
+        """The hash of the case's files and settings, whatever version of the cache holds it."""
+        return self.folder.name.partition("-")[0]
 
     def statistics(self) -> dict[str, Any]:
         """Of the case as it was read: see :func:`cmt_med.data.fingerprint.case_statistics`."""
@@ -95,7 +102,7 @@ def prepare(
         DataError: from the gate, naming the case.
         OutputError: if the cache cannot be written.
     """
-    entry = Entry(case.name, folder / _key(case, channels, labels, settings))
+    entry = Entry(case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}")
     if _is_whole(entry):
         return entry
     loaded = load_case(case, channels, list(labels.values()), need_label=True)
@@ -143,7 +150,7 @@ def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], setting
         name: [content_of(case.images[name][0], case), case.images[name][1]] for name in channels if name in case.images
     }
     extra = [content_of(path, case) if path is not None else None for path in (case.label, case.mask)]
-    described = [CACHE_VERSION, files, extra, list(channels), sorted(labels.values()), dict(settings)]
+    described = [_IDENTITY, files, extra, list(channels), sorted(labels.values()), dict(settings)]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 

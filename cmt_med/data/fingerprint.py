@@ -74,7 +74,8 @@ def case_statistics(loaded: Loaded, channels: Sequence[str], clip: Sequence[floa
         },
     }
     if loaded.label is not None:
-        counts = np.bincount(loaded.label.ravel(order="K"), minlength=1)
+        planes = np.moveaxis(loaded.label, -1, 0)  # one at a time: bincount makes 64-bit numbers of them
+        counts = sum((np.bincount(plane.ravel(), minlength=256) for plane in planes), np.zeros(256, dtype=np.int64))
         voxel_ml = float(np.prod(spacing)) / 1000.0
         result["volumes_ml"] = {str(value): int(n) * voxel_ml for value, n in enumerate(counts) if n and value}
     return result

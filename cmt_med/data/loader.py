@@ -155,7 +155,8 @@ def _fits_into_shared_memory(patches: PatchSet, batch_size: int, workers: int) -
     if not SHARED_MEMORY.is_dir():
         return True  # not Linux
     batch = batch_size * sum(part.nbytes for part in patches[0, 0].values() if isinstance(part, torch.Tensor))
-    needed, found = batch * (workers * PREFETCHED + 1), os.statvfs(SHARED_MEMORY)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, all at the same moment
+    needed, found = ranks * batch * (workers * PREFETCHED + 1), os.statvfs(SHARED_MEMORY)
     free = 0 if found.f_flag & os.ST_RDONLY else found.f_bavail * found.f_frsize
     if needed <= free:
         return True

@@ -50,14 +50,14 @@ def canonical_label(name: str) -> str:
 
 
 def is_brain_tumour(labels: Collection[str], channels: Collection[str]) -> bool:
-    """Whether label names are tumour parts in images of the brain: every one of them, and every channel an MR sequence.
+    """Tell whether all labels are tumour parts, and at least one channel is an MR sequence of the brain.
 
     Other organs have a necrosis or an edema, too, beside labels that are no tumour parts or in images of another kind. A single
     channel that nothing names ("image") says nothing against it.
     """
     parts = {canonical_label(name) for name in labels} - {"background"}
-    known = {canonical_channel(name) for name in channels} <= {*SEQUENCES, "image"}
-    return bool(parts) and parts <= set(TUMOUR_LABELS) and known
+    known = {canonical_channel(name) for name in channels} & {*SEQUENCES, "image"}
+    return bool(parts) and parts <= set(TUMOUR_LABELS) and bool(known)
 
 
 def disagreements(named: Mapping[str, int], labels: Mapping[str, int]) -> list[str]:

@@ -123,17 +123,20 @@ def build_network(
             f"{name} cannot be built", where=f"network.options: {where or 'none given'}", why=why,
             fix="correct the option that the line above is about; the defaults fit together",
         ) from error  # fmt: skip
-    network.register_forward_pre_hook(partial(_require_image, in_channels, spatial_dims))
+    network.register_forward_pre_hook(partial(_require_image, in_channels, spatial_dims), with_kwargs=True)
     return network
 
 
-def _require_image(in_channels: int, spatial_dims: int, network: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _require_image(
+    in_channels: int, spatial_dims: int, network: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> None:
     """Raise unless the one input is a batch of images that the network is made for.
 
     Raises:
         NetworkError: with the shapes, where a layer inside would speak of its matrices.
     """
     wanted = f"(B, {in_channels}, {', '.join(f'D{i + 1}' for i in range(spatial_dims))})"
+    inputs = (*arguments, *named.values())
     x = inputs[0] if len(inputs) == 1 else None
     if not isinstance(x, Tensor):
         raise NetworkError(
@@ -147,7 +150,8 @@ def _require_image(in_channels: int, spatial_dims: int, network: nn.Module, inpu
             why=f"it was built for {in_channels} channels and {spatial_dims} spatial dimensions",
             fix="x[None] adds the batch axis to a single image; other channels need another network",
         )  # fmt: skip
-    dtype = next(network.parameters()).dtype
+    parameter = next(network.parameters(), None)
+    dtype = x.dtype if parameter is None else parameter.dtype  # replicas of DataParallel have none
     if not x.is_floating_point() or (x.dtype != dtype and not torch.is_autocast_enabled(x.device.type)):
         raise NetworkError(
             f"the network takes {dtype}", where=f"an input of {x.dtype}", why="its weights are of that type",

@@ -224,8 +224,9 @@ class Budget:
             word = "slower" if too_long else "faster"
             log.info("the machine is %s than planned: %d instead of %d steps", word, step + possible, step + planned)
             self.plan.bend(step, step + possible)
-            self.bound = "max_minutes"
-            self._write("max_minutes, replanned")
+            all_epochs = self.train.epochs is not None and step + possible == self.train.epochs * self.steps_per_epoch
+            self.bound = "epochs" if all_epochs else "max_minutes"
+            self._write(f"{self.bound}, replanned")
 
     def _most_steps(self, by_time: int) -> int:
         """The steps of the run that both bounds allow."""

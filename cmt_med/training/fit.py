@@ -171,10 +171,11 @@ class _Loop:
         with self.progress:
             try:
                 self.engine.run(batch_groups(stream, self.train.accumulate))
-            except RuntimeError:
+            except RuntimeError as error:
                 # A signal for the whole process group (a job that is cancelled, Ctrl-C) ends the data workers, too, and a
                 # training that waits for their batch must save all the same.
-                if idist.get_world_size() == 1 and self.stop_requested():
+                waited = str(error).startswith("DataLoader worker")
+                if waited and idist.get_world_size() == 1 and self.stop_requested():
                     self._leave()
                 raise
 
