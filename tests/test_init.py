@@ -181,6 +181,7 @@ def wrote(data: Path, config: Path) -> None:
 @pytest.mark.fault(25)
 @pytest.mark.parametrize(("channels", "labels"), [
     (["ct"], ["liver", "necrosis"]), (["ct"], ["Edema"]), (["t1", "t2"], ["vessel", "enhancing"]), (["a"], ["lung", "ET"]),
+    (["t2"], ["edema"]), (["image"], ["necrosis"]),
 ])  # fmt: skip
 def test_other_organs_have_a_necrosis_too(tmp_path: Path, channels: list[str], labels: list[str]) -> None:
     """Such a label became NCR, and the regions were those of brain tumours, in which the other labels are not."""

@@ -50,7 +50,7 @@ class Entry:
         """(1, *S), read-only."""
         return np.load(self.folder / "label.npy", mmap_mode="r", allow_pickle=False)
 
-    def points(self) -> list[NDArray[np.int16]]:
+    def points(self) -> list[NDArray[np.signedinteger]]:
         """For each label but background, voxels of it (n, 3)."""
         rows = np.load(self.folder / "points.npy", allow_pickle=False)
         return [rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0])]
@@ -154,13 +154,14 @@ def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], setting
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _sample_points(label: NDArray[np.uint8]) -> NDArray[np.int16]:
+def _sample_points(label: NDArray[np.uint8]) -> NDArray[np.signedinteger]:
     """Rows (label, i, j, k): at most ``POINTS_PER_LABEL`` voxels of each label, evenly over its scan order."""
     rows = []
+    kind = np.int16 if max(label.shape) <= np.iinfo(np.int16).max else np.int32  # whose values would wrap
     for value in np.unique(label):
         if value == 0:
             continue
         found = np.argwhere(label == value)
         chosen = found[np.linspace(0, len(found) - 1, min(len(found), POINTS_PER_LABEL)).astype(int)]
-        rows.append(np.column_stack([np.full(len(chosen), value), chosen]).astype(np.int16))
-    return np.concatenate(rows) if rows else np.zeros((0, 4), dtype=np.int16)
+        rows.append(np.column_stack([np.full(len(chosen), value), chosen]).astype(kind))
+    return np.concatenate(rows) if rows else np.zeros((0, 4), dtype=kind)

@@ -30,6 +30,8 @@ _LABELS = {
     "RC": ("rc", "resectioncavity", "cavity"),
     "GTV": ("gtv", "grosstumorvolume", "grosstumourvolume"),
 }
+_OF_ANY_ORGAN = frozenset({"necrosis", "edema", "oedema", "enhancing", "cavity"})
+"""Words for tumour parts that alone say nothing of a brain tumour."""
 _CHANNEL_OF = {alias: name for name, aliases in _CHANNELS.items() for alias in aliases}
 _LABEL_OF = {alias: name for name, aliases in _LABELS.items() for alias in aliases}
 MEAN = "mean"
@@ -52,9 +54,12 @@ def canonical_label(name: str) -> str:
 def is_brain_tumour(labels: Collection[str], channels: Collection[str]) -> bool:
     """Tell whether all labels are tumour parts, and at least one channel is an MR sequence of the brain.
 
-    Other organs have a necrosis or an edema, too, beside labels that are no tumour parts or in images of another kind. A single
-    channel that nothing names ("image") says nothing against it.
+    Other organs have a necrosis or an edema, too, beside labels that are no tumour parts, in images of another kind, or as the
+    only label. A single channel that nothing names ("image") says nothing against it.
     """
+    alone = {re.sub(r"[^a-z0-9]", "", name.lower()) for name in labels if canonical_label(name) != "background"}
+    if len(alone) == 1 and alone <= _OF_ANY_ORGAN:
+        return False
     parts = {canonical_label(name) for name in labels} - {"background"}
     known = {canonical_channel(name) for name in channels} & {*SEQUENCES, "image"}
     return bool(parts) and parts <= set(TUMOUR_LABELS) and bool(known)

@@ -212,7 +212,9 @@ class RandPatchd(MapTransform, Randomizable):
         cut = {key: _cut(data[key], start, whole) for key in self.keys}
         return {key: patch if axis is None else patch.squeeze(1 + axis) for key, patch in cut.items()}
 
-    def _draw(self, shape: Sequence[int], size: Sequence[int], points: Sequence[NDArray[np.int16]]) -> list[int]:
+    def _draw(
+        self, shape: Sequence[int], size: Sequence[int], points: Sequence[NDArray[np.signedinteger]]
+    ) -> list[int]:
         present = [p for p in points if len(p)]
         wants_label, which, along = self.R.random(3)
         anywhere = self.R.random(3)

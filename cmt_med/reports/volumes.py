@@ -29,6 +29,8 @@ from cmt_med.files import write_json
 
 FILE = "volumes.json"
 SCHEMA_VERSION = 1
+LONGEST_AXIS = 2048
+"""Voxels along an axis of a volume for the browser: most graphics cards' limit for 3D textures, and NIfTI-1 ends at 32767."""
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL
 
 Targets = Mapping[str, Sequence[int]]
@@ -161,8 +163,11 @@ def reduced(shown: Shown, longest: int, margin_mm: float) -> Shown:
 
 
 def coarsened(shown: Shown, most: int) -> Shown:
-    """All of a case with at most ``most`` voxels; of a larger one every second, third ... voxel of the longest axes."""
-    steps = [1, 1, 1]
+    """All of a case with at most ``most`` voxels; of a larger one every second, third ... voxel of the longest axes.
+
+    No axis is left longer than ``LONGEST_AXIS``.
+    """
+    steps = [-(-n // LONGEST_AXIS) for n in shown.image.shape]
     while math.prod(left := [-(-n // step) for n, step in zip(shown.image.shape, steps, strict=True)]) > most:
         steps[int(np.argmax(left))] += 1
     return _taken(shown, [slice(0, n) for n in shown.image.shape], steps)

@@ -7,6 +7,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,3 +95,17 @@ def test_a_sound_entry_is_not_made_again(tmp_path: Path) -> None:
     before = {path.name: path.stat().st_ino for path in entry.folder.iterdir()}
     entry_of(case, tmp_path / "cache")
     assert {path.name: path.stat().st_ino for path in entry.folder.iterdir()} == before
+
+
+@pytest.mark.fault(21)
+def test_points_on_a_long_axis(tmp_path: Path) -> None:
+    """Beyond voxel 32767, 16 bits would wrap to the other side of zero."""
+    label = np.zeros((2, 33_000, 2), np.uint8)
+    label[1, 32_990:] = 1
+    for name, array in (("a", label.astype(np.float32)), ("l", label)):
+        image = nib.Nifti2Image(array, np.eye(4))
+        image.header.set_xyzt_units("mm")
+        image.set_sform(np.eye(4), 1)
+        nib.save(image, tmp_path / f"{name}.nii")
+    (points,) = entry_of(case_of(tmp_path / "a.nii", tmp_path / "l.nii"), tmp_path / "cache").points()
+    assert sorted({int(point[1]) for point in points}) == list(range(32_990, 33_000))

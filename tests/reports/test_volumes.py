@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from cmt_med.reports.volumes import (
     coarsened,
     largest_error,
     load_shown,
+    nifti_bytes,
     paint,
     read_listing,
     reduced,
@@ -137,3 +139,16 @@ def test_the_picture_has_both_outlines() -> None:
 @pytest.mark.parametrize(("cases", "expected"), [(3, "abc"), (4, "abcd"), (7, "abfg")])
 def test_worst_and_best(cases: int, expected: str) -> None:
     assert "".join(worst_and_best("abcdefg"[:cases], 4)) == expected
+
+
+@pytest.mark.fault(21)
+def test_an_axis_that_no_browser_shows_is_coarsened() -> None:
+    labels = np.zeros((3, 33_000, 4), np.uint8)
+    labels[:, -2000:] = 1
+    full = Shown(labels.astype(np.float32), labels, None, np.eye(4))
+    part = coarsened(full, 10**7)
+    assert part.image.shape == (3, 1942, 4)
+    assert part.spacing == (1, 17, 1)
+    assert nib.Nifti1Image.from_bytes(nifti_bytes(part.image, part.affine)).shape == part.image.shape
+    at = np.argwhere(part.predicted == 1)[0]
+    assert 31_000 <= (part.affine @ [*at, 1])[1] < 31_017
