@@ -115,6 +115,8 @@ def _run(
     for stream in (1, 2):
         os.dup2(output, stream)
     os.close(output)
+    # the streams still know what they wrote to in pytest's process: a file that can be sought in
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
     torch.set_num_threads(1)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect as introspection
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -21,6 +22,8 @@ from cmt_med.train import train
 from cmt_med.view import view
 from tests.helpers import known_errors, tiny_config, tiny_dataset
 from tests.inference.models import save_random_model
+
+Refused = Callable[[str, list[str]], tuple[int, str]]
 
 VERBS: dict[str, Callable[..., int]] = {
     "inspect": inspect, "init": init, "train": train, "infer": infer, "evaluate": evaluate, "compare": compare, "view": view,
@@ -66,10 +69,17 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }  # fmt: skip
 
 
-def refused(verb: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit code and message of a command, which must be an error with its four parts."""
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Refused:
+    """Exit code and message of a command, which must be an error with its four parts; a failed case is logged."""
+    return partial(_refused, capsys, caplog)
+
+
+def _refused(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, verb: str, arguments: list[str]
+) -> tuple[int, str]:
     code = run_command(VERBS[verb], arguments)
-    said = capsys.readouterr().err
+    said = capsys.readouterr().err + caplog.text
     assert "Traceback" not in said
     assert "E_BUG" not in said
     assert "[E_" in said
@@ -94,18 +104,16 @@ def test_the_table_has_every_path() -> None:
 @pytest.mark.fault(16)
 @pytest.mark.parametrize("path", ["x" * 10_000, "/".join(["x" * 99] * 100)], ids=["a long name", "many folders"])
 @pytest.mark.parametrize("option", PATHS)
-def test_paths_that_the_system_does_not_take(
-    option: str, path: str, places: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_paths_that_the_system_does_not_take(option: str, path: str, places: dict[str, Path], refused: Refused) -> None:
     arguments = [part.format(path=path, **places) for part in PATHS[option]]
-    code, _ = refused(option.split()[0], arguments, capsys)
+    code, _ = refused(option.split()[0], arguments)
     assert code in (EXIT_USAGE, EXIT_DATA, EXIT_OUTPUT, EXIT_SOME_FAILED)
 
 
 @pytest.mark.fault(18)
 @pytest.mark.parametrize("option", PATHS)
 def test_empty_paths_are_not_the_current_folder(
-    option: str, places: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    option: str, places: dict[str, Path], refused: Refused, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -116,16 +124,16 @@ def test_empty_paths_are_not_the_current_folder(
         ]  # an empty path within an argument: the verb refuses it
         assert run_command(VERBS[option.split()[0]], arguments) in (EXIT_USAGE, EXIT_DATA)
     else:
-        assert refused(option.split()[0], arguments, capsys)[0] == EXIT_USAGE
+        assert refused(option.split()[0], arguments)[0] == EXIT_USAGE
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.fault(18)
 def test_an_empty_value_after_an_equals_sign(
-    places: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: dict[str, Path], refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, said = refused("evaluate", [*EVALUATE[:4], "--output="], capsys)
+    code, said = refused("evaluate", [*EVALUATE[:4], "--output="])
     assert code == EXIT_USAGE
     assert "--output" in said
     assert not list(tmp_path.iterdir())
@@ -133,13 +141,11 @@ def test_an_empty_value_after_an_equals_sign(
 
 @pytest.mark.fault(18)
 @pytest.mark.parametrize("verb", ["infer", "train"])
-def test_more_threads_than_processors_can_serve(
-    verb: str, places: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_more_threads_than_processors_can_serve(verb: str, places: dict[str, Path], refused: Refused) -> None:
     most = THREADS_PER_PROCESSOR * (os.cpu_count() or 1)
     command = {"infer": [*INFER, "--input", "{list}"], "train": ["--config", "{config}"]}[verb]
     for threads in (9999, most + 1):
         arguments = [part.format(**places) for part in (*command, "--threads", str(threads))]
-        code, said = refused(verb, arguments, capsys)
+        code, said = refused(verb, arguments)
         assert code == EXIT_USAGE
         assert f"at most {most}" in said
