@@ -27,8 +27,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmt_med.blocks.attention import attention
+from cmt_med.compute.machine import dense_convolution_rate
 from cmt_med.networks import build_network
-from cmt_med.runtime import dense_convolution_rate
 
 ROOT = Path(__file__).parents[1]
 PYRAMID = {4: 64, 8: 128, 16: 256, 32: 512}  # stride: channels

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from cmt_med.blocks.cmt import CMTBlock
+from cmt_med.compute.machine import dense_convolution_rate
 from cmt_med.networks import build_network
-from cmt_med.runtime import dense_convolution_rate
 
 COPIES = ("aten::copy_", "aten::cat", "aten::constant_pad_nd", "aten::roll", "aten::repeat", "aten::index")
 KINDS = ("identity", "lightweight", "window", "global")

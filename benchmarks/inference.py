@@ -26,10 +26,10 @@ from monai.inferers.inferer import SlidingWindowInferer
 from torch import Tensor, nn
 
 from cmt_med.blocks.conv import channels_last
+from cmt_med.compute.machine import reuse_memory
 from cmt_med.inference.predict import Windows, predict
-from cmt_med.inference.sliding import window_starts
+from cmt_med.inference.windows import window_starts
 from cmt_med.networks import build_network
-from cmt_med.runtime import reuse_memory
 
 
 class Counted(nn.Module):

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from cmt_med.config import Inference
-from cmt_med.data.gate import load_case
+from cmt_med.config.schema import Inference
 from cmt_med.data.manifest import Case
+from cmt_med.data.volumes.gate import load_case
 from cmt_med.inference.model import ModelCard, load_model, save_model
 from cmt_med.inference.predict import Ensemble, Predictor
 from cmt_med.networks import build_network

@@ -22,8 +22,8 @@ import torch
 from machine import Roofline, bandwidth, dense_rate, in_own_process, interleaved, peak_rss, table
 from torch import Tensor, nn
 
+from cmt_med.compute.machine import reuse_memory
 from cmt_med.networks import build_network
-from cmt_med.runtime import reuse_memory
 
 OURS = "cmt_unetr"
 PEERS: dict[str, dict[str, Any]] = {

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from machine import table, wait
 
-from cmt_med.assemble import assemble_parts, prepare_data, start_network
+from cmt_med.compute.machine import reuse_memory
+from cmt_med.config.reading import load_config
 from cmt_med.data.manifest import load_manifest
-from cmt_med.experiment import load_config
-from cmt_med.plan import fit_device
-from cmt_med.runtime import reuse_memory
+from cmt_med.runs.plan import fit_device
+from cmt_med.runs.prepare import assemble_parts, prepare_data, start_network
 from cmt_med.training.steps import AveragedWeights, decay_groups, training_step
 
 

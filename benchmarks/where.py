@@ -18,8 +18,8 @@ from machine import table
 from peers import KINDS
 from torch import Tensor, nn
 
+from cmt_med.compute.machine import reuse_memory
 from cmt_med.networks import build_network
-from cmt_med.runtime import reuse_memory
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "dense and grouped convolutions": ("convolution",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cmt_med.interrupts import leave_at_once
+from cmt_med.compute.interrupts import leave_at_once
 
 
 def main() -> int:
@@ -12,12 +12,12 @@ def main() -> int:
     leave_at_once()  # before the imports below, which take seconds
     import typer
 
-    from cmt_med.cli import HELP_OPTIONS, run_app
     from cmt_med.compare import compare
     from cmt_med.evaluate import evaluate
     from cmt_med.infer import infer
     from cmt_med.init import init
     from cmt_med.inspect import inspect
+    from cmt_med.launch.command import HELP_OPTIONS, run_app
     from cmt_med.train import train
     from cmt_med.view import view
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmt_med.interrupts import leave_at_once
+from cmt_med.compute.interrupts import leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before the imports below, which take seconds
@@ -18,12 +18,13 @@ import scipy
 import typer
 from numpy.typing import NDArray
 
-from cmt_med.cli import Debug, run_command
-from cmt_med.errors import EXIT_DONE, ConfigError
+from cmt_med.base.errors import EXIT_DONE, ConfigError
+from cmt_med.base.files import require_writable_folder, write_json
+from cmt_med.base.text import visible
 from cmt_med.evaluation.metrics import METRICS, Metric, metric_of, surface_dice_name
 from cmt_med.evaluation.statistics import METHOD_TEXT, SIGNIFICANT, PairedTest, Standing, compare_pairs, standings
 from cmt_med.evaluation.summary import case_mean
-from cmt_med.files import require_writable_folder, write_json
+from cmt_med.launch.command import Debug, run_command
 from cmt_med.reports.saved import (
     SavedReport,
     common_cases,
@@ -34,7 +35,6 @@ from cmt_med.reports.saved import (
     require_same_rules,
     score_table,
 )
-from cmt_med.text import visible
 
 OVER_TARGETS = "mean over targets"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmt_med.interrupts import leave_at_once
+from cmt_med.compute.interrupts import leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before the imports below, which take seconds
@@ -19,18 +19,18 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from cmt_med.cli import Debug, run_command
-from cmt_med.data.brats import lesions_of
-from cmt_med.data.discover import label_maps_in
-from cmt_med.data.gate import load_labels
+from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, CmtError, ConfigError, DataError
+from cmt_med.base.files import require_writable_folder, write_json
+from cmt_med.data.conventions.brats import lesions_of
+from cmt_med.data.conventions.names import MEAN
 from cmt_med.data.manifest import Case, load_manifest, sums_of
-from cmt_med.data.names import MEAN
-from cmt_med.data.predicted import RunRecord, read_run, targets_in
-from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, CmtError, ConfigError, DataError
+from cmt_med.data.sources.discover import label_maps_in
+from cmt_med.data.sources.predicted import RunRecord, read_run, targets_in
+from cmt_med.data.volumes.gate import load_labels
 from cmt_med.evaluation.lesions import lesion_rule_named
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_tolerances
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
-from cmt_med.files import require_writable_folder, write_json
+from cmt_med.launch.command import Debug, run_command
 from cmt_med.reports.html import write_report
 from cmt_med.reports.provenance import describe_evaluation
 from cmt_med.reports.scores import empty_rule_of, score_folder, write_metrics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmt_med.interrupts import leave_at_once
+from cmt_med.compute.interrupts import leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before the imports below, which take seconds
@@ -14,21 +14,21 @@ from typing import Annotated
 
 import typer
 
-from cmt_med.cli import Debug, pick_device, run_command, use_threads
-from cmt_med.data.brats import CONVENTIONS, labels_by_name, named_convention
-from cmt_med.data.discover import Found, case_of_channels, find_cases
+from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
+from cmt_med.base.files import locked, remove_leftovers, require_writable_folder
+from cmt_med.base.text import counted
+from cmt_med.compute.limits import Caps
+from cmt_med.data.conventions.brats import CONVENTIONS, labels_by_name, named_convention
+from cmt_med.data.conventions.names import disagreements
 from cmt_med.data.manifest import Case
-from cmt_med.data.names import disagreements
 from cmt_med.data.phantom import BANNER
-from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
-from cmt_med.files import locked, remove_leftovers, require_writable_folder
-from cmt_med.inference.caps import Caps
+from cmt_med.data.sources.discover import Found, case_of_channels, find_cases
 from cmt_med.inference.cards import joint_card, renumbered, with_settings
 from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, load_model, member_folders
 from cmt_med.inference.predict import Ensemble, Predictor
-from cmt_med.text import counted
-from cmt_med.trained import trained_network
+from cmt_med.launch.command import Debug, pick_device, run_command, use_threads
+from cmt_med.runs.trained import trained_network
 
 log = logging.getLogger(__name__)
 

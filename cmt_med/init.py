@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmt_med.interrupts import leave_at_once
+from cmt_med.compute.interrupts import leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before the imports below, which take seconds
@@ -24,20 +24,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import Progress
 
-from cmt_med.cli import Debug, run_command
-from cmt_med.config import Experiment
-from cmt_med.data.brats import CONVENTIONS, Convention, patient_of, standard_regions
-from cmt_med.data.foreign import Scan, scan
+from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, DataError, OutputError
+from cmt_med.base.files import require_writable_folder, write_json, write_text
+from cmt_med.base.text import visible
+from cmt_med.compute.memory import within_what_is_left
+from cmt_med.config.reading import load_config
+from cmt_med.config.schema import Experiment
+from cmt_med.data.conventions.brats import CONVENTIONS, Convention, patient_of, standard_regions
+from cmt_med.data.conventions.names import LABEL_WORDS, TUMOUR_LABELS, is_brain_tumour
+from cmt_med.data.conventions.signs import Signs, cavities_in_doubt, recognise
 from cmt_med.data.manifest import Case, Manifest, manifest_content
-from cmt_med.data.memory import within_what_is_left
-from cmt_med.data.names import LABEL_WORDS, TUMOUR_LABELS, is_brain_tumour
-from cmt_med.data.signs import Signs, cavities_in_doubt, recognise
+from cmt_med.data.preprocessing.survey import Survey, survey
+from cmt_med.data.sources.foreign import Scan, scan
 from cmt_med.data.splits import split_cases
-from cmt_med.data.survey import Survey, survey
-from cmt_med.errors import EXIT_DONE, EXIT_SOME_FAILED, DataError, OutputError
-from cmt_med.experiment import load_config
-from cmt_med.files import require_writable_folder, write_json, write_text
-from cmt_med.text import visible
+from cmt_med.launch.command import Debug, run_command
 
 PATCHES = (128, 96, 64, 48, 32, 16)
 log = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ def _told(
 
 
 def _print_plan(experiment: Experiment, manifest: Manifest) -> None:
-    from cmt_med.plan import foresee  # torch takes seconds to import, and faulty data is known before
+    from cmt_med.runs.plan import foresee  # torch takes seconds to import, and faulty data is known before
 
     training, _ = split_cases(
         [c for c in manifest.cases if c.label is not None], experiment.data.split, experiment.seed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmt_med.interrupts import leave_at_once
+from cmt_med.compute.interrupts import leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before the imports below, which take seconds
@@ -19,16 +19,16 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from cmt_med.cli import Debug, run_command
-from cmt_med.data.copies import describe_repairs, with_copies, write_list, write_repaired
-from cmt_med.data.examine import CaseReport, examine
-from cmt_med.data.gather import Gathered, gather
+from cmt_med.base.errors import EXIT_DATA, EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
+from cmt_med.base.files import require_writable_folder
+from cmt_med.base.text import visible_lines
+from cmt_med.compute.memory import within_what_is_left
 from cmt_med.data.manifest import Case
-from cmt_med.data.memory import within_what_is_left
-from cmt_med.data.readers.streams import readable_name
-from cmt_med.errors import EXIT_DATA, EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
-from cmt_med.files import require_writable_folder
-from cmt_med.text import visible_lines
+from cmt_med.data.sources.gather import Gathered, gather
+from cmt_med.data.volumes.copies import describe_repairs, with_copies, write_list, write_repaired
+from cmt_med.data.volumes.examine import CaseReport, examine
+from cmt_med.data.volumes.streams import readable_name
+from cmt_med.launch.command import Debug, run_command
 
 
 def inspect(

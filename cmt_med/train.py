@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmt_med.interrupts import leave_at_once
+from cmt_med.compute.interrupts import leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before the imports below, which take seconds
@@ -16,12 +16,12 @@ from typing import Annotated
 
 import typer
 
-from cmt_med.assemble import check_network
-from cmt_med.cli import Debug, pick_device, run_command, use_threads
-from cmt_med.cross_validation import check_folds, cross_validate, fold_request
-from cmt_med.errors import ConfigError
-from cmt_med.experiment import load_config
-from cmt_med.run import Request, run_experiment
+from cmt_med.base.errors import ConfigError
+from cmt_med.config.reading import load_config
+from cmt_med.launch.command import Debug, pick_device, run_command, use_threads
+from cmt_med.runs.folds import check_folds, cross_validate, fold_request
+from cmt_med.runs.prepare import check_network
+from cmt_med.runs.single import Request, run_experiment
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cmt_med.interrupts import leave_at_once
+from cmt_med.compute.interrupts import leave_at_once
 
 if __name__ == "__main__":
     leave_at_once()  # before the imports below, which take seconds
@@ -18,12 +18,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cmt_med.cli import Debug, run_command
-from cmt_med.errors import EXIT_DONE, ConfigError, DataError
-from cmt_med.files import private_file
+from cmt_med.base.errors import EXIT_DONE, ConfigError, DataError
+from cmt_med.base.files import private_file
+from cmt_med.base.text import visible
+from cmt_med.launch.command import Debug, run_command
 from cmt_med.reports.sources import Source, find_source
 from cmt_med.reports.viewer import HOW_TO_BUILD, viewer_script
-from cmt_med.text import visible
 
 ADDRESS = "127.0.0.1"
 

@@ -17,12 +17,12 @@ import torch
 
 import cmt_med
 from cmt_med.__main__ import main
-from cmt_med.cli import run_command
+from cmt_med.base.files import sha256
+from cmt_med.config.reading import load_config
 from cmt_med.evaluate import evaluate
-from cmt_med.experiment import load_config
-from cmt_med.files import sha256
 from cmt_med.infer import infer
-from cmt_med.networks.cmt import PAPER
+from cmt_med.launch.command import run_command
+from cmt_med.networks.encoders.cmt import PAPER
 from cmt_med.train import train
 from tests.helpers import save, tiny_config, tiny_dataset
 from tests.networks.test_weights import official_layout

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from cmt_med.cli import run_command
 from cmt_med.compare import compare
 from cmt_med.evaluate import evaluate
 from cmt_med.evaluation.metrics import case_metrics
 from cmt_med.evaluation.overlap import EmptyRule
 from cmt_med.evaluation.summary import bootstrap_interval
+from cmt_med.launch.command import run_command
 from cmt_med.reports.scores import write_metrics
 from tests.evaluation.masks import ball
 from tests.helpers import save

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import cmt_med
-from cmt_med.cli import run_command
+from cmt_med.launch.command import run_command
 from cmt_med.train import train
 from tests.helpers import tiny_config, tiny_dataset
 

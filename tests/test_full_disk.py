@@ -19,19 +19,19 @@ import numpy as np
 import pytest
 import torch
 
-from cmt_med.cross_validation import collect_models
-from cmt_med.data.cache import prepare
-from cmt_med.data.copies import write_list, write_repaired
-from cmt_med.data.gate import Grid
+from cmt_med.base.errors import EXIT_OUTPUT, OutputError
+from cmt_med.base.files import TEMPORARY_PREFIX, append_line, locked, write_file, write_json, write_text
+from cmt_med.config.reading import load_config
 from cmt_med.data.manifest import Case, load_manifest, manifest_content
 from cmt_med.data.phantom_years import write_as_downloaded
-from cmt_med.data.transforms import preprocessing_settings
-from cmt_med.errors import EXIT_OUTPUT, OutputError
-from cmt_med.experiment import load_config
-from cmt_med.files import TEMPORARY_PREFIX, append_line, locked, write_file, write_json, write_text
+from cmt_med.data.preprocessing.cache import prepare
+from cmt_med.data.preprocessing.pipeline import preprocessing_settings
+from cmt_med.data.volumes.copies import write_list, write_repaired
+from cmt_med.data.volumes.gate import Grid
 from cmt_med.inference.folder import write_volume
 from cmt_med.inference.model import ModelCard, load_model, save_model
 from cmt_med.reports.scores import score_folder, write_metrics
+from cmt_med.runs.folds import collect_models
 from cmt_med.training.board import Board
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
 from tests.helpers import save, tiny_config, tiny_dataset

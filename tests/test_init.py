@@ -10,15 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cmt_med.assemble import regions_of
-from cmt_med.cli import run_command
-from cmt_med.config import Region
+from cmt_med.base.errors import ConfigError
+from cmt_med.config.reading import load_config
+from cmt_med.config.schema import Region
+from cmt_med.data.conventions.regions import region_values
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.phantom_years import write_as_downloaded
-from cmt_med.data.regions import region_values
-from cmt_med.errors import ConfigError
-from cmt_med.experiment import load_config
 from cmt_med.init import init
+from cmt_med.launch.command import run_command
+from cmt_med.runs.prepare import regions_of
 from cmt_med.train import train
 from tests.helpers import save, tiny_dataset
 from tests.processes import command

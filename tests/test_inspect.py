@@ -14,13 +14,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cmt_med.cli import run_command
-from cmt_med.data.gate import load_case
+from cmt_med.base.errors import DataError
 from cmt_med.data.manifest import load_manifest
-from cmt_med.errors import DataError
+from cmt_med.data.volumes.gate import load_case
 from cmt_med.inspect import inspect
+from cmt_med.launch.command import run_command
 from tests.data.made import IMAGE, LABEL, nifti
-from tests.data.readers.test_dicom import series
+from tests.data.volumes.test_dicom import series
 from tests.helpers import tiny_dataset
 from tests.processes import command
 

@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cmt_med.cli import run_command
-from cmt_med.data.gate import load_labels
+from cmt_med.data.volumes.gate import load_labels
 from cmt_med.evaluate import evaluate
 from cmt_med.infer import infer
+from cmt_med.launch.command import run_command
 from cmt_med.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from cmt_med.files import sha256
+from cmt_med.base.files import sha256
 from tests.data.made import IMAGE, nifti
 from tests.helpers import tiny_config, tiny_dataset
 from tests.hostile import NAMES

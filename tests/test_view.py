@@ -21,9 +21,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cmt_med.cli import run_command
-from cmt_med.errors import EXIT_DATA, EXIT_USAGE
+from cmt_med.base.errors import EXIT_DATA, EXIT_USAGE
 from cmt_med.evaluate import evaluate
+from cmt_med.launch.command import run_command
 from cmt_med.reports.sources import find_source
 from cmt_med.reports.viewer import viewer_script
 from cmt_med.view import listen, make_server, view

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmt_med.base.errors import NetworkError
 from cmt_med.blocks.conv import channels_last, conv, grid_to_tokens, norm_layer, pad_to_multiple, tokens_to_grid
-from cmt_med.errors import NetworkError
 
 ATTENTION_KINDS = ("lightweight", "global", "window", "identity")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from cmt_med.errors import NetworkError
+from cmt_med.base.errors import NetworkError
 
 
 def on_onednn(x: Tensor) -> bool:
@@ -136,7 +136,7 @@ def groups_near(wanted: int, *widths: int) -> int:
 def cells_of(layer: nn.Module, *, inputs: int = 0, outputs: bool = False) -> nn.Module:
     """Say which of a layer's channels belong to the 2×2(×2) cells of a finer grid; returns the layer.
 
-    Weights of a network of images are carried over to volumes by this (:func:`cmt_med.networks.inflation.inflate`).
+    Weights of a network of images are carried over to volumes by this (:func:`cmt_med.networks.weights.inflation.inflate`).
 
     Args:
         layer: a convolution or a matrix.

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from cmt_med.base.errors import NetworkError
 from cmt_med.blocks.conv import (
     Pointwise,
     cells_of,
@@ -18,7 +19,6 @@ from cmt_med.blocks.conv import (
     norm_layer,
     pad_to_multiple,
 )
-from cmt_med.errors import NetworkError
 
 
 def space_to_depth(x: Tensor, *, beside: Tensor | None = None) -> Tensor:

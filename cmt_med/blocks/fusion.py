@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cmt_med.base.errors import NetworkError
 from cmt_med.blocks.conv import Pointwise
-from cmt_med.errors import NetworkError
 
 
 class CrossScaleFusion(nn.Module):

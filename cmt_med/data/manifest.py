@@ -15,9 +15,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cmt_med.config import Region
-from cmt_med.data.brats import CONVENTIONS
-from cmt_med.data.names import (
+from cmt_med.base.errors import DataError
+from cmt_med.config.schema import Region
+from cmt_med.data.conventions.brats import CONVENTIONS
+from cmt_med.data.conventions.names import (
     MEAN,
     canonical_channel,
     canonical_label,
@@ -25,8 +26,7 @@ from cmt_med.data.names import (
     is_brain_tumour,
     require_distinct,
 )
-from cmt_med.data.readers.formats import volume_stem
-from cmt_med.errors import DataError
+from cmt_med.data.volumes.formats import volume_stem
 
 CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\Z")
 MAX_MANIFEST_BYTES = 200_000_000

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cmt_med.files import write_file, write_json
+from cmt_med.base.files import write_file, write_json
 
 FIELD_OF_VIEW = (240.0, 240.0, 155.0)  # mm, as in BraTS
 CHANNELS = ("t1", "t1ce", "t2", "flair")

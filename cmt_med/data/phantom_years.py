@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.brats import CONVENTIONS, Convention
+from cmt_med.base.files import write_bytes, write_json
+from cmt_med.data.conventions.brats import CONVENTIONS, Convention
 from cmt_med.data.phantom import BANNER, CHANNELS, LABELS, Head, make_head
-from cmt_med.files import write_bytes, write_json
 
 
 def write_as_downloaded(
@@ -21,7 +21,7 @@ def write_as_downloaded(
 
     Args:
         folder: made if missing.
-        convention: a name in :data:`cmt_med.data.brats.CONVENTIONS`.
+        convention: a name in :data:`cmt_med.data.conventions.brats.CONVENTIONS`.
         heads: how many.
         seed: of the first head.
         spacing: edge of a voxel in mm; 1 gives 240×240×155.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cmt_med.errors import ConfigError
+from cmt_med.base.errors import ConfigError
 from cmt_med.evaluation.surface import Points, axes_with_faces, bounding_box, point_distances, surface_points
 
 MISSED_HD95_MM = 374.0  # and the most that a matched lesion counts

@@ -35,7 +35,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.errors import ConfigError
+from cmt_med.base.errors import ConfigError
 from cmt_med.evaluation.lesions import LesionRule, lesion_scores
 from cmt_med.evaluation.overlap import AGREEMENT_COUNTS, EmptyRule, Overlap, count_overlap, mask_of, ratio_scores
 from cmt_med.evaluation.surface import surface_distances

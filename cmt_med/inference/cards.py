@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cmt_med.config import Inference
-from cmt_med.data.fingerprint import joint_fingerprint
-from cmt_med.errors import ConfigError
-from cmt_med.experiment import changed_inference
+from cmt_med.base.errors import ConfigError
+from cmt_med.config.reading import changed_inference
+from cmt_med.config.schema import Inference
+from cmt_med.data.preprocessing.fingerprint import joint_fingerprint
 from cmt_med.inference.model import ModelCard, RegionCard
 from cmt_med.inference.postprocess import check_settings
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.config import Inference
-from cmt_med.data.gate import load_case, load_labels
+from cmt_med.config.schema import Inference
 from cmt_med.data.manifest import Case
+from cmt_med.data.volumes.gate import load_case, load_labels
 from cmt_med.inference.postprocess import Target, surrounding, to_labels
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(17))

@@ -14,18 +14,18 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.data.fingerprint import case_statistics, unlike_training
-from cmt_med.data.gate import Grid, Loaded, content_of, load_case
+from cmt_med.base.errors import CmtError, DataError, OutputError
+from cmt_med.base.files import sha256, write_bytes, write_json
+from cmt_med.compute.limits import USUAL_CAPS, Caps, bounded, is_out_of_memory
+from cmt_med.compute.memory import bytes_free
+from cmt_med.data.conventions.names import require_distinct
 from cmt_med.data.manifest import Case
-from cmt_med.data.memory import bytes_free
-from cmt_med.data.names import require_distinct
-from cmt_med.data.transforms import background_value
-from cmt_med.errors import CmtError, DataError, OutputError
-from cmt_med.files import sha256, write_bytes, write_json
-from cmt_med.inference.ahead import Ahead
-from cmt_med.inference.caps import USUAL_CAPS, Caps, bounded, is_out_of_memory
+from cmt_med.data.preprocessing.fingerprint import case_statistics, unlike_training
+from cmt_med.data.preprocessing.pipeline import background_value
+from cmt_med.data.volumes.gate import Grid, Loaded, content_of, load_case
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.predict import Ensemble
+from cmt_med.inference.prefetch import Ahead
 from cmt_med.inference.results import Results, read_record, require_own
 
 Probabilities = Literal["none", "float32", "uint8"]

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cmt_med.config import Inference, PercentRange, Section, VoxelSize
-from cmt_med.data.fingerprint import Fingerprint
-from cmt_med.errors import DataError
-from cmt_med.files import sha256, write_bytes, write_json
+from cmt_med.base.errors import DataError
+from cmt_med.base.files import sha256, write_bytes, write_json
+from cmt_med.config.schema import Inference, PercentRange, Section, VoxelSize
+from cmt_med.data.preprocessing.fingerprint import Fingerprint
 from cmt_med.inference.postprocess import Target
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _Edge = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 class _Preprocessing(Section):
-    """What :func:`cmt_med.data.transforms.preprocessing` takes."""
+    """What :func:`cmt_med.data.preprocessing.pipeline.preprocessing` takes."""
 
     spacing: list[VoxelSize] | None = Field(min_length=3, max_length=3)
     crop_foreground: bool

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_med.data.grid import Grid
-from cmt_med.inference.canvas import SLAB, Canvas
+from cmt_med.data.volumes.grid import Grid
+from cmt_med.inference.accumulator import SLAB, Canvas
 
 SAME = 1e-3
 """Voxels by which two grids may differ and still be taken for the same, as MONAI's resampling does."""

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from cmt_med.config import Inference
-from cmt_med.errors import ConfigError
+from cmt_med.base.errors import ConfigError
+from cmt_med.config.schema import Inference
 
 _NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
 

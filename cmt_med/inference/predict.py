@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cmt_med.base.errors import DataError
 from cmt_med.blocks.conv import channels_last
-from cmt_med.data.gate import Grid, Loaded
-from cmt_med.data.transforms import as_dictionary, invert_probabilities, preprocessing
-from cmt_med.errors import DataError
-from cmt_med.inference.canvas import Canvas
+from cmt_med.data.preprocessing.pipeline import as_dictionary, invert_probabilities, preprocessing
+from cmt_med.data.volumes.gate import Grid, Loaded
+from cmt_med.inference.accumulator import Canvas
 from cmt_med.inference.cards import joint_card
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.native import labels_on_grid
 from cmt_med.inference.postprocess import Removed, decision, from_decisions, to_labels
-from cmt_med.inference.sliding import sliding_logits
+from cmt_med.inference.windows import sliding_logits
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmt_med.data.discover import label_maps_in
+from cmt_med.base.errors import OutputError
 from cmt_med.data.manifest import Case
-from cmt_med.errors import OutputError
+from cmt_med.data.sources.discover import label_maps_in
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmt_med.base.errors import NetworkError
 from cmt_med.blocks.conv import check_channels, check_spatial_dims
-from cmt_med.errors import NetworkError
-from cmt_med.networks.cmt import CLASSIFIERS
 from cmt_med.networks.cmt_unetr import PAPER_UNETRS, cmt_unetr, cmt_unetr_pyramid
+from cmt_med.networks.encoders.cmt import CLASSIFIERS
 from cmt_med.networks.peers import (
     monai_dynunet,
     monai_mednext,

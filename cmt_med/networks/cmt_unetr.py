@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from cmt_med.blocks.conv import pad_depth
-from cmt_med.networks.backbone import CMTBackbone
-from cmt_med.networks.cmt import PAPER, PaperBackbone
-from cmt_med.networks.decoder import DEFAULT_SKIP
-from cmt_med.networks.decoder import decoder as build_decoder
-from cmt_med.networks.segmenter import Segmenter
+from cmt_med.networks.decoders.unetr import DEFAULT_SKIP
+from cmt_med.networks.decoders.unetr import decoder as build_decoder
+from cmt_med.networks.encoders.backbone import CMTBackbone
+from cmt_med.networks.encoders.cmt import PAPER, PaperBackbone
+from cmt_med.networks.heads.segmenter import Segmenter
 
 
 def cmt_unetr(
@@ -46,7 +46,7 @@ def cmt_unetr(
         num_classes: channels of the logits.
         deep_supervision: in train mode, return a list: the logits, then those at strides 4 and 8.
         stem_channels, dims, depths, head_dim, attention, kv_strides, window, ffn_ratio, drop_path, embedding, merging,
-            checkpointing: see :class:`cmt_med.networks.backbone.CMTBackbone`.
+            checkpointing: see :class:`cmt_med.networks.encoders.backbone.CMTBackbone`.
         norm: of the token embedding and the decoder.
         decoder: ``"unetr"`` or ``"mlp"``.
         skip: how scales join in the UNETR decoder: ``"sum"``, ``"concat"``, or ``"fusion"`` to attend across them.
@@ -149,4 +149,4 @@ PAPER_UNETRS: dict[str, Callable[..., Segmenter]] = {
     f"cmt_unetr_{name.removeprefix('cmt_')}": partial(_with_paper_encoder, name) for name in PAPER
 }
 """The paper's encoders, which take the official weights, with a decoder; options as of :func:`cmt_unetr` and
-:class:`cmt_med.networks.cmt.PaperBackbone`."""
+:class:`cmt_med.networks.encoders.cmt.PaperBackbone`."""

@@ -12,7 +12,7 @@ from monai.networks.nets.unetr import UNETR
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmt_med.errors import NetworkError
+from cmt_med.base.errors import NetworkError
 
 
 class Peer(nn.Module):

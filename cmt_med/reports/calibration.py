@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cmt_med.data.gate import grid_of, load_labels
-from cmt_med.data.readers.decoder import decode
-from cmt_med.data.values import brightness
-from cmt_med.errors import CmtError, DataError
+from cmt_med.base.errors import CmtError, DataError
+from cmt_med.data.volumes.decoder import decode
+from cmt_med.data.volumes.gate import grid_of, load_labels
+from cmt_med.data.volumes.values import brightness
 from cmt_med.evaluation.overlap import mask_of
 
 BINS = 10

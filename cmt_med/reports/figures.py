@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cmt_med.base.text import visible
 from cmt_med.reports.calibration import Reliability
 from cmt_med.reports.planes import PALETTE
-from cmt_med.text import visible
 
 MAX_TARGETS = 24  # in one figure
 _NAME = 26  # letters of a target's name in a figure

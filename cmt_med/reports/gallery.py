@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cmt_med.errors import CmtError
+from cmt_med.base.errors import CmtError
+from cmt_med.base.text import visible
 from cmt_med.reports.planes import three_planes
 from cmt_med.reports.viewer import embedded_case
 from cmt_med.reports.volumes import CaseFiles, Listing, largest_error, load_shown
-from cmt_med.text import visible
 
 PICTURES = 24  # scored cases with a picture at most: the worst half and the best half
 EMBEDDED = 6  # cases with volumes in the page at most; likewise, and where room is left, some without a score

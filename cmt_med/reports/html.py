@@ -12,10 +12,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from cmt_med.base.files import write_text
+from cmt_med.base.text import visible
 from cmt_med.data.manifest import Case
 from cmt_med.evaluation.metrics import LESION_COUNTS, metric_of
 from cmt_med.evaluation.summary import case_mean
-from cmt_med.files import write_text
 from cmt_med.reports import figures
 from cmt_med.reports.calibration import (
     MARGIN_MM,
@@ -29,7 +30,6 @@ from cmt_med.reports.planes import colour_of, tinted
 from cmt_med.reports.text import json_for_page, policy_hash
 from cmt_med.reports.viewer import HOW_TO_BUILD, label_list, style_sheet, viewer_script
 from cmt_med.reports.volumes import CaseFiles, Listing, write_listing
-from cmt_med.text import visible
 
 _PLOTTED = ("dice", "hd95", "lesion_dice")  # and the first surface Dice
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cmt_med
-from cmt_med.files import sha256
+from cmt_med.base.files import sha256
 
 
 def describe_evaluation(options: Mapping[str, Any], references: Path, files: Mapping[str, Path]) -> dict[str, Any]:

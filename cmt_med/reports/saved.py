@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.errors import ConfigError, DataError
+from cmt_med.base.errors import ConfigError, DataError
 from cmt_med.evaluation.metrics import FACTS, metric_of
 from cmt_med.reports.scores import SCHEMA_VERSION
 

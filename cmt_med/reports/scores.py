@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cmt_med.data.brats import CONVENTIONS
-from cmt_med.data.gate import load_labels
-from cmt_med.errors import CmtError, DataError
+from cmt_med.base.errors import CmtError, DataError
+from cmt_med.base.files import write_json, write_text
+from cmt_med.data.conventions.brats import CONVENTIONS
+from cmt_med.data.volumes.gate import load_labels
 from cmt_med.evaluation.lesions import LesionRule, lesion_rule_named
 from cmt_med.evaluation.metrics import (
     DEFAULT_TOLERANCES,
@@ -23,7 +24,6 @@ from cmt_med.evaluation.metrics import (
 )
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule, missed_text
 from cmt_med.evaluation.summary import score_names, summarise
-from cmt_med.files import write_json, write_text
 
 SCHEMA_VERSION = 2  # 1 had Dice and volumes alone, under the names that they still have
 

@@ -14,7 +14,8 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from jinja2 import Environment, PackageLoader, select_autoescape
 from starlette.requests import Request
 
-from cmt_med.errors import CmtError
+from cmt_med.base.errors import CmtError
+from cmt_med.base.text import visible
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.reports.guard import Guard
 from cmt_med.reports.sources import Source
@@ -28,7 +29,6 @@ from cmt_med.reports.volumes import (
     load_shown,
     nifti_bytes,
 )
-from cmt_med.text import visible
 
 MAX_VOXELS = 48_000_000  # of a volume sent to the browser, which needs several times 4 bytes for each
 NIFTI = "application/octet-stream"

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cmt_med.data.discover import find_cases
+from cmt_med.base.errors import DataError
 from cmt_med.data.manifest import Case, load_manifest
-from cmt_med.data.predicted import RunRecord, read_run, targets_in
-from cmt_med.errors import DataError
+from cmt_med.data.sources.discover import find_cases
+from cmt_med.data.sources.predicted import RunRecord, read_run, targets_in
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.inference.results import predictions_in
 from cmt_med.reports.saved import SavedReport, load_report

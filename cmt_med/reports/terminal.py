@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from cmt_med.base.text import visible
 from cmt_med.evaluation.metrics import LESION_COUNTS
-from cmt_med.text import visible
 
 _COUNTS = {"n_empty": "empty", "n_missed": "missed", "n_false_positive": "false positive", "n_failed": "not scored"}
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmt_med.base.text import visible
 from cmt_med.reports.planes import colour_of
 from cmt_med.reports.volumes import Shown, display_window, nifti_bytes, reduced
-from cmt_med.text import visible
 
 LONGEST = 96  # voxels per axis of a volume inside a report
 MARGIN_MM = 20.0

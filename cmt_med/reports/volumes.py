@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from cmt_med.data.gate import Grid, load_case, load_labels
+from cmt_med.base.errors import DataError
+from cmt_med.base.files import write_json
 from cmt_med.data.manifest import Case
-from cmt_med.errors import DataError
+from cmt_med.data.volumes.gate import Grid, load_case, load_labels
 from cmt_med.evaluation.overlap import mask_of
 from cmt_med.evaluation.surface import bounding_box
-from cmt_med.files import write_json
 
 FILE = "volumes.json"
 SCHEMA_VERSION = 1

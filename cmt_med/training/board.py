@@ -15,7 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import text
 
-from cmt_med.files import append_bytes
+from cmt_med.base.files import append_bytes
 
 FLUSH_SECONDS = 20.0
 

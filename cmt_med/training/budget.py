@@ -11,8 +11,8 @@ from typing import Any
 
 import ignite.distributed as idist
 
-from cmt_med.config import Train
-from cmt_med.files import write_json
+from cmt_med.base.files import write_json
+from cmt_med.config.schema import Train
 from cmt_med.training.schedule import LONGER_MARGIN, REPLAN_MARGIN, StepPlan, affordable_steps
 
 PROBE_STEPS = 20

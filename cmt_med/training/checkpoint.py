@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from cmt_med.errors import DataError
-from cmt_med.files import sha256, write_bytes, write_text
+from cmt_med.base.errors import DataError
+from cmt_med.base.files import sha256, write_bytes, write_text
 
 KEEP = 3
 _NAME = re.compile(r"^step-(\d{9})\.pt$")

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import ignite.distributed as idist
 import torch
 
-from cmt_med.config import Train
-from cmt_med.data.loader import SHARED_MEMORY
-from cmt_med.errors import CmtError, ConfigError, Interrupted
-from cmt_med.inference.caps import is_out_of_memory
+from cmt_med.base.errors import CmtError, ConfigError, Interrupted
+from cmt_med.compute.limits import is_out_of_memory
+from cmt_med.config.schema import Train
+from cmt_med.data.patches.loader import SHARED_MEMORY
 
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", re.DOTALL)
 

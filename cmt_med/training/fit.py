@@ -15,14 +15,14 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from cmt_med.config import Optimizer, Train
-from cmt_med.errors import DataError, Interrupted
-from cmt_med.files import append_line
+from cmt_med.base.errors import DataError, Interrupted
+from cmt_med.base.files import append_line
+from cmt_med.compute.heartbeat import Pulse
+from cmt_med.config.schema import Optimizer, Train
 from cmt_med.training.board import Board
 from cmt_med.training.budget import Budget
 from cmt_med.training.faults import explained
 from cmt_med.training.progress import OutsideShare, Progress
-from cmt_med.training.pulse import Pulse
 from cmt_med.training.schedule import learning_rate
 from cmt_med.training.state import Parts, Run
 from cmt_med.training.steps import batch_groups, training_step

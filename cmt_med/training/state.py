@@ -14,11 +14,11 @@ import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
 
-from cmt_med.config import Optimizer, Train
-from cmt_med.data.augment import Augment
-from cmt_med.errors import ConfigError, DataError
-from cmt_med.files import read_lines, write_text
-from cmt_med.text import counted
+from cmt_med.base.errors import ConfigError, DataError
+from cmt_med.base.files import read_lines, write_text
+from cmt_med.base.text import counted
+from cmt_med.config.schema import Optimizer, Train
+from cmt_med.data.patches.augment import Augment
 from cmt_med.training.budget import Pace
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
 from cmt_med.training.losses import Loss

@@ -14,8 +14,8 @@ from ignite.engine import Engine
 from torch import Tensor, nn
 
 from cmt_med.blocks.conv import channels_last
-from cmt_med.data.augment import Augment
-from cmt_med.data.loader import keyed_seed
+from cmt_med.data.patches.augment import Augment
+from cmt_med.data.patches.loader import keyed_seed
 from cmt_med.training.losses import Loss
 
 Step = Callable[[Engine, Sequence[dict[str, Any]]], dict[str, float]]

@@ -10,9 +10,9 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from cmt_med.config import Inference
-from cmt_med.data.cache import Entry
-from cmt_med.errors import DataError
+from cmt_med.base.errors import DataError
+from cmt_med.config.schema import Inference
+from cmt_med.data.preprocessing.cache import Entry
 from cmt_med.evaluation.overlap import case_overlaps
 from cmt_med.inference.postprocess import Target, to_labels
 from cmt_med.inference.predict import Windows, predict_probabilities

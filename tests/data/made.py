@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cmt_med.data.gate import load_case, load_labels
+from cmt_med.base.errors import DataError
 from cmt_med.data.manifest import Case
-from cmt_med.errors import DataError
+from cmt_med.data.volumes.gate import load_case, load_labels
 
 SHAPE = (5, 6, 7)
 IMAGE = np.random.default_rng(0).normal(100, 20, size=SHAPE).astype(np.float32)

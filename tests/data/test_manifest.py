@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmt_med.config import Region, Split
+from cmt_med.base.errors import CmtError, ConfigError, DataError
+from cmt_med.config.schema import Region, Split
+from cmt_med.data.conventions.names import canonical_channel
+from cmt_med.data.conventions.regions import region_values
 from cmt_med.data.manifest import Case, load_manifest, manifest_content
-from cmt_med.data.names import canonical_channel
-from cmt_med.data.regions import region_values
 from cmt_med.data.splits import split_cases
-from cmt_med.errors import CmtError, ConfigError, DataError
 
 REGIONS = [
     Region(name="WT", labels=["NCR", "NET", "ED", "ET"], write="ED"),

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from cmt_med.errors import ConfigError
+from cmt_med.base.errors import ConfigError
 from cmt_med.evaluation.lesions import LESION_RULES, LesionRule, lesion_rule_named, lesion_scores
 from tests.evaluation.masks import SPACINGS, ball, slow_directed, slow_percentile, slow_surface
 

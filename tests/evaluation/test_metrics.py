@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmt_med.errors import ConfigError
+from cmt_med.base.errors import ConfigError
 from cmt_med.evaluation.lesions import LESION_RULES
 from cmt_med.evaluation.metrics import (
     CHALLENGE_PENALTY_MM,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cmt_med.config import Inference
+from cmt_med.config.schema import Inference
 from cmt_med.inference.model import ModelCard, save_model
 from cmt_med.inference.predict import Ensemble, Predictor
 from cmt_med.networks import build_network

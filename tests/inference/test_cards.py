@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from cmt_med.cli import run_command
-from cmt_med.config import Inference
-from cmt_med.data.gate import Grid
-from cmt_med.errors import ConfigError
+from cmt_med.base.errors import ConfigError
+from cmt_med.config.schema import Inference
+from cmt_med.data.volumes.gate import Grid
 from cmt_med.infer import infer
 from cmt_med.inference.cards import joint_card, renumbered, with_settings
 from cmt_med.inference.model import ModelCard, RegionCard, save_model
 from cmt_med.inference.predict import Ensemble, Predictor
+from cmt_med.launch.command import run_command
 from cmt_med.networks import build_network
 from tests.helpers import save
 from tests.inference.models import random_model, save_random_model

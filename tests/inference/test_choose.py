@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmt_med.config import Inference
-from cmt_med.data.sums import volume_sum
-from cmt_med.errors import DataError
+from cmt_med.base.errors import DataError
+from cmt_med.config.schema import Inference
+from cmt_med.data.volumes.sums import volume_sum
 from cmt_med.inference.choose import Held, choose_settings, is_worth
 from cmt_med.inference.postprocess import Target, to_labels
 from tests.helpers import save

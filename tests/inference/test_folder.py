@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from cmt_med.data.gate import load_labels
-from cmt_med.data.grid import Grid
+from cmt_med.base.errors import DataError, OutputError
 from cmt_med.data.manifest import Case, load_manifest
-from cmt_med.data.sums import volume_sum
-from cmt_med.errors import DataError, OutputError
+from cmt_med.data.volumes.gate import load_labels
+from cmt_med.data.volumes.grid import Grid
+from cmt_med.data.volumes.sums import volume_sum
 from cmt_med.inference.folder import AHEAD_BYTES, LONGEST_AXIS, infer_cases, write_volume
 from cmt_med.inference.model import save_model
 from cmt_med.inference.results import predictions_in
 from tests.data.made import IMAGE, LABEL, nifti
-from tests.data.readers.test_dicom import series
+from tests.data.volumes.test_dicom import series
 from tests.helpers import save, tiny_dataset
 from tests.inference.models import LABELS, random_ensemble, random_model, save_random_model
 from tests.processes import command

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from cmt_med.errors import DataError
+from cmt_med.base.errors import DataError
 from cmt_med.inference.model import MAX_CARD_BYTES, load_model, save_model
 from cmt_med.networks import NETWORKS, build_network
-from cmt_med.networks.cmt import CLASSIFIERS
-from cmt_med.trained import trained_network
+from cmt_med.networks.encoders.cmt import CLASSIFIERS
+from cmt_med.runs.trained import trained_network
 from tests.inference.models import NETWORK, random_model, save_random_model
 
 CLASSIFIER = {"name": "cmt_ti", "spatial_dims": 3, "in_channels": 2, "num_classes": 3}

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmt_med.config import Inference
-from cmt_med.data.gate import Loaded
-from cmt_med.data.grid import Grid
-from cmt_med.data.transforms import as_dictionary
-from cmt_med.inference import canvas, native
+from cmt_med.config.schema import Inference
+from cmt_med.data.preprocessing.pipeline import as_dictionary
+from cmt_med.data.volumes.gate import Loaded
+from cmt_med.data.volumes.grid import Grid
+from cmt_med.inference import accumulator as canvas
+from cmt_med.inference import native
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.predict import Ensemble, Predictor
 

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmt_med.config import Inference
-from cmt_med.data.brats import CONVENTIONS, standard_regions
-from cmt_med.data.regions import region_values
-from cmt_med.errors import ConfigError
+from cmt_med.base.errors import ConfigError
+from cmt_med.config.schema import Inference
+from cmt_med.data.conventions.brats import CONVENTIONS, standard_regions
+from cmt_med.data.conventions.regions import region_values
 from cmt_med.inference.postprocess import Target, check_settings, surrounding, to_labels
 
 WT, TC, ET = Target("WT", (1, 2, 4), 2), Target("TC", (1, 4), 1), Target("ET", (4,), 4)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmt_med.errors import NetworkError
+from cmt_med.base.errors import NetworkError
 from cmt_med.networks import NETWORKS, build_network
-from cmt_med.networks.cmt import CLASSIFIERS
+from cmt_med.networks.encoders.cmt import CLASSIFIERS
 
 SOAK = bool(os.environ.get("CMT_SOAK"))
 SIZES = {2: [(32, 48), (37, 21), (5, 64)], 3: [(16, 32, 16), (17, 11, 23), (3, 20, 9)]}

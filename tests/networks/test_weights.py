@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmt_med.errors import DataError, NetworkError
+from cmt_med.base.errors import DataError, NetworkError
 from cmt_med.networks import build_network
-from cmt_med.networks.cmt import PAPER, Preset
-from cmt_med.networks.weights import inflate, load_official_cmt, load_pretrained
+from cmt_med.networks.encoders.cmt import PAPER, Preset
+from cmt_med.networks.weights.pretrained import inflate, load_official_cmt, load_pretrained
 
 # The paper's table as measured on the authors' code: parameters in M with 1000 classes, GMAC at the native size.
 TABLE = {"cmt_ti": (9.492, 0.639), "cmt_xs": (15.247, 1.547), "cmt_s": (26.256, 4.032), "cmt_b": (45.715, 9.317)}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cmt_med.base.text import visible
 from cmt_med.data.manifest import Case
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.reports.text import json_for_page
-from cmt_med.text import visible
 from tests.browser import chromium, console, wait_for_case
 from tests.helpers import save
 from tests.hostile import NAMES

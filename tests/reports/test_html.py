@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cmt_med.cli import run_command
+from cmt_med.base.files import sha256
 from cmt_med.evaluate import evaluate
-from cmt_med.files import sha256
+from cmt_med.launch.command import run_command
 from cmt_med.reports.html import rank_cases
 from tests.helpers import save
 

@@ -10,8 +10,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from cmt_med.cli import run_command
 from cmt_med.evaluate import evaluate
+from cmt_med.launch.command import run_command
 from cmt_med.reports.viewer import viewer_script
 from tests.browser import PURE, canvas, chromium, console, count, require_browser, set_opacity, wait_for_case
 from tests.helpers import known_errors

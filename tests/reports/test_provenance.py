@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import cmt_med
-from cmt_med.files import sha256
+from cmt_med.base.files import sha256
 from cmt_med.reports.provenance import describe_evaluation, shared_and_own, sum_of_files
 
 

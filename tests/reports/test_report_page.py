@@ -16,10 +16,10 @@ from scipy import ndimage
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
-from cmt_med.cli import run_command
-from cmt_med.data.names import canonical_label
+from cmt_med.data.conventions.names import canonical_label
 from cmt_med.data.phantom import BANNER, make_phantom
 from cmt_med.evaluate import evaluate
+from cmt_med.launch.command import run_command
 from cmt_med.train import train
 from tests.browser import canvas, check_layers, chromium, console, wait_for_case
 from tests.helpers import tiny_config, tiny_dataset

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmt_med.cli import run_command
-from cmt_med.errors import DataError
+from cmt_med.base.errors import DataError
 from cmt_med.evaluate import evaluate
+from cmt_med.launch.command import run_command
 from cmt_med.reports.sources import Source, find_source
 from cmt_med.reports.volumes import load_shown
 from tests.helpers import save

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmt_med.errors import DataError
+from cmt_med.base.errors import DataError
 from cmt_med.reports.gallery import worst_and_best
 from cmt_med.reports.planes import colour_of, three_planes
 from cmt_med.reports.volumes import (

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from cmt_med.config import Train
+from cmt_med.config.schema import Train
 from cmt_med.training import budget
 from cmt_med.training.budget import PROBE_SKIP, PROBE_STEPS, Budget, Pace
 

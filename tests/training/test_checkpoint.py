@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmt_med.config import Optimizer, Train
-from cmt_med.errors import DataError
+from cmt_med.base.errors import DataError
+from cmt_med.config.schema import Optimizer, Train
 from cmt_med.training import checkpoint
 from cmt_med.training.budget import Pace
 from cmt_med.training.checkpoint import load_newest, save_checkpoint

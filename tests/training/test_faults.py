@@ -18,10 +18,10 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from cmt_med.config import Train
-from cmt_med.data.loader import patch_batches
-from cmt_med.errors import ConfigError, Interrupted
-from cmt_med.files import LOCK_NAME
+from cmt_med.base.errors import ConfigError, Interrupted
+from cmt_med.base.files import LOCK_NAME
+from cmt_med.config.schema import Train
+from cmt_med.data.patches.loader import patch_batches
 from cmt_med.inference.model import load_model
 from cmt_med.networks import build_network
 from cmt_med.training.checkpoint import load_newest

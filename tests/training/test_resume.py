@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from cmt_med.files import TEMPORARY_PREFIX
+from cmt_med.base.files import TEMPORARY_PREFIX
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
 from tests.helpers import tiny_config, tiny_dataset
 from tests.processes import Running, cmt_med_main, command

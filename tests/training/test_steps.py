@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cmt_med.config import Augmentation, Data, Train
-from cmt_med.data.augment import augment
-from cmt_med.data.cache import prepare
-from cmt_med.data.loader import PatchSet, patch_batches
+from cmt_med.config.schema import Augmentation, Data, Train
 from cmt_med.data.manifest import load_manifest
-from cmt_med.data.transforms import patches
+from cmt_med.data.patches.augment import augment
+from cmt_med.data.patches.loader import PatchSet, patch_batches
+from cmt_med.data.preprocessing.cache import prepare
+from cmt_med.data.preprocessing.pipeline import patches
 from cmt_med.networks import build_network
 from cmt_med.training.losses import segmentation_loss
 from cmt_med.training.progress import OutsideShare

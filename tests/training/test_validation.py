@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmt_med.config import Inference
-from cmt_med.data.cache import prepare
+from cmt_med.base.errors import DataError
+from cmt_med.config.schema import Inference
 from cmt_med.data.manifest import load_manifest
-from cmt_med.errors import DataError
+from cmt_med.data.preprocessing.cache import prepare
 from cmt_med.inference.postprocess import Target
 from cmt_med.inference.predict import Windows
 from cmt_med.training.validation import validator

@@ -1,0 +1,1 @@
+"""The schema of an experiment, and its reading from YAML; without torch."""

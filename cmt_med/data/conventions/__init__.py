@@ -1,0 +1,1 @@
+"""The names and numbers of brain-tumour data sets."""

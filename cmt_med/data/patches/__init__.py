@@ -1,0 +1,1 @@
+"""Patches, their augmentation, and batches of them."""

@@ -1,0 +1,238 @@
+"""Batches of patches whose content depends on (seed, epoch, index) alone, not on workers or on where a run was cut."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cmt_med.data.patches.augment import Augment
+from cmt_med.data.preprocessing.cache import Entry
+from cmt_med.data.preprocessing.pipeline import RandPatchd
+
+log = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - Linux's; nothing is written there by name
+PREFETCHED = 2
+"""Batches that each worker holds ready."""
+WORKER_SECONDS = 120.0
+"""A worker that takes longer for a batch hangs."""
+GRACE_SECONDS = 5.0
+"""What torch, which knows more about its workers, is given to find that out first."""
+NICE = 10
+"""By how much workers are nicer than the training process."""
+START = "fork" if sys.platform == "linux" else None
+"""How workers start: forked ones start at once, and leave by themselves when the training is killed, for torch watches the
+parent process; one from a fork server has the server as its parent, and would stay. None: as the system has it."""
+
+
+class PatchSet(Dataset[dict[str, Any]]):
+    """Random patches of cached cases, addressed by (epoch, index).
+
+    Args:
+        entries: the cases.
+        cut: draws a patch with the margin that ``augment`` needs.
+        augment: the random changes.
+        patches_per_case: in an epoch.
+        seed: with epoch and index, the key of everything random.
+        apply: change the patch here; else it keeps its margin, and what was drawn comes with it, for the device.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        cut: RandPatchd,
+        augment: Augment,
+        *,
+        patches_per_case: int,
+        seed: int,
+        apply: bool,
+    ) -> None:
+        self.entries, self.cut, self.augment = list(entries), cut, augment
+        self.patches_per_case, self.seed, self.apply = patches_per_case, seed, apply
+        self.points = [entry.points() for entry in self.entries]
+
+    def __len__(self) -> int:
+        return len(self.entries) * self.patches_per_case
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        case = index % len(self.entries)
+        entry = self.entries[case]
+        self.cut.set_random_state(seed=keyed_seed(self.seed, epoch, index))
+        patch = self.cut({"image": entry.image(), "label": entry.label(), "points": self.points[case]})
+        drawn = self.augment.draw(np.random.default_rng([self.seed, epoch, index, 0xA0A0]))
+        image, label = patch["image"].float(), patch["label"].to(torch.uint8)
+        result = {"image": image, "label": label, "case": torch.tensor(case)}
+        if not self.apply:
+            return result | {"drawn": drawn}
+        images, labels = self.augment(image[None], label[None], {name: value[None] for name, value in drawn.items()})
+        return result | {"image": images[0], "label": labels[0]}
+
+
+class KeyedBatches(Sampler[list[tuple[int, int]]]):
+    """The endless stream of batches of one rank, from step ``start`` on.
+
+    Sample j of the stream is item ``j mod n`` of epoch ``j div n``'s permutation, which is keyed by (seed, epoch).
+    """
+
+    def __init__(self, length: int, *, batch_size: int, seed: int, start: int, rank: int = 0, world: int = 1) -> None:
+        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step = self.start
+        while True:
+            first = step * self.batch_size
+            batch = [self._key(first + i) for i in range(self.batch_size)]
+            yield batch[self.rank :: self.world]
+            step += 1
+
+    def _key(self, sample: int) -> tuple[int, int]:
+        epoch, position = divmod(sample, self.length)
+        return epoch, int(_permutation(self.seed, epoch, self.length)[position])
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, length: int) -> np.typing.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch, 0x0DE5]).permutation(length)
+
+
+def keyed_seed(*key: int) -> int:
+    """A seed in 32 bits from a tuple of integers, the same on every machine."""
+    return int(np.random.SeedSequence(list(key)).generate_state(1)[0])
+
+
+def patch_batches(
+    patches: PatchSet,
+    *,
+    batch_size: int,
+    start: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    seconds: float = WORKER_SECONDS,
+) -> Iterator[dict[str, Any]]:
+    """Batches ``{"image": (B, C, *S), "label": (B, 1, *S), "case": (B,)}`` without end, from step ``start`` on.
+
+    Where the patches are still to be changed, they have a margin, and ``"drawn"`` says how (:mod:`cmt_med.data.patches.augment`).
+    ``batch_size`` counts all ranks together. A worker that takes longer than ``seconds``, or is gone, is a RuntimeError.
+    """
+    if workers and not _fits_into_shared_memory(patches, batch_size // world, workers):
+        workers = 0
+    stream = KeyedBatches(len(patches), batch_size=batch_size, seed=patches.seed, start=start, rank=rank, world=world)
+    loader = DataLoader(
+        patches,
+        batch_sampler=stream,
+        num_workers=workers,
+        prefetch_factor=PREFETCHED if workers else None,
+        timeout=seconds if workers else 0,
+        worker_init_fn=_modestly if workers else None,
+        multiprocessing_context=START if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return _watched(loader, seconds) if workers else iter(loader)
+
+
+def _fits_into_shared_memory(patches: PatchSet, batch_size: int, workers: int) -> bool:
+    """Whether the batches that workers hold ready fit where they are handed over; if not, a warning says what to do.
+
+    Containers have 64 MB there unless they are told otherwise, and a batch that does not fit ends the training.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return True  # not Linux
+    batch = batch_size * sum(part.nbytes for part in patches[0, 0].values() if isinstance(part, torch.Tensor))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, all at the same moment
+    needed, found = ranks * batch * (workers * PREFETCHED + 1), os.statvfs(SHARED_MEMORY)
+    free = 0 if found.f_flag & os.ST_RDONLY else found.f_bavail * found.f_frsize
+    if needed <= free:
+        return True
+    log.warning(
+        "data.workers=%d is not used: workers would hold %.0f MB ready in %s, which has %.0f MB left; "
+        "the result is the same, but slower (docker run --shm-size=1g gives more, data.workers=0 asks for none)",
+        workers, needed / 1e6, SHARED_MEMORY, free / 1e6,
+    )  # fmt: skip
+    return False
+
+
+def _watched(loader: DataLoader[dict[str, Any]], seconds: float) -> Iterator[dict[str, Any]]:
+    """The loader's batches; workers that hang in the middle of handing one over, where torch waits for ever, are killed."""
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    workers = [child for child in multiprocessing.active_children() if child not in others]
+    _listen()
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        for worker in workers:
+            worker.kill()
+
+    while True:
+        watch = threading.Timer(seconds + GRACE_SECONDS, end)
+        watch.daemon = True
+        watch.start()
+        try:
+            _awaited.extend(workers)
+            _tell()  # of those that went while nobody waited
+            batch = next(batches)
+        except (RuntimeError, OSError, EOFError) as error:
+            if late.is_set():
+                numbers = ", ".join(str(worker.pid) for worker in workers)
+                raise RuntimeError(
+                    f"DataLoader timed out after {seconds:g} seconds in the middle of a batch; killed: {numbers}"
+                ) from error
+            # What a worker leaves behind may be missed before the system tells of its end: it closes its files first, the
+            # sentinel among them, and can be asked for its exit code only later. join() waits for that.
+            closed = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0)
+            for worker in workers:
+                if worker.sentinel in closed:
+                    worker.join(GRACE_SECONDS)
+            _awaited.extend(workers)
+            _tell()
+            raise
+        finally:
+            _awaited.clear()
+            watch.cancel()
+        yield batch
+
+
+_awaited: list[BaseProcess] = []
+"""Workers of the batch that is waited for."""
+
+
+def _listen() -> None:
+    """Take the place of torch's handler, which raises wherever the program happens to be when a worker ends.
+
+    That may be where a file or a lock is being closed; ours raises only while a batch is waited for.
+    """
+    if threading.current_thread() is threading.main_thread() and sys.platform != "win32":
+        signal.signal(signal.SIGCHLD, _tell)  # elsewhere torch finds it out when the time is over
+
+
+def _tell(*_: object) -> None:
+    gone = [worker for worker in _awaited if worker.exitcode is not None]
+    if gone:
+        _awaited.clear()  # it is said once
+        numbers = ", ".join(str(worker.pid) for worker in gone)
+        raise RuntimeError(f"DataLoader worker (pid {numbers}) has ended with exit code {gone[0].exitcode}")
+
+
+def _modestly(_: int) -> None:
+    """One thread, which leaves the cores to the training when both want them: a step waits for its slowest thread."""
+    torch.set_num_threads(1)
+    if sys.platform != "win32":
+        os.nice(NICE)

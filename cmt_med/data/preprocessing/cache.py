@@ -1,0 +1,167 @@
+"""Preprocessed cases on disk, memory-mapped, and never stale.
+
+An entry's key is a hash of the content of the case's files and of the transforms; a changed file or setting is another
+entry. What is found on the disk is held against the sums that it was written with, once a run (0.15 s for a case of 95 MB).
+Pages are shared between processes by the operating system, so the data costs one copy in memory at most.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmt_med.base.errors import OutputError
+from cmt_med.base.files import sha256, write_file, write_json
+from cmt_med.data.manifest import Case
+from cmt_med.data.preprocessing.fingerprint import case_statistics
+from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing
+from cmt_med.data.volumes.gate import content_of, load_case
+
+CACHE_VERSION = 3  # since 3, constant channels are zeros, and statistics are kept
+_IDENTITY = 2
+"""Part of what a run knows its cases by; unlike ``CACHE_VERSION`` it stays, so that runs begun before can be resumed."""
+_CACHE_FIX = "set CMT_CACHE to a folder that you may write to, on a disk with room for the data set in float32"
+_FILES = ("image.npy", "label.npy", "points.npy")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A preprocessed case; its arrays are opened as memory maps."""
+
+    name: str
+    folder: Path
+
+    def image(self) -> NDArray[np.float32]:
+        """(C, *S), read-only."""
+        return np.load(self.folder / "image.npy", mmap_mode="r", allow_pickle=False)
+
+    def label(self) -> NDArray[np.uint8]:
+        """(1, *S), read-only."""
+        return np.load(self.folder / "label.npy", mmap_mode="r", allow_pickle=False)
+
+    def points(self) -> list[NDArray[np.signedinteger]]:
+        """For each label but background, voxels of it (n, 3)."""
+        rows = np.load(self.folder / "points.npy", allow_pickle=False)
+        return [rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0])]
+
+    @property
+    def identity(self) -> str:
+        """The hash of the case's files and settings, whatever version of the cache holds it."""
+        return self.folder.name.partition("-")[0]
+
+    def statistics(self) -> dict[str, Any]:
+        """Of the case as it was read: see :func:`cmt_med.data.preprocessing.fingerprint.case_statistics`."""
+        found: dict[str, Any] = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))["statistics"]
+        return found
+
+    def values(self) -> set[int]:
+        """The labels that occur, without the background."""
+        return {int(value) for value in np.unique(np.load(self.folder / "points.npy", allow_pickle=False)[:, 0])}
+
+    def bytes(self) -> int:
+        """Size on disk."""
+        return sum(file.stat().st_size for file in self.folder.iterdir())
+
+
+def default_cache_folder() -> Path:
+    """``$CMT_CACHE``, else ``cmt_med`` in the user's cache folder.
+
+    Raises:
+        OutputError: if the user has no home folder.
+    """
+    if os.environ.get("CMT_CACHE"):
+        return Path(os.environ["CMT_CACHE"])
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmt_med"
+    except RuntimeError as error:
+        raise OutputError(
+            "there is no place for preprocessed cases",
+            where="CMT_CACHE",
+            why="this user has no home folder",
+            fix=_CACHE_FIX,
+        ) from error
+
+
+def prepare(
+    case: Case, *, channels: Sequence[str], labels: Mapping[str, int], settings: Mapping[str, Any], folder: Path
+) -> Entry:
+    """The entry of a case, made if there is none for exactly these files and settings, or if it is damaged.
+
+    Raises:
+        DataError: from the gate, naming the case.
+        OutputError: if the cache cannot be written.
+    """
+    entry = Entry(case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}")
+    if _is_whole(entry):
+        return entry
+    loaded = load_case(case, channels, list(labels.values()), need_label=True)
+    data = preprocessing(settings, with_label=True)(as_dictionary(loaded))
+    image = np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)
+    label = np.ascontiguousarray(data["label"].numpy(), dtype=np.uint8)
+    try:
+        for name, array in zip(_FILES, (image, label, _sample_points(label[0])), strict=True):
+            write_file(entry.folder / name, lambda stream, a=array: np.save(stream, a, allow_pickle=False))  # type: ignore[misc]
+        # Written last: an entry without it was cut short and is made again.
+        sums = {name: sha256(entry.folder / name) for name in _FILES}
+        statistics = case_statistics(loaded, channels, settings["clip"])
+        described = {"version": CACHE_VERSION, "shape": list(image.shape), "sha256": sums, "statistics": statistics}
+        write_json(entry.folder / "meta.json", described)
+    except OutputError as error:
+        raise OutputError(
+            f"case {case.name} cannot be kept as it was preprocessed",
+            where=error.where,
+            why=error.why,
+            fix=_CACHE_FIX,
+        ) from error
+    return entry
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Whether an entry is there, as it was written: a bit that has flipped would be learned from without a word."""
+    described = entry.folder / "meta.json"
+    if not described.exists():
+        return False
+    try:
+        sums = dict(json.loads(described.read_text(encoding="utf-8")).get("sha256", {}))
+        wrong = [name for name in _FILES if sha256(entry.folder / name) != sums.get(name)]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        wrong = [str(error)]
+    if wrong:
+        log.warning(
+            "case %s is cached, but not as it was written (%s in %s); it is made again",
+            entry.name, ", ".join(wrong), entry.folder,
+        )  # fmt: skip
+    return not wrong
+
+
+def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], settings: Mapping[str, Any]) -> str:
+    files = {
+        name: [content_of(case.images[name][0], case), case.images[name][1]] for name in channels if name in case.images
+    }
+    extra = [content_of(path, case) if path is not None else None for path in (case.label, case.mask)]
+    described = [_IDENTITY, files, extra, list(channels), sorted(labels.values()), dict(settings)]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _sample_points(label: NDArray[np.uint8]) -> NDArray[np.signedinteger]:
+    """Rows (label, i, j, k): at most ``POINTS_PER_LABEL`` voxels of each label, evenly over its scan order."""
+    rows = []
+    kind = np.int16 if max(label.shape) <= np.iinfo(np.int16).max else np.int32  # whose values would wrap
+    for value in np.unique(label):
+        if value == 0:
+            continue
+        found = np.argwhere(label == value)
+        chosen = found[np.linspace(0, len(found) - 1, min(len(found), POINTS_PER_LABEL)).astype(int)]
+        rows.append(np.column_stack([np.full(len(chosen), value), chosen]).astype(kind))
+    return np.concatenate(rows) if rows else np.zeros((0, 4), dtype=kind)

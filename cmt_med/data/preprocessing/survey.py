@@ -1,0 +1,125 @@
+"""A look at every file of a data set: which labels there are, which cases are faulty, which channels are copies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from cmt_med.base.errors import DataError
+from cmt_med.compute.memory import no_memory
+from cmt_med.data.manifest import Case
+from cmt_med.data.phantom import BANNER
+from cmt_med.data.preprocessing.pipeline import foreground_of
+from cmt_med.data.volumes.flags import copied_channels
+from cmt_med.data.volumes.gate import load_case
+
+READERS = 4  # decompression leaves Python's lock; more readers only add memory
+
+
+@dataclass
+class Survey:
+    """What the files of a data set hold.
+
+    Attributes:
+        cases: those that could be read.
+        values: in how many cases each label value occurs.
+        values_in: case -> its label values.
+        labelled: cases with a label map.
+        problems: cases that could not be read.
+        copies: case -> channels that are the same image.
+        shapes: voxels of each case's foreground box, per axis of the volume.
+        spacings: voxel sizes in mm, per axis.
+        demo: whether a header says that its volume is synthetic.
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    values: Counter[int] = field(default_factory=Counter)
+    values_in: dict[str, frozenset[int]] = field(default_factory=dict)
+    labelled: int = 0
+    problems: list[DataError] = field(default_factory=list)
+    copies: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    spacings: list[tuple[float, ...]] = field(default_factory=list)
+    demo: bool = False
+
+
+@dataclass(frozen=True)
+class _Seen:
+    values: list[int] | None
+    copies: list[tuple[str, str]]
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    demo: bool
+
+
+def survey(cases: Sequence[Case], channels: Sequence[str], *, tick: Callable[[], None] = lambda: None) -> Survey:
+    """Read all files of ``cases`` through the gate.
+
+    Args:
+        cases: to be read.
+        channels: wanted of each.
+        tick: called after each case.
+    """
+
+    def look(case: Case) -> _Seen | DataError:
+        try:
+            return _look(case, channels)
+        except DataError as error:
+            return error
+        except MemoryError:
+            return no_memory(f"case {case.name}")
+        finally:
+            tick()
+
+    result = Survey()
+    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+        for case, seen in zip(cases, pool.map(look, cases), strict=True):
+            if isinstance(seen, DataError):
+                result.problems.append(seen)
+                continue
+            result.cases.append(case)
+            result.shapes.append(seen.shape)
+            result.spacings.append(seen.spacing)
+            result.demo |= seen.demo
+            if seen.copies:
+                result.copies[case.name] = seen.copies
+            if seen.values is not None:
+                result.labelled += 1
+                result.values.update(seen.values)
+                result.values_in[case.name] = frozenset(seen.values)
+    return result
+
+
+def _look(case: Case, channels: Sequence[str]) -> _Seen:
+    loaded = load_case(case, channels, range(256))
+    inside = foreground_of(loaded)
+    values = None if loaded.label is None else [int(v) for v in np.unique(loaded.label)]
+    copies = copied_channels(channels, loaded.image)
+    return _Seen(values, copies, _box(inside), loaded.grid.spacing, _says_phantom(next(iter(case.images.values()))[0]))
+
+
+def _says_phantom(path: Path) -> bool:
+    """Whether a NIfTI header's description carries the banner that the phantom writes."""
+    with contextlib.suppress(ImageFileError, OSError):
+        header = nib.load(path).header
+        return isinstance(header, nib.Nifti1Header) and BANNER.encode() in bytes(header["descrip"])
+    return False
+
+
+def _box(inside: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Extent of the foreground (D1, D2, D3) in voxels."""
+    extent = []
+    for axis in range(inside.ndim):
+        found = np.flatnonzero(inside.any(axis=tuple(a for a in range(inside.ndim) if a != axis)))
+        extent.append(int(found[-1] - found[0] + 1) if len(found) else 0)
+    return tuple(extent)

@@ -1,0 +1,1 @@
+"""The gate: volumes are read here, checked, or not at all."""

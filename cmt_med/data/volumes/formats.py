@@ -1,0 +1,147 @@
+"""Which reader a file gets, by its content and its name together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from cmt_med.base.errors import DataError
+from cmt_med.data.volumes import metaimage, nifti, nrrd
+from cmt_med.data.volumes.header import Opened
+from cmt_med.data.volumes.recognise import DICOM, META, NIFTI, NRRD, PAIR, Kind, recognise
+from cmt_med.data.volumes.streams import Stream, io_error, readable_name
+
+_READERS: dict[Kind, tuple[Callable[[Path, Stream], Opened], tuple[str, ...]]] = {
+    NIFTI: (nifti.read, (".nii", ".nii.gz")),
+    PAIR: (nifti.read, (".hdr", ".hdr.gz")),
+    NRRD: (nrrd.read, (".nrrd", ".nhdr")),
+    META: (metaimage.read, (".mha", ".mhd")),
+}
+"""What a file is -> its reader, and the endings that it may have."""
+
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""Endings of files that are a volume, or the header of one; DICOM series are folders."""
+_VOXELS_BESIDE = (".img", ".img.gz")
+
+
+def volume_stem(path: Path) -> str:
+    """The name of a file or a folder of slices without a volume's ending (``"p1_t1"`` for ``p1_t1.nii.gz``)."""
+    ending = next((e for e in (*VOLUME_ENDINGS, *_VOXELS_BESIDE, ".dcm") if path.name.lower().endswith(e)), "")
+    return path.name[: len(path.name) - len(ending)]
+
+
+def looks_like_volume(path: Path) -> bool:
+    """Whether a file's name is that of a volume (which is not to say that it is one)."""
+    return path.name.lower().endswith(VOLUME_ENDINGS)
+
+
+def is_series(path: Path) -> bool:
+    """Whether a path is a folder with a DICOM file among its slices, as far as they can be read.
+
+    What else there is beside it, is for the reader to refuse: a series that is not taken for one would be left out in silence.
+    """
+    if not _is_folder(path):
+        return False
+    with contextlib.suppress(DataError):
+        return any(map(_is_dicom, files_of(path)))
+    return False
+
+
+def _is_dicom(path: Path) -> bool:
+    with contextlib.suppress(DataError):
+        return kind_of(path) is DICOM
+    return False
+
+
+def kind_of(path: Path) -> Kind:
+    """What a file is.
+
+    Raises:
+        DataError: E_IO, or E_GZIP and E_TRUNCATED if not even its beginning can be inflated.
+    """
+    with contextlib.closing(Stream(path)) as stream:
+        return recognise(stream.peek(1024), compressed=stream.compressed, size=stream.size)
+
+
+def open_volume(path: Path) -> Opened:
+    """Understand the header of a volume: a file, or the folder of a DICOM series.
+
+    Raises:
+        DataError: E_IO for what cannot be opened, E_FORMAT for what is no volume, saying what it is; the readers' errors.
+    """
+    if _is_folder(path):
+        from cmt_med.data.volumes import dicom  # pydicom takes a quarter of a second to import
+
+        return dicom.read_series(path)
+    if path.name.lower().endswith(_VOXELS_BESIDE):
+        path = nifti.partner(path)
+    stream = Stream(path)
+    try:
+        kind = recognise(stream.peek(1024), compressed=stream.compressed, size=stream.size)
+        if kind is DICOM:
+            return _open_dicom(path)
+        if kind not in _READERS:
+            raise DataError(
+                f"not a volume but {kind.what}" if not kind.what.startswith("in ") else f"the file is {kind.what}",
+                where=readable_name(path), why="NIfTI, NRRD, MetaImage and DICOM are read", fix=kind.fix, code="E_FORMAT",
+            )  # fmt: skip
+        reader, endings = _READERS[kind]
+        _require_name(kind, endings, path, compressed=stream.compressed)
+        return reader(path, stream)
+    except DataError as error:
+        with contextlib.closing(stream):
+            raise stream.blame(error) from error
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files that a volume consists of: one, a header and its voxels, or the slices of a series.
+
+    Raises:
+        DataError: E_IO.
+    """
+    if _is_folder(path):
+        from cmt_med.data.volumes import dicom_header
+
+        return dicom_header.slices_in(path)
+    lower = path.name.lower()
+    if lower.endswith((".hdr", ".hdr.gz", *_VOXELS_BESIDE)):
+        return sorted([path, nifti.partner(path)])
+    if lower.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):  # each of them can name a file for its voxels
+        with contextlib.closing(Stream(path, deflated=False)) as stream:
+            head = stream.peek(max(nrrd.MAX_HEADER, metaimage.MAX_HEADER))
+        name = nrrd.data_file(head) if head.startswith(b"NRRD") else metaimage.data_file(head)
+        return [path, nrrd.companion(path, name)] if name else [path]
+    return [path]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError) as error:
+        raise io_error(error, path) from error
+
+
+def _open_dicom(path: Path) -> Opened:
+    if looks_like_volume(path):
+        raise _misnamed("a DICOM file", path, "give the folder that holds the slices of its series")
+    from cmt_med.data.volumes import dicom
+
+    return dicom.read_file(path)
+
+
+def _require_name(kind: Kind, endings: tuple[str, ...], path: Path, *, compressed: bool) -> None:
+    lower = path.name.lower()
+    if kind in (NRRD, META) and compressed:
+        raise _misnamed(f"{kind.what} inside gzip", path, "unpack it; its voxels can be compressed inside")
+    wanted = [e for e in endings if e.endswith(".gz") == compressed] if kind in (NIFTI, PAIR) else list(endings)
+    if not lower.endswith(tuple(wanted)):
+        state = ", gzip-compressed," if compressed else ", not compressed," if lower.endswith(".gz") else ""
+        raise _misnamed(kind.what + state, path, f"rename it: such files end in {' or '.join(wanted)}")
+
+
+def _misnamed(what: str, path: Path, fix: str) -> DataError:
+    return DataError(
+        f"{what} under another name", where=readable_name(path),
+        why="programs choose how to read a file by its name, so they would differ", fix=fix, code="E_FORMAT",
+    )  # fmt: skip

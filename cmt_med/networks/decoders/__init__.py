@@ -1,0 +1,1 @@
+"""Decoders: a pyramid of features to one map."""

@@ -1,0 +1,1 @@
+"""Encoders: an image to a pyramid of features."""

@@ -1,0 +1,1 @@
+"""Weights that a network may start from."""

@@ -1,0 +1,1 @@
+"""Trainings from data to report; the room that composes the others."""

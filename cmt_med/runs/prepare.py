@@ -1,0 +1,369 @@
+"""From an experiment and its data to the parts of a training run; commands compose them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+
+from cmt_med.base.errors import ConfigError, DataError
+from cmt_med.base.text import counted
+from cmt_med.config.schema import Experiment
+from cmt_med.data.conventions.brats import standard_regions
+from cmt_med.data.conventions.names import TUMOUR_LABELS, canonical_channel
+from cmt_med.data.conventions.regions import region_values
+from cmt_med.data.manifest import Case, Manifest
+from cmt_med.data.patches.augment import augment
+from cmt_med.data.patches.loader import PatchSet, patch_batches
+from cmt_med.data.phantom import BANNER, make_phantom
+from cmt_med.data.preprocessing.cache import Entry, default_cache_folder, prepare
+from cmt_med.data.preprocessing.pipeline import patches as cut_patches
+from cmt_med.data.preprocessing.pipeline import preprocessing_settings, slice_axes
+from cmt_med.data.splits import split_cases
+from cmt_med.inference.postprocess import Target, check_settings
+from cmt_med.inference.predict import Windows
+from cmt_med.networks import FIXED, NETWORKS_VERSION, build_network
+from cmt_med.networks.encoders.cmt import CLASSIFIERS
+from cmt_med.networks.weights.pretrained import load_pretrained
+from cmt_med.training.losses import segmentation_loss
+from cmt_med.training.state import Parts
+from cmt_med.training.validation import Validate, validator
+
+PHANTOM_MANIFEST = "brats_phantom.json"
+DEMO_MINUTES = 9.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data of an experiment, checked and cached."""
+
+    manifest: Manifest
+    training: list[Case]
+    validation: list[Case]
+    training_entries: list[Entry]
+    validation_entries: list[Entry]
+    channels: list[str]
+    regions: list[tuple[str, list[int], int]] | None
+
+
+def ensure_phantom(path: Path) -> None:
+    """Make the phantom heads that ``configs/brats.yaml`` names, unless they are there."""
+    if path.exists() or path.name != PHANTOM_MANIFEST:
+        return
+    log.info("making phantom heads for a first run (%s)", path)
+    make_phantom(path, path.parent / "brats_phantom")
+
+
+def bound_demo(experiment: Experiment, manifest: Manifest, overrides: list[str]) -> Experiment:
+    """Bound the training on demonstration data, unless the command line bounds it."""
+    given = {item.partition("=")[0].strip() for item in overrides}
+    if not manifest.demo or given & {"train.epochs", "train.max_minutes"}:
+        return experiment
+    log.info(
+        "%s: bound to %g minutes for a first run; --set train.epochs=... or train.max_minutes=... lifts that",
+        BANNER, DEMO_MINUTES,
+    )  # fmt: skip
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"max_minutes": DEMO_MINUTES})})
+
+
+def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) -> Prepared:
+    """Check, split, preprocess and cache the cases.
+
+    Raises:
+        ConfigError: if the config does not fit the data set.
+        DataError: for faulty cases; all are checked before the first is raised.
+    """
+    settings = experiment.data
+    channels = [canonical_channel(name) for name in settings.channels]
+    if len(set_of := {*channels}) != len(channels):
+        raise ConfigError(
+            "a channel is named twice",
+            where=f"data.channels={settings.channels}",
+            why="one image would be read twice",
+            fix=f"use {set_of}",
+        )
+    strange = [name for name in channels if name not in manifest.channels]
+    if strange:
+        raise ConfigError(
+            f"the data set has no channel {', '.join(strange)}",
+            where="data.channels",
+            why=f"the case list names {', '.join(manifest.channels)}",
+            fix=f"--set data.channels='[{', '.join(manifest.channels)}]'",
+        )
+    labelled = [case for case in manifest.cases if case.label is not None]
+    if not manifest.labels or not labelled:
+        raise DataError(
+            "there is nothing to learn from", where=str(manifest.path),
+            why="no labels are named" if not manifest.labels else "no case has a label",
+            fix='add "labels": {"0": "background", ...} and a "label" for each case', code="E_MANIFEST",
+        )  # fmt: skip
+    if len(labelled) < len(manifest.cases):
+        names = [case.name for case in manifest.cases if case.label is None]
+        log.warning("%s without a label left out: %s", counted(len(names), "case"), ", ".join(names[:5]))
+    regions = regions_of(experiment, manifest)
+    names = [name for name, _, _ in regions] if regions is not None else [n for n, v in manifest.labels.items() if v]
+    check_settings(experiment.inference, names, regions=regions is not None)
+    training, validation = split_cases(labelled, settings.split, experiment.seed)
+    if limit is not None:  # of both sides in proportion; what is held out stays held out
+        held_out = min(len(validation), max(1, round(limit * len(validation) / len(labelled)))) if validation else 0
+        training, validation = training[: max(1, limit - held_out)], validation[:held_out]
+    log.info(
+        "%s: %s to train, %d to validate; channels %s; labels %s",
+        manifest.name or manifest.path.name, counted(len(training), "case"), len(validation), ", ".join(channels),
+        ", ".join(f"{name} {value}" for name, value in manifest.labels.items()),
+    )  # fmt: skip
+    entries = _cache_all([*training, *validation], channels, manifest, experiment)
+    _warn_of_missing_labels(entries[: len(training)], entries, manifest.labels)
+    return Prepared(
+        manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, regions
+    )
+
+
+def regions_of(experiment: Experiment, manifest: Manifest) -> list[tuple[str, list[int], int]] | None:
+    """The regions that are segmented, in the data set's numbers; None for a class per label.
+
+    Raises:
+        ConfigError: if the config's regions do not fit the data set's labels.
+    """
+    wanted = experiment.data.regions
+    if wanted == "brats":
+        wanted = list(manifest.regions) if manifest.regions is not None else standard_regions(manifest.labels)
+        if not wanted:
+            raise ConfigError(
+                "the data set has no tumour labels", where="data.regions=brats",
+                why=f"the case list names {', '.join(manifest.labels)}",
+                fix=f"name the labels {', '.join(TUMOUR_LABELS)} in the case list, or write out data.regions",
+            )  # fmt: skip
+    return None if wanted is None else region_values(wanted, manifest.labels)
+
+
+def output_targets(data: Prepared) -> list[Target]:
+    """What the network's channels mean; of classes without the background."""
+    if data.regions is not None:
+        return [Target(name, tuple(values), write) for name, values, write in data.regions]
+    return [Target(name, (value,), value) for name, value in data.manifest.labels.items() if value != 0]
+
+
+def _cache_all(cases: list[Case], channels: list[str], manifest: Manifest, experiment: Experiment) -> list[Entry]:
+    folder = default_cache_folder()
+    settings = preprocessing_settings(experiment.data)
+
+    def one(case: Case) -> Entry | DataError:
+        try:
+            return prepare(case, channels=channels, labels=manifest.labels, settings=settings, folder=folder)
+        except DataError as error:
+            return error
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        results = list(pool.map(one, cases))
+    faults = [result for result in results if isinstance(result, DataError)]
+    if faults:
+        for fault in faults[1:10]:
+            log.error("%s", fault.message())
+        if len(faults) > 1:
+            faults[0].what += f" ({len(faults)} cases are faulty; all are checked before training starts)"
+        raise faults[0]
+    log.info(
+        "%s checked and preprocessed in %.0f s (%s)", counted(len(cases), "case"), time.monotonic() - begun, folder
+    )
+    return [result for result in results if isinstance(result, Entry)]
+
+
+def _warn_of_missing_labels(training: list[Entry], entries: list[Entry], labels: Mapping[str, int]) -> None:
+    """Say which label maps are empty, and which labels no case shows the network: more often a slip than meant so."""
+    empty = [entry.name for entry in entries if not entry.values()]
+    if empty:
+        log.warning(
+            "%s: the label map is empty (%s%s); if something should be there, look at the file", counted(len(empty), "case"),
+            ", ".join(empty[:5]), ", ..." if len(empty) > 5 else "",
+        )  # fmt: skip
+    shown = {value for entry in training for value in entry.values()}
+    missing = [f"{name} ({value})" for name, value in labels.items() if value != 0 and value not in shown]
+    if missing:
+        log.warning("no training case has the label %s: the network cannot learn it", ", ".join(missing))
+
+
+def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
+    """Build the network once, before data is read, which may take long.
+
+    Raises:
+        ConfigError: for a network that does not segment, or settings that do not fit together.
+        DataError: E_WEIGHTS, if pretrained weights cannot be read.
+    """
+    settings = experiment.network
+    if settings.name in CLASSIFIERS:
+        raise ConfigError(
+            "this network classifies whole images",
+            where=f"network.name={settings.name}",
+            why="segmentation needs a decoder",
+            fix=f"use cmt_unetr_{settings.name.removeprefix('cmt_')}, which has the same encoder",
+        )
+    fixed = [key for key in settings.options if key in FIXED]
+    if fixed:
+        raise ConfigError(
+            f"network.options must not set {fixed[0]}", where=f"network.options.{fixed[0]}",
+            why="channels, classes and dimensions follow from the data and from network.spatial_dims",
+            fix="use train.deep_supervision" if fixed[0] == "deep_supervision" else "leave it out",
+        )  # fmt: skip
+    network = build_network(
+        settings.name, spatial_dims=settings.spatial_dims,
+        in_channels=len(experiment.data.channels) + int(experiment.data.foreground_channel), num_classes=2,
+        deep_supervision=experiment.train.deep_supervision, **settings.options,
+    )  # fmt: skip
+    if settings.pretrained is not None and (fresh or not has_checkpoints(Path(experiment.output))):
+        load_pretrained(network, settings.pretrained)
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run was begun there: what it has learned replaces pretrained weights."""
+    return any((folder / "checkpoints").glob("step-*.pt"))
+
+
+def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
+    """The experiment's network, as seeded, without pretrained weights."""
+    torch.manual_seed(experiment.seed)
+    return build_network(**network_arguments(experiment, data), deep_supervision=deep_supervision)
+
+
+def start_network(experiment: Experiment, data: Prepared, *, fresh: bool = False) -> torch.nn.Module:
+    """The network to train, with pretrained weights in its encoder if there are any."""
+    network = plain_network(experiment, data, deep_supervision=experiment.train.deep_supervision)
+    source = experiment.network.pretrained
+    begun = has_checkpoints(Path(experiment.output)) and not fresh
+    if source is not None and (Path(source).is_file() or not begun):
+        load_pretrained(network, source)  # a run that goes on has no need of the file
+        log.info("encoder starts from %s", source)
+    return network
+
+
+def network_arguments(experiment: Experiment, data: Prepared) -> dict[str, Any]:
+    """Keyword arguments of ``build_network``; part of the model."""
+    return {
+        "name": experiment.network.name,
+        "spatial_dims": experiment.network.spatial_dims,
+        "in_channels": len(data.channels) + int(experiment.data.foreground_channel),
+        "num_classes": len(data.regions) if data.regions is not None else len(data.manifest.labels),
+        **experiment.network.options,
+    }
+
+
+def monitored(experiment: Experiment, data: Prepared) -> list[Entry]:
+    """The held-out cases that are scored while training."""
+    wanted = experiment.train.validation_cases
+    entries = data.validation_entries
+    if wanted is None or wanted >= len(entries):
+        return entries
+    return [entries[i * len(entries) // wanted] for i in range(wanted)]
+
+
+def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Module) -> Parts:
+    """What :func:`cmt_med.training.fit.fit` is given.
+
+    Raises:
+        ConfigError: if the batch does not divide by the processes.
+    """
+    settings = experiment.train
+    on_device = next(network.parameters()).device.type != "cpu"
+    change = augment(experiment.data, settings, experiment.augmentation)
+    patches = PatchSet(
+        data.training_entries, cut_patches(experiment.data, settings, change.margin), change,
+        patches_per_case=settings.patches_per_case, seed=experiment.seed, apply=not on_device,
+    )  # fmt: skip
+    world, rank = idist.get_world_size(), idist.get_rank()
+    if settings.batch_size % world:
+        raise ConfigError(
+            "the batch does not divide by the processes",
+            where=f"train.batch_size={settings.batch_size}, {world} processes",
+            why="each process takes an equal part of it",
+            fix="make it a multiple; it counts patches over all processes",
+        )
+    classes = list(data.manifest.labels.values())
+
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        return patch_batches(
+            patches,
+            batch_size=settings.batch_size,
+            start=start,
+            workers=experiment.data.workers,
+            rank=rank,
+            world=world,
+        )
+
+    watched = monitored(experiment, data)
+    validate = None
+    if watched:
+        validate = case_validator(experiment, data, watched)
+    per_step = settings.batch_size * settings.accumulate
+    # Neither where things are nor what leaves the result unchanged; the bounds are compared on their own.
+    described = experiment.model_dump(
+        exclude={
+            "output": True,
+            "name": True,
+            "data": {"manifest", "workers"},
+            "train": {"epochs", "max_minutes"},
+            "inference": {"batch_size"},
+        }
+    )
+    sides = [[entry.identity for entry in side] for side in (data.training_entries, data.validation_entries)]
+    identity = [NETWORKS_VERSION, described, sides, data.channels, data.manifest.labels, data.regions]
+    return Parts(
+        network=network,
+        loss=segmentation_loss(
+            classes, [values for _, values, _ in data.regions] if data.regions is not None else None
+        ),
+        batches=batches,
+        augment=change if on_device else None,
+        validate=validate,
+        steps_per_epoch=max(1, -(-len(patches) // per_step)),
+        case_names=[case.name for case in data.training],
+        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def case_validator(experiment: Experiment, data: Prepared, entries: list[Entry]) -> Validate:
+    """Scores a network on cached cases; see :func:`cmt_med.training.validation.validator`."""
+    return validator(
+        entries,
+        windows(experiment),
+        outputs=output_targets(data),
+        regions=data.regions is not None,
+        settings=experiment.inference,
+    )
+
+
+def windows(experiment: Experiment) -> Windows:
+    """The sliding window of an experiment."""
+    settings = experiment.inference
+    size = settings.window or experiment.train.patch_size
+    patch = tuple(experiment.train.patch_size)
+    return Windows(tuple(size), settings.overlap, settings.batch_size, slice_axes(experiment.data), patch=patch)
+
+
+def mirrored_axes(experiment: Experiment) -> list[int]:
+    """The axes of the volume that training mirrors: those that test-time augmentation may mirror, too."""
+    if experiment.augmentation.flip == 0:
+        return []
+    axes = experiment.augmentation.flip_axes
+    planes = slice_axes(experiment.data) or (None,)
+    seen = [[axis for axis in range(3) if axis != plane] for plane in planes]  # by each kind of slice
+    mirrored = [{axes_seen[i] for i in (range(len(axes_seen)) if axes is None else axes)} for axes_seen in seen]
+    # Of slices in three planes: what is mirrored in every plane that shows it.
+    return [a for a in range(3) if all(a in m for m, s in zip(mirrored, seen, strict=True) if a in s)]
+
+
+def scored_targets(data: Prepared) -> dict[str, list[int]]:
+    """What is scored, with its label values: the regions, or every label but background."""
+    return {target.name: list(target.values) for target in output_targets(data)}

@@ -1,0 +1,111 @@
+"""The cache of preprocessed cases: made once, checked before it is used, and held against the sums of a case list."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmt_med.base.errors import DataError
+from cmt_med.data.manifest import Case
+from cmt_med.data.preprocessing.cache import Entry, prepare
+from cmt_med.data.volumes.sums import volume_sum
+from tests.data.made import IMAGE, LABEL, case_of, nifti
+
+SETTINGS = {"spacing": None, "crop_foreground": False, "normalise": "image", "clip": None}
+
+
+def entry_of(case: Case, folder: Path) -> Entry:
+    return prepare(case, channels=["a"], labels={"background": 0, "x": 1}, settings=SETTINGS, folder=folder)
+
+
+def made_case(folder: Path) -> Case:
+    return case_of(nifti(folder / "i.nii.gz"), nifti(folder / "l.nii.gz", LABEL))
+
+
+def test_sums_hold_also_where_the_content_is_known(tmp_path: Path) -> None:
+    """A file that was exchanged is refused even if what stands there now was cached by another list."""
+    case = made_case(tmp_path)
+    listed = replace(case, sha256={path: volume_sum(path) for path in (case.images["a"][0], case.label) if path})
+    entry_of(listed, tmp_path / "cache")
+    for file, array in ((case.images["a"][0], IMAGE * 2), (case.label, LABEL * 0)):
+        assert file is not None
+        shutil.copy(file, tmp_path / "kept.nii.gz")
+        nifti(file, array)
+        entry_of(case, tmp_path / "cache")  # by a list without sums
+        with pytest.raises(DataError) as raised:
+            entry_of(listed, tmp_path / "cache")
+        assert raised.value.code == "E_HASH"
+        assert "case the-case" in raised.value.where
+        shutil.copy(tmp_path / "kept.nii.gz", file)
+        entry_of(listed, tmp_path / "cache")
+
+
+def _files(entry: Entry) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in entry.folder.iterdir()}
+
+
+@given(
+    name=st.sampled_from(["image.npy", "label.npy", "points.npy"]),
+    at=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+)
+@settings(max_examples=40, deadline=None)
+def test_one_bit_that_flips_is_noticed(name: str, at: float, bit: int) -> None:
+    with tempfile.TemporaryDirectory() as top:
+        case = made_case(Path(top))
+        entry = entry_of(case, Path(top) / "cache")
+        before = _files(entry)
+        content = bytearray(before[name])
+        content[int(at * len(content))] ^= 1 << bit
+        (entry.folder / name).write_bytes(content)
+        assert entry_of(case, Path(top) / "cache") == entry
+        assert _files(entry) == before
+
+
+@pytest.mark.parametrize("name", ["image.npy", "label.npy", "points.npy", "meta.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[1]", b"\xff"])
+def test_what_is_lost_or_damaged_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: bytes | None
+) -> None:
+    case = made_case(tmp_path)
+    entry = entry_of(case, tmp_path / "cache")
+    before = _files(entry)
+    assert not caplog.records
+    (entry.folder / name).unlink()
+    if content is not None:
+        (entry.folder / name).write_bytes(content)
+    entry_of(case, tmp_path / "cache")
+    assert _files(entry) == before
+    if name != "meta.json" or content is not None:  # without it, the entry was only never finished
+        assert "the-case" in caplog.text
+        assert "made again" in caplog.text
+
+
+def test_a_sound_entry_is_not_made_again(tmp_path: Path) -> None:
+    case = made_case(tmp_path)
+    entry = entry_of(case, tmp_path / "cache")
+    before = {path.name: path.stat().st_ino for path in entry.folder.iterdir()}
+    entry_of(case, tmp_path / "cache")
+    assert {path.name: path.stat().st_ino for path in entry.folder.iterdir()} == before
+
+
+@pytest.mark.fault(21)
+def test_points_on_a_long_axis(tmp_path: Path) -> None:
+    """Beyond voxel 32767, 16 bits would wrap to the other side of zero."""
+    label = np.zeros((2, 33_000, 2), np.uint8)
+    label[1, 32_990:] = 1
+    for name, array in (("a", label.astype(np.float32)), ("l", label)):
+        image = nib.Nifti2Image(array, np.eye(4))
+        image.header.set_xyzt_units("mm")
+        image.set_sform(np.eye(4), 1)
+        nib.save(image, tmp_path / f"{name}.nii")
+    (points,) = entry_of(case_of(tmp_path / "a.nii", tmp_path / "l.nii"), tmp_path / "cache").points()
+    assert sorted({int(point[1]) for point in points}) == list(range(32_990, 33_000))
