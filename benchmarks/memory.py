@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional as F
 
 from cmt_med.config.schema import Inference
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.volumes.gate import load_case
 from cmt_med.inference.model import ModelCard, load_model, save_model
 from cmt_med.inference.predict import Ensemble, Predictor

@@ -21,9 +21,10 @@ import typer
 
 from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, CmtError, ConfigError, DataError
 from cmt_med.base.files import require_writable_folder, write_json
+from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.data.conventions.names import MEAN
-from cmt_med.data.manifest import Case, load_manifest, sums_of
+from cmt_med.data.manifest import load_manifest, sums_of
 from cmt_med.data.sources.discover import label_maps_in
 from cmt_med.data.sources.predicted import RunRecord, read_run, targets_in
 from cmt_med.data.volumes.gate import load_labels

@@ -17,17 +17,18 @@ import typer
 from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.base.files import locked, remove_leftovers, require_writable_folder
 from cmt_med.base.text import counted
+from cmt_med.compute.device import pick_device, use_threads
 from cmt_med.compute.limits import Caps
+from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS, labels_by_name, named_convention
 from cmt_med.data.conventions.names import disagreements
-from cmt_med.data.manifest import Case
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.sources.discover import Found, case_of_channels, find_cases
 from cmt_med.inference.cards import joint_card, renumbered, with_settings
 from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, load_model, member_folders
 from cmt_med.inference.predict import Ensemble, Predictor
-from cmt_med.launch.command import Debug, pick_device, run_command, use_threads
+from cmt_med.launch.command import Debug, run_command
 from cmt_med.runs.trained import trained_network
 
 log = logging.getLogger(__name__)

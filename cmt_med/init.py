@@ -30,10 +30,11 @@ from cmt_med.base.text import visible
 from cmt_med.compute.memory import within_what_is_left
 from cmt_med.config.reading import load_config
 from cmt_med.config.schema import Experiment
+from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS, Convention, patient_of, standard_regions
 from cmt_med.data.conventions.names import LABEL_WORDS, TUMOUR_LABELS, is_brain_tumour
 from cmt_med.data.conventions.signs import Signs, cavities_in_doubt, recognise
-from cmt_med.data.manifest import Case, Manifest, manifest_content
+from cmt_med.data.manifest import Manifest, manifest_content
 from cmt_med.data.preprocessing.survey import Survey, survey
 from cmt_med.data.sources.foreign import Scan, scan
 from cmt_med.data.splits import split_cases

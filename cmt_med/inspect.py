@@ -23,7 +23,7 @@ from cmt_med.base.errors import EXIT_DATA, EXIT_DONE, EXIT_SOME_FAILED, ConfigEr
 from cmt_med.base.files import require_writable_folder
 from cmt_med.base.text import visible_lines
 from cmt_med.compute.memory import within_what_is_left
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.sources.gather import Gathered, gather
 from cmt_med.data.volumes.copies import describe_repairs, with_copies, write_list, write_repaired
 from cmt_med.data.volumes.examine import CaseReport, examine

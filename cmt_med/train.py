@@ -17,8 +17,9 @@ from typing import Annotated
 import typer
 
 from cmt_med.base.errors import ConfigError
+from cmt_med.compute.device import pick_device, use_threads
 from cmt_med.config.reading import load_config
-from cmt_med.launch.command import Debug, pick_device, run_command, use_threads
+from cmt_med.launch.command import Debug, run_command
 from cmt_med.runs.folds import check_folds, cross_validate, fold_request
 from cmt_med.runs.prepare import check_network
 from cmt_med.runs.single import Request, run_experiment

@@ -13,11 +13,12 @@ import pytest
 
 from cmt_med.base.errors import EXIT_DATA, EXIT_OUTPUT, EXIT_SOME_FAILED, EXIT_USAGE
 from cmt_med.compare import compare
+from cmt_med.compute.device import THREADS_PER_PROCESSOR
 from cmt_med.evaluate import evaluate
 from cmt_med.infer import infer
 from cmt_med.init import init
 from cmt_med.inspect import inspect
-from cmt_med.launch.command import THREADS_PER_PROCESSOR, run_command
+from cmt_med.launch.command import run_command
 from cmt_med.train import train
 from cmt_med.view import view
 from tests.helpers import known_errors, tiny_config, tiny_dataset

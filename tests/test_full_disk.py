@@ -22,7 +22,8 @@ import torch
 from cmt_med.base.errors import EXIT_OUTPUT, OutputError
 from cmt_med.base.files import TEMPORARY_PREFIX, append_line, locked, write_file, write_json, write_text
 from cmt_med.config.reading import load_config
-from cmt_med.data.manifest import Case, load_manifest, manifest_content
+from cmt_med.data.case import Case
+from cmt_med.data.manifest import load_manifest, manifest_content
 from cmt_med.data.phantom_years import write_as_downloaded
 from cmt_med.data.preprocessing.cache import prepare
 from cmt_med.data.preprocessing.pipeline import preprocessing_settings

@@ -1,4 +1,4 @@
-"""The floors: a room imports only from floors below it."""
+"""The floors: a room imports only from floors below it. Every room, and every module at the root, stands in a table here."""
 
 from __future__ import annotations
 
@@ -10,59 +10,96 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cmt_med"
-FLOORS = {
-    "text": -1, "errors": 0, "files": 0, "blocks": 1, "config": 1, "experiment": 2, "networks": 2, "data": 3, "evaluation": 3,
-    "inference": 4,
-    "training": 5, "reports": 6, "interop": 6,
+VERBS = {"__main__", "compare", "evaluate", "infer", "init", "inspect", "train", "view"}
+"""The only modules at the root, beside the package's own."""
+FLOORS: dict[str, int] = {
+    "base": 0, "config": 1, "compute": 1, "blocks": 1, "networks": 2, "evaluation": 2, "data": 3, "inference": 5,
+    "training": 6, "reports": 7, "runs": 8, "launch": 8,
 }  # fmt: skip
-COMMANDS = 7
-ONLY = {
-    "blocks": {"errors"},
-    "config": {"errors"},
-    "experiment": {"config", "errors"},
-    "networks": {"blocks", "errors"},
-    "text": set(),
-    "errors": {"text"},
-    "files": {"errors"},
-}
-NEVER = {"data": {"networks", "blocks"}, "evaluation": {"networks", "blocks"}, "training": {"networks"},
-         "inference": {"networks"}, "reports": {"networks", "training"}}  # fmt: skip
+ONLY = {  # what a room may import where its floor allows more
+    "config": {"base"}, "compute": {"base"}, "blocks": {"base"}, "networks": {"blocks", "base"}, "evaluation": {"base"},
+    "data": {"base", "config", "compute"},
+}  # fmt: skip
+NEVER = {"training": {"networks"}, "inference": {"networks"}, "reports": {"networks", "training"}}
+DATA = {  # rooms within data; modules beside them stand for themselves
+    "conventions": 0, "case": 0, "volumes": 1, "manifest": 2, "phantom": 1, "phantom_years": 2, "splits": 3, "sources": 3,
+    "preprocessing": 4, "patches": 5,
+}  # fmt: skip
+ROOMS_WITHIN = {"networks": {"encoders", "decoders", "heads", "weights"}, "reports": {"templates", "assets"}}
 
 
-def _room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def _place(module: str) -> tuple[str, str]:
+    """The room of a dotted name, and the room or module within it."""
+    parts = [*module.split(".")[1:], "", ""]
+    return parts[0], parts[1]
 
 
 def _imports(path: Path) -> set[str]:
+    """Dotted names of what a module of the package imports from it, within functions, too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             assert not node.level, f"{path}: a relative import hides its room"
-            names = [f"cmt_med.{alias.name}" for alias in node.names] if node.module == "cmt_med" else [node.module]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("cmt_med.")}
-    return found
+        found |= {name for name in names if name.startswith("cmt_med.")}
+    return found - {"cmt_med.__version__"}
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
+def test_every_room_stands_in_the_table() -> None:
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert modules == VERBS
+    assert rooms == set(FLOORS)
+    assert {path.stem for path in (PACKAGE / "data").glob("*.py")} | {
+        path.parent.name for path in (PACKAGE / "data").glob("*/__init__.py")
+    } == {*DATA, "__init__"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_down(path: Path) -> None:
-    room = _room(path)
-    floor = FLOORS.get(room, COMMANDS)
-    for imported in _imports(path) - {room}:
-        below = FLOORS.get(imported, COMMANDS) < floor or floor == COMMANDS or imported == "errors"
-        assert below, f"{room} imports {imported}"
-        if room in ONLY:
-            assert imported in ONLY[room]
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    room = parts[0]
+    if room in VERBS or room == "__init__":
+        return
+    for module in _imports(path):
+        imported, within = _place(module)
+        if imported == room:
+            if room == "data" and len(parts) > 1 and parts[1] != "__init__" and parts[1] != within:
+                assert DATA[within] < DATA[parts[1]], f"data/{parts[1]} imports data/{within}"
+            continue
+        assert FLOORS[imported] < FLOORS[room] or {imported, room} == {"runs", "launch"}, f"{room} imports {imported}"
+        assert imported in ONLY.get(room, FLOORS)
         assert imported not in NEVER.get(room, set())
 
 
+def test_no_circle() -> None:
+    """Not one module imports another that imports it in turn, at whatever distance, within functions included."""
+    graph: dict[str, set[str]] = {}
+    names = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for p in FILES}
+    for path in FILES:
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        graph[name] = {m if m in names else m.rpartition(".")[0] for m in _imports(path)} & names - {"cmt_med"}
+    done: set[str] = set()
+    for start in graph:
+        _walk(start, graph, [], done)
+
+
+def _walk(name: str, graph: dict[str, set[str]], above: list[str], done: set[str]) -> None:
+    assert name not in above, f"a circle: {' imports '.join([*above[above.index(name) :], name])}"
+    if name not in done:
+        for imported in graph[name]:
+            _walk(imported, graph, [*above, name], done)
+        done.add(name)
+
+
 def test_config_does_not_import_torch() -> None:
-    program = "import sys, cmt_med.experiment; sys.exit('torch' in sys.modules)"
+    program = "import sys, cmt_med.config.reading; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=PACKAGE.parent, check=False).returncode == 0
 
 
@@ -89,7 +126,7 @@ INTO_MEMORY = {  # calls of those names that write no file
 
 
 def _writes(node: ast.Call) -> bool:
-    """Whether a call looks like one that writes a file; ``write_text(path, ...)`` of cmt_med.files is a bare name."""
+    """Whether a call looks like one that writes a file; ``write_text(path, ...)`` of cmt_med.base.files is a bare name."""
     if ast.unparse(node) in INTO_MEMORY:
         return False
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -116,10 +153,12 @@ def test_one_room_writes_files() -> None:
         f"{path.name}:{node.lineno}: {ast.unparse(node)}"
         for path in [*FILES, *pipelines]
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and _writes(node) and path != PACKAGE / "files.py"
+        if isinstance(node, ast.Call) and _writes(node) and path != PACKAGE / "base" / "files.py"
     }
     assert not found
-    own = [node for node in ast.walk(ast.parse((PACKAGE / "files.py").read_text())) if isinstance(node, ast.Call)]
+    own = [
+        node for node in ast.walk(ast.parse((PACKAGE / "base" / "files.py").read_text())) if isinstance(node, ast.Call)
+    ]
     assert sum(map(_writes, own)) >= 5  # the test sees what it looks for
 
 

@@ -18,7 +18,6 @@ import ignite.distributed as idist
 import torch
 
 import cmt_med
-from cmt_med.blocks.conv import channels_last_weights
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ def dense_convolution_rate(seconds: float = 1.0) -> float:
     """GFLOP/s of a dense 3×3×3 convolution (64 channels, 32³, channels-last) with the threads in use now."""
     x = torch.randn(1, 64, 32, 32, 32).to(memory_format=torch.channels_last_3d)
     layer = torch.nn.Conv3d(64, 64, 3, padding=1)
-    channels_last_weights(layer)
+    layer.weight.data = layer.weight.data.to(memory_format=torch.channels_last_3d)
     flops = 2 * 64 * 64 * 27 * 32**3
     best, begun = float("inf"), time.monotonic()
     with torch.inference_mode():

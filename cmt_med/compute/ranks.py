@@ -15,8 +15,8 @@ import ignite.distributed as idist
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from cmt_med.base.errors import Interrupted
 from cmt_med.compute.heartbeat import Pulse
-from cmt_med.training.faults import lost_rank
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 30.0
@@ -125,3 +125,11 @@ def _end_here(why: str) -> None:
     error = lost_rank(why)
     print(error.message(), file=sys.stderr, flush=True)
     os._exit(error.exit_code)  # the main thread waits for the lost process, deep in a library
+
+
+def lost_rank(why: str) -> Interrupted:
+    """The error for a job of which a process is gone."""
+    return Interrupted(
+        "another process of this job is gone", where=f"seen by rank {idist.get_rank()}", why=why.splitlines()[0][-300:],
+        fix="the same command resumes from the last checkpoint", code="E_RANK",
+    )  # fmt: skip

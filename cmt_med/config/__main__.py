@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from cmt_med.config.schema import Experiment
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """Print the schema."""
     print(json.dumps(Experiment.model_json_schema(), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Region
+from cmt_med.data.case import CASE_NAME, Case
 from cmt_med.data.conventions.brats import CONVENTIONS
 from cmt_med.data.conventions.names import (
     MEAN,
@@ -26,30 +27,11 @@ from cmt_med.data.conventions.names import (
     is_brain_tumour,
     require_distinct,
 )
-from cmt_med.data.volumes.formats import volume_stem
+from cmt_med.data.volumes.endings import volume_stem
 
-CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\Z")
 MAX_MANIFEST_BYTES = 200_000_000
 CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256")
 """What is read of a case; other keys are left alone, unless they look like a slip of the pen."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case: files by channel, and what is known beside them.
-
-    ``images`` maps a channel to its file and, for a 4D file with several channels, the position in it (else None).
-    ``group`` is the patient: splits never separate the cases of one group. ``sha256`` has the sums that files must have
-    (data/sums.py), for those that the case list names.
-    """
-
-    name: str
-    images: dict[str, tuple[Path, int | None]]
-    label: Path | None = None
-    mask: Path | None = None
-    group: str = ""
-    fold: int | None = None
-    sha256: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

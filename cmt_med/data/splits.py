@@ -9,7 +9,7 @@ import numpy as np
 
 from cmt_med.base.errors import ConfigError
 from cmt_med.config.schema import Split
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 
 
 def split_cases(cases: Sequence[Case], split: Split, seed: int) -> tuple[list[Case], list[Case]]:

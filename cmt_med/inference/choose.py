@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmt_med.config.schema import Inference
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.volumes.gate import load_case, load_labels
 from cmt_med.inference.postprocess import Target, surrounding, to_labels
 

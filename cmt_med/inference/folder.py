@@ -18,8 +18,8 @@ from cmt_med.base.errors import CmtError, DataError, OutputError
 from cmt_med.base.files import sha256, write_bytes, write_json
 from cmt_med.compute.limits import USUAL_CAPS, Caps, bounded, is_out_of_memory
 from cmt_med.compute.memory import bytes_free
+from cmt_med.data.case import Case
 from cmt_med.data.conventions.names import require_distinct
-from cmt_med.data.manifest import Case
 from cmt_med.data.preprocessing.fingerprint import case_statistics, unlike_training
 from cmt_med.data.preprocessing.pipeline import background_value
 from cmt_med.data.volumes.gate import Grid, Loaded, content_of, load_case

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmt_med.base.errors import OutputError
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.sources.discover import label_maps_in
 
 

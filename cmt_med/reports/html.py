@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from cmt_med.base.files import write_text
 from cmt_med.base.text import visible
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.evaluation.metrics import LESION_COUNTS, metric_of
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.reports import figures

@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import write_json
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.volumes.gate import Grid, load_case, load_labels
 from cmt_med.evaluation.overlap import mask_of
 from cmt_med.evaluation.surface import bounding_box

@@ -26,17 +26,18 @@ from typing import Any
 
 from cmt_med.base.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, ConfigError, Interrupted
 from cmt_med.base.files import locked, read_lines, require_writable_folder, write_folder, write_json, write_text
+from cmt_med.compute.device import pick_device
 from cmt_med.compute.machine import stop_listening
 from cmt_med.config.reading import dump_config
 from cmt_med.config.schema import Experiment, Inference, Split
+from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import lesions_of
-from cmt_med.data.manifest import Case, Manifest, load_manifest, sums_of
+from cmt_med.data.manifest import Manifest, load_manifest, sums_of
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.volumes.gate import content_of
 from cmt_med.inference.choose import Choice, Held, choose_settings
 from cmt_med.inference.model import load_model, save_model
 from cmt_med.inference.results import predictions_in
-from cmt_med.launch.command import pick_device
 from cmt_med.networks import NETWORKS_VERSION
 from cmt_med.reports.html import write_report
 from cmt_med.reports.provenance import shared_and_own

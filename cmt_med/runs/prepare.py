@@ -19,10 +19,11 @@ import torch
 from cmt_med.base.errors import ConfigError, DataError
 from cmt_med.base.text import counted
 from cmt_med.config.schema import Experiment
+from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import standard_regions
 from cmt_med.data.conventions.names import TUMOUR_LABELS, canonical_channel
 from cmt_med.data.conventions.regions import region_values
-from cmt_med.data.manifest import Case, Manifest
+from cmt_med.data.manifest import Manifest
 from cmt_med.data.patches.augment import augment
 from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.phantom import BANNER, make_phantom

@@ -13,6 +13,7 @@ import torch
 
 from cmt_med.base.errors import CmtError, ConfigError, Interrupted
 from cmt_med.compute.limits import is_out_of_memory
+from cmt_med.compute.ranks import lost_rank
 from cmt_med.config.schema import Train
 from cmt_med.data.patches.loader import SHARED_MEMORY
 
@@ -74,11 +75,3 @@ def _explanation(error: Exception, train: Train) -> CmtError | None:
     if idist.get_world_size() > 1 and any(part in text for part in gone):
         return lost_rank(text)
     return None
-
-
-def lost_rank(why: str) -> Interrupted:
-    """The error for a job of which a process is gone."""
-    return Interrupted(
-        "another process of this job is gone", where=f"seen by rank {idist.get_rank()}", why=why.splitlines()[0][-300:],
-        fix="the same command resumes from the last checkpoint", code="E_RANK",
-    )  # fmt: skip

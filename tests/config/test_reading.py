@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cmt_med.base.errors import ConfigError
+from cmt_med.config.__main__ import main
 from cmt_med.config.reading import dump_config, load_config
-from cmt_med.config.schema import main
 
 BASE = """\
 name: x

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.volumes.gate import load_case, load_labels
 
 SHAPE = (5, 6, 7)

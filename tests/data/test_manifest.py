@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from cmt_med.base.errors import CmtError, ConfigError, DataError
 from cmt_med.config.schema import Region, Split
+from cmt_med.data.case import Case
 from cmt_med.data.conventions.names import canonical_channel
 from cmt_med.data.conventions.regions import region_values
-from cmt_med.data.manifest import Case, load_manifest, manifest_content
+from cmt_med.data.manifest import load_manifest, manifest_content
 from cmt_med.data.splits import split_cases
 
 REGIONS = [

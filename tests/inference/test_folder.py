@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from cmt_med.base.errors import DataError, OutputError
-from cmt_med.data.manifest import Case, load_manifest
+from cmt_med.data.case import Case
+from cmt_med.data.manifest import load_manifest
 from cmt_med.data.volumes.gate import load_labels
 from cmt_med.data.volumes.grid import Grid
 from cmt_med.data.volumes.sums import volume_sum

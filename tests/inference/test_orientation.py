@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.inference.folder import infer_cases
 from tests.inference.models import random_ensemble
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cmt_med.base.text import visible
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.reports.text import json_for_page

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import OutputError
 from cmt_med.base.files import sha256, write_file, write_json
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.preprocessing.fingerprint import case_statistics
 from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing
 from cmt_med.data.volumes.gate import content_of, load_case

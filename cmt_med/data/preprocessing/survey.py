@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
 from cmt_med.compute.memory import no_memory
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.preprocessing.pipeline import foreground_of
 from cmt_med.data.volumes.flags import copied_channels

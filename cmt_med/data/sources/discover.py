@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_med.base.errors import ConfigError, DataError
+from cmt_med.data.case import CASE_NAME, Case
 from cmt_med.data.conventions.brats import CONVENTIONS
 from cmt_med.data.conventions.names import (
     LABEL_WORDS,
@@ -19,10 +20,11 @@ from cmt_med.data.conventions.names import (
     place_of,
     require_distinct,
 )
-from cmt_med.data.manifest import CASE_NAME, Case, load_manifest
+from cmt_med.data.manifest import load_manifest
 from cmt_med.data.sources.foreign import read_table
 from cmt_med.data.sources.walk import walk
-from cmt_med.data.volumes.formats import is_series, looks_like_volume, volume_stem
+from cmt_med.data.volumes.endings import looks_like_volume, volume_stem
+from cmt_med.data.volumes.formats import is_series
 from cmt_med.data.volumes.streams import io_error, readable_name
 
 log = logging.getLogger(__name__)

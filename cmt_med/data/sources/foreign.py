@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_med.base.errors import DataError
+from cmt_med.data.case import CASE_NAME, Case
 from cmt_med.data.conventions.names import (
     LABEL_WORDS,
     MASK_WORDS,
@@ -21,9 +22,9 @@ from cmt_med.data.conventions.names import (
     case_and_word,
     place_of,
 )
-from cmt_med.data.manifest import CASE_NAME, Case, listed_file, load_manifest
+from cmt_med.data.manifest import listed_file, load_manifest
 from cmt_med.data.sources.walk import walk
-from cmt_med.data.volumes.formats import looks_like_volume, volume_stem
+from cmt_med.data.volumes.endings import looks_like_volume, volume_stem
 
 MAX_DEPTH = 5
 MAX_CSV_BYTES = 200_000_000

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_med.base.errors import DataError
+from cmt_med.data.case import Case
 from cmt_med.data.conventions.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel
-from cmt_med.data.manifest import Case, load_manifest
-from cmt_med.data.volumes.formats import kind_of, looks_like_volume, volume_stem
+from cmt_med.data.manifest import load_manifest
+from cmt_med.data.volumes.endings import looks_like_volume, volume_stem
+from cmt_med.data.volumes.formats import kind_of
 from cmt_med.data.volumes.recognise import DICOM
 from cmt_med.data.volumes.streams import io_error, readable_name
 

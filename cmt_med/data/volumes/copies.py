@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol
 
 from cmt_med.base.errors import ConfigError, DataError, OutputError
 from cmt_med.base.files import write_file, write_json
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.volumes.decoder import decode, repair
 from cmt_med.data.volumes.streams import CHUNK, readable_name
 from cmt_med.data.volumes.sums import volume_sum

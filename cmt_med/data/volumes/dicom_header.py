@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.volumes.formats import VOLUME_ENDINGS
+from cmt_med.data.volumes.endings import VOLUME_ENDINGS
 from cmt_med.data.volumes.streams import MAX_BYTES, Stream, io_error, open_regular, readable_name
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import numpy as np
 
 from cmt_med.base.errors import DataError
 from cmt_med.compute.memory import no_memory
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.volumes.decoder import Volume, decode
 from cmt_med.data.volumes.flags import flags_of
 from cmt_med.data.volumes.gate import grid_of, require_same_grid

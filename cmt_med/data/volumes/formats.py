@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.volumes import metaimage, nifti, nrrd
+from cmt_med.data.volumes.endings import VOXELS_BESIDE, looks_like_volume
 from cmt_med.data.volumes.header import Opened
 from cmt_med.data.volumes.recognise import DICOM, META, NIFTI, NRRD, PAIR, Kind, recognise
 from cmt_med.data.volumes.streams import Stream, io_error, readable_name
@@ -19,21 +20,6 @@ _READERS: dict[Kind, tuple[Callable[[Path, Stream], Opened], tuple[str, ...]]] =
     META: (metaimage.read, (".mha", ".mhd")),
 }
 """What a file is -> its reader, and the endings that it may have."""
-
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")
-"""Endings of files that are a volume, or the header of one; DICOM series are folders."""
-_VOXELS_BESIDE = (".img", ".img.gz")
-
-
-def volume_stem(path: Path) -> str:
-    """The name of a file or a folder of slices without a volume's ending (``"p1_t1"`` for ``p1_t1.nii.gz``)."""
-    ending = next((e for e in (*VOLUME_ENDINGS, *_VOXELS_BESIDE, ".dcm") if path.name.lower().endswith(e)), "")
-    return path.name[: len(path.name) - len(ending)]
-
-
-def looks_like_volume(path: Path) -> bool:
-    """Whether a file's name is that of a volume (which is not to say that it is one)."""
-    return path.name.lower().endswith(VOLUME_ENDINGS)
 
 
 def is_series(path: Path) -> bool:
@@ -74,7 +60,7 @@ def open_volume(path: Path) -> Opened:
         from cmt_med.data.volumes import dicom  # pydicom takes a quarter of a second to import
 
         return dicom.read_series(path)
-    if path.name.lower().endswith(_VOXELS_BESIDE):
+    if path.name.lower().endswith(VOXELS_BESIDE):
         path = nifti.partner(path)
     stream = Stream(path)
     try:
@@ -105,7 +91,7 @@ def files_of(path: Path) -> list[Path]:
 
         return dicom_header.slices_in(path)
     lower = path.name.lower()
-    if lower.endswith((".hdr", ".hdr.gz", *_VOXELS_BESIDE)):
+    if lower.endswith((".hdr", ".hdr.gz", *VOXELS_BESIDE)):
         return sorted([path, nifti.partner(path)])
     if lower.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):  # each of them can name a file for its voxels
         with contextlib.closing(Stream(path, deflated=False)) as stream:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import CmtError, DataError
 from cmt_med.compute.memory import no_memory
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.volumes.decoder import Check, Volume, decode
 from cmt_med.data.volumes.flags import image_flags
 from cmt_med.data.volumes.grid import Grid, corner_distance

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.preprocessing.cache import Entry, prepare
 from cmt_med.data.volumes.sums import volume_sum
 from tests.data.made import IMAGE, LABEL, case_of, nifti

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from cmt_med.config.schema import Data
-from cmt_med.data.manifest import Case, load_manifest
+from cmt_med.data.case import Case
+from cmt_med.data.manifest import load_manifest
 from cmt_med.data.preprocessing.fingerprint import (
     Fingerprint,
     case_statistics,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cmt_med.base.errors import ConfigError, OutputError
-from cmt_med.data.manifest import Case, load_manifest
+from cmt_med.data.case import Case
+from cmt_med.data.manifest import load_manifest
 from cmt_med.data.volumes.copies import with_copies, write_list, write_repaired
 from cmt_med.data.volumes.decoder import decode
 from cmt_med.data.volumes.gate import grid_of

@@ -13,7 +13,8 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from cmt_med.data.volumes.decoder import decode
-from cmt_med.data.volumes.formats import files_of, volume_stem
+from cmt_med.data.volumes.endings import volume_stem
+from cmt_med.data.volumes.formats import files_of
 from cmt_med.data.volumes.gate import grid_of
 from cmt_med.data.volumes.sums import volume_sum
 from tests.data.made import IMAGE, LABEL, refusal

@@ -20,7 +20,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.manifest import Case, load_manifest
+from cmt_med.data.case import Case
+from cmt_med.data.manifest import load_manifest
 from cmt_med.data.volumes.examine import examine
 from cmt_med.data.volumes.gate import load_case, load_labels
 from cmt_med.data.volumes.sums import volume_sum

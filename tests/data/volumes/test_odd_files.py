@@ -17,7 +17,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.volumes.decoder import decode
 from cmt_med.data.volumes.gate import grid_of, load_case
 from cmt_med.data.volumes.values import brightness

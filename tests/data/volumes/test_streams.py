@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.manifest import Case
+from cmt_med.data.case import Case
 from cmt_med.data.volumes.decoder import Decoder, decode
 from cmt_med.data.volumes.gate import load_case
 from cmt_med.data.volumes.streams import open_regular

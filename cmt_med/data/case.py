@@ -1,0 +1,27 @@
+"""A case: its files, and what is known beside them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\Z")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: files by channel, and what is known beside them.
+
+    ``images`` maps a channel to its file and, for a 4D file with several channels, the position in it (else None).
+    ``group`` is the patient: splits never separate the cases of one group. ``sha256`` has the sums that files must have
+    (data/sums.py), for those that the case list names.
+    """
+
+    name: str
+    images: dict[str, tuple[Path, int | None]]
+    label: Path | None = None
+    mask: Path | None = None
+    group: str = ""
+    fold: int | None = None
+    sha256: dict[Path, str] = field(default_factory=dict)
