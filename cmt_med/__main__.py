@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import sys
 
-from cmt_med.compute.interrupts import leave_at_once
+import typer
+
+from cmt_med.compare import compare
+from cmt_med.evaluate import evaluate
+from cmt_med.infer import infer
+from cmt_med.init import init
+from cmt_med.inspect import inspect
+from cmt_med.launch.command import HELP_OPTIONS, run_app
+from cmt_med.train import train
+from cmt_med.view import view
 
 
 def main() -> int:
     """Run the command named on the command line."""
-    leave_at_once()  # before the imports below, which take seconds
-    import typer
-
-    from cmt_med.compare import compare
-    from cmt_med.evaluate import evaluate
-    from cmt_med.infer import infer
-    from cmt_med.init import init
-    from cmt_med.inspect import inspect
-    from cmt_med.launch.command import HELP_OPTIONS, run_app
-    from cmt_med.train import train
-    from cmt_med.view import view
-
     app = typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True,
-        context_settings=HELP_OPTIONS,
+        pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True, context_settings=HELP_OPTIONS,
         help="Segmentation of medical images with CMT networks: inspect, init, train, infer, evaluate, view, compare. "
         "--version prints the version.",
     )  # fmt: skip
     for command in (inspect, init, train, infer, evaluate, view, compare):
         app.command(context_settings=HELP_OPTIONS)(command)
-    return run_app(app)
+    return run_app(app, name="cmt-med")
 
 
 if __name__ == "__main__":

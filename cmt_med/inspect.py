@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from cmt_med.compute.interrupts import leave_at_once
-
-if __name__ == "__main__":
-    leave_at_once()  # before the imports below, which take seconds
-
-import json
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
-from cmt_med.base.errors import EXIT_DATA, EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
-from cmt_med.base.files import require_writable_folder
-from cmt_med.base.text import visible_lines
-from cmt_med.compute.memory import within_what_is_left
-from cmt_med.data.case import Case
-from cmt_med.data.sources.gather import Gathered, gather
-from cmt_med.data.volumes.copies import describe_repairs, with_copies, write_list, write_repaired
-from cmt_med.data.volumes.examine import CaseReport, examine
-from cmt_med.data.volumes.streams import readable_name
-from cmt_med.launch.command import Debug, run_command
+from cmt_med.launch.command import Debug, begin_work, run_command
 
 
 def inspect(
@@ -55,150 +35,10 @@ def inspect(
 
     --hash writes OUTPUT/LIST.sha256.json; wherever that list is used, a file that has changed since is refused.
     """
-    if (fix or hashes) and output is None:
-        raise ConfigError(
-            "--fix and --hash need a folder to write to",
-            where="--output",
-            why="nothing is written beside or over the data",
-            fix="add --output DIR",
-        )
-    found = gather(path)
-    if hashes and found.case_list is None:
-        raise ConfigError(
-            "--hash needs a case list",
-            where=str(path),
-            why="the sums are kept in it",
-            fix="give a .json, or make one with init",
-        )
-    if not found.cases:
-        raise found.problems[0] if found.problems else _nothing(path, found)
-    reports = _examined(found, found.cases)
-    content = _content(path, found, reports)
-    if fix and output is not None:
-        require_writable_folder(output)
-        copies, done = write_repaired(found.cases, path if path.is_dir() else path.parent, output)
-        content["repaired"] = describe_repairs(done, copies)
-        if found.case_list is not None and copies:
-            write_list(found.case_list, output / found.case_list.name, copies, sums=False)
-            content["list"] = str(output / found.case_list.name)
-        reports = _examined(found, [with_copies(case, copies) for case in found.cases])
-        content["faulty_after"] = [report.name for report in reports if report.problems]
-    if hashes and output is not None and found.case_list is not None:
-        target = output / f"{found.case_list.stem}.sha256.json"
-        write_list(found.case_list, target, {}, sums=True)
-        content["sums"] = str(target)
-    print(json.dumps(content, indent=1) if as_json else visible_lines("\n".join(_text(content))))
-    return _exit_code(reports, found)
+    from cmt_med.runs.inspection import inspect_path  # what computes takes seconds to import
 
-
-def _examined(found: Gathered, cases: Sequence[Case]) -> list[CaseReport]:
-    allowed = list(found.labels.values()) or None
-    console = Console(stderr=True)
-    progress = Progress(console=console, disable=not console.is_terminal, transient=True)
-    with within_what_is_left(), progress as bar:
-        return [
-            examine(case, found.channels, allowed, listed=found.case_list is not None)
-            for case in bar.track(cases, description="reading")
-        ]
-
-
-def _exit_code(reports: Sequence[CaseReport], found: Gathered) -> int:
-    faulty = sum(bool(report.problems) for report in reports)
-    if faulty == len(reports):
-        return EXIT_DATA
-    return EXIT_SOME_FAILED if faulty or found.problems else EXIT_DONE
-
-
-def _nothing(path: Path, found: Gathered) -> DataError:
-    there = ", ".join(f"{count} × {what}" for what, count in found.others.most_common(5))
-    return DataError(
-        "there is no volume here", where=readable_name(path), why=f"there is {there or 'nothing'}",
-        fix="give a NIfTI, NRRD or MetaImage file, a folder of them or of DICOM slices, or a case list", code="E_FORMAT",
-    )  # fmt: skip
-
-
-def _content(path: Path, found: Gathered, reports: Sequence[CaseReport]) -> dict[str, Any]:
-    files = [file for report in reports for file in report.files]
-    sound = [file for file in files if file.format]
-    values = Counter(value for report in reports for value in {v for file in report.files for v in file.labels or ()})
-    names = {value: name for name, value in found.labels.items()}
-    return {
-        "path": readable_name(path),
-        "kind": found.kind,
-        "summary": {
-            "cases": len(reports),
-            "faulty": sum(bool(report.problems) for report in reports),
-            "flagged": sum(bool(report.flags) for report in reports),
-            "formats": Counter(file.format for file in sound),
-            "channels": Counter(name for case in found.cases for name in case.images),
-            "labels": {value: {"name": names.get(value, ""), "cases": values[value]} for value in sorted(values)},
-            "shapes": _counted("×".join(map(str, file.shape)) for file in sound),
-            "spacings_mm": _counted("×".join(f"{v:.4g}" for v in file.spacing) for file in sound),
-            "axes": _counted(file.axes + (" (oblique)" if file.oblique_degrees > 0.1 else "") for file in sound),
-            "other_files": found.others,
-        },
-        "cases": [asdict(report) for report in reports],
-        "problems": [error.as_dict() for error in found.problems],
-    }
-
-
-def _counted(items: Iterator[str]) -> dict[str, int]:
-    return dict(Counter(items).most_common())
-
-
-def _text(content: dict[str, Any]) -> Iterator[str]:
-    summary = content["summary"]
-    counts = f"{summary['cases']} cases, {summary['faulty']} faulty, {summary['flagged']} flagged"
-    yield f"{content['path']}: {content['kind']}, {counts}"
-    for name in ("formats", "channels", "shapes", "spacings_mm", "axes", "other_files"):
-        yield from _row(name.replace("_", " "), summary[name])
-    yield from _row(
-        "labels", {f"{v} {label['name']}".strip(): label["cases"] for v, label in summary["labels"].items()}
-    )
-    for case in content["cases"]:
-        yield f"\n{'FAULTY' if case['problems'] else 'flag' if case['flags'] else 'ok':7s}{case['name']}"
-        for file in case["files"]:
-            yield f"       {file['role']}: {_file(file)}"
-        yield from (f"       flag: {flag}" for flag in case["flags"])
-        yield from _problems(case["problems"])
-    yield from _problems(content["problems"])
-    for repair in content.get("repaired", ()):
-        yield f"\nrepaired {repair['file']}\n  as {repair['copy']}:"
-        yield from (f"  {clause}" for clause in repair["done"])
-    if "faulty_after" in content:
-        yield f"\nfaulty after repair: {', '.join(content['faulty_after']) or 'none'}"
-    for key in ("list", "sums"):
-        if key in content:
-            yield f"wrote {content[key]}"
-
-
-def _row(name: str, counts: dict[str, int]) -> Iterator[str]:
-    shown = [f"{what} ({count})" for what, count in list(counts.items())[:8]]
-    more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
-    if shown:
-        yield f"  {name + ':':14s} {', '.join(shown)}{more}"
-
-
-def _file(file: dict[str, Any]) -> str:
-    if not file["format"]:
-        return file["path"]
-    parts = [
-        f"{file['format']} {file['dtype']} {'×'.join(map(str, file['shape']))}",
-        f"{'×'.join(f'{v:.4g}' for v in file['spacing'])} mm {file['axes']}",
-    ]
-    if file["oblique_degrees"] > 0.1:
-        parts.append(f"{file['oblique_degrees']:.3g}° oblique")
-    if file["range"] is not None:
-        parts.append(f"{file['range'][0]:.5g} to {file['range'][1]:.5g}")
-    if file["labels"] is not None:
-        parts.append("labels " + ", ".join(f"{value}: {count}" for value, count in file["labels"].items()))
-    return ", ".join([*parts, *file["notes"]])
-
-
-def _problems(problems: Sequence[dict[str, str]]) -> Iterator[str]:
-    for problem in problems:
-        yield f"       [{problem['code']}] {problem['what']}"
-        yield from (f"         {part}: {problem[part]}" for part in ("where", "why", "fix") if problem[part])
+    begin_work()
+    return inspect_path(path, as_json=as_json, fix=fix, hashes=hashes, output=output)
 
 
 def main() -> int:

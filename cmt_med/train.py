@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from cmt_med.compute.interrupts import leave_at_once
-
-if __name__ == "__main__":
-    leave_at_once()  # before the imports below, which take seconds
-
-import json
-import logging
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cmt_med.base.errors import ConfigError
-from cmt_med.compute.device import pick_device, use_threads
-from cmt_med.config.reading import load_config
-from cmt_med.launch.command import Debug, run_command
-from cmt_med.runs.folds import check_folds, cross_validate, fold_request
-from cmt_med.runs.prepare import check_network
-from cmt_med.runs.single import Request, run_experiment
-
-log = logging.getLogger(__name__)
+from cmt_med.launch.command import Debug, begin_work, run_command
 
 
 def train(
@@ -55,28 +39,21 @@ def train(
     With --set folds=5, each fold's network is trained in fold_0/, fold_1/, ...; report/ scores every case by the network
     that has not seen it, and model/ holds all networks, as an ensemble for infer.
     """
-    started = time.monotonic()
-    use_threads(threads)
-    overrides = list(set or []) + ([f"output={json.dumps(str(output))}"] if output is not None else [])
-    experiment = load_config(config, overrides)
-    check_network(experiment, fresh=fresh)
-    devices = [name.strip() for name in device.split(",")]
-    if experiment.folds is None and (fold is not None or len(devices) > 1):
-        raise ConfigError(
-            "the config has no folds", where=f"--fold {fold}" if fold is not None else f"--device {device}",
-            why="a single training runs on one device; torchrun spreads it over several", fix="add --set folds=5",
-        )  # fmt: skip
-    request = Request(experiment, tuple(overrides), pick_device(devices[0]), started, fresh, dry_run, limit)
-    if experiment.folds is None:
-        if experiment.inference.choose:
-            log.info(
-                "inference.choose waits for folds (--set folds=5): settings are chosen on out-of-fold predictions alone"
-            )
-        return run_experiment(request)
-    if dry_run:
-        check_folds(experiment)
-        return run_experiment(fold_request(request, fold or 0))
-    return cross_validate(request, only=fold, devices=devices, arguments=sys.argv[1:])
+    from cmt_med.runs.training import train_from_config  # what computes takes seconds to import
+
+    begin_work()
+    return train_from_config(
+        config,
+        settings=set,
+        output=output,
+        fresh=fresh,
+        dry_run=dry_run,
+        limit=limit,
+        fold=fold,
+        device=device,
+        threads=threads,
+        arguments=sys.argv[1:],
+    )
 
 
 def main() -> int:

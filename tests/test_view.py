@@ -26,7 +26,8 @@ from cmt_med.evaluate import evaluate
 from cmt_med.launch.command import run_command
 from cmt_med.reports.sources import find_source
 from cmt_med.reports.viewer import viewer_script
-from cmt_med.view import listen, make_server, view
+from cmt_med.reports.viewing import listen, make_server
+from cmt_med.view import view
 from tests.browser import check_layers, chromium, console, require_browser, wait_for, wait_for_case
 from tests.helpers import tiny_dataset
 from tests.hostile import NAMES
@@ -289,7 +290,7 @@ def test_the_browser_is_given_a_private_file(folders: Path, tmp_path: Path) -> N
 def test_without_the_viewer_the_error_says_how_to_get_it(
     folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cmt_med.view.viewer_script", lambda: None)
+    monkeypatch.setattr("cmt_med.reports.viewing.viewer_script", lambda: None)
     assert run_command(view, [str(folders / "run"), "--no-browser"]) == EXIT_USAGE
     message = capsys.readouterr().err
     assert all(part in message for part in ("E_VIEWER", "where:", "why:", "make viewer"))
@@ -298,7 +299,7 @@ def test_without_the_viewer_the_error_says_how_to_get_it(
 def test_without_the_extra_the_error_says_how_to_get_it(
     folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cmt_med.view.viewer_script", lambda: STUB)
+    monkeypatch.setattr("cmt_med.reports.viewing.viewer_script", lambda: STUB)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert run_command(view, [str(folders / "run"), "--no-browser"]) == EXIT_USAGE
     message = capsys.readouterr().err
@@ -306,7 +307,7 @@ def test_without_the_extra_the_error_says_how_to_get_it(
 
 
 def test_a_folder_with_nothing_to_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cmt_med.view.viewer_script", lambda: STUB)
+    monkeypatch.setattr("cmt_med.reports.viewing.viewer_script", lambda: STUB)
     assert run_command(view, [str(tmp_path), "--no-browser"]) == EXIT_DATA
     assert run_command(view, [str(tmp_path / "absent"), "--no-browser"]) == EXIT_DATA
 

@@ -17,7 +17,7 @@ import typer
 import cmt_med
 from cmt_med.base import errors
 from cmt_med.base.text import visible, visible_lines
-from cmt_med.compute.interrupts import MESSAGE, raise_interrupts, were_asked
+from cmt_med.compute.interrupts import MESSAGE, leave_at_once, raise_interrupts, were_asked
 
 # typer keeps its own copy of click since 0.20-odd; either way, this is the UsageError that it raises.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -36,15 +36,23 @@ def run_command(command: Callable[..., int | None], arguments: list[str] | None 
     return run_app(app, arguments)
 
 
-def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
-    """Run a typer application and return its exit code; errors are printed with their four parts."""
+def begin_work() -> None:
+    """Let signals raise from here on; before, while libraries are imported, they end the process with a message."""
+    raise_interrupts()
+
+
+def run_app(app: typer.Typer, arguments: list[str] | None = None, *, name: str | None = None) -> int:
+    """Run a typer application and return its exit code; errors are printed with their four parts.
+
+    ``name`` is what it is called in help texts and by shell completion; by default, as it was started.
+    """
     to_stderr = logging.StreamHandler()
     to_stderr.setFormatter(_Readable("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
     for noisy in ("monai", "matplotlib", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it logs every exception that passes; we print it once
-    raise_interrupts()
+    leave_at_once()
     _print_whatever_it_is()
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
@@ -53,7 +61,7 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
         return errors.EXIT_DONE
     try:
         _require_no_empty(given)
-        code: Any = app(args=arguments, standalone_mode=False)
+        code: Any = app(args=arguments, standalone_mode=False, prog_name=name)
         if code == _TYPER_INTERRUPTED:
             return _interrupted()
         return code if isinstance(code, int) else errors.EXIT_DONE
@@ -63,6 +71,9 @@ def run_app(app: typer.Typer, arguments: list[str] | None = None) -> int:
         print(error.message(), file=sys.stderr)
         return error.exit_code
     except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+            return errors.EXIT_USAGE
         command = error.ctx.command_path if error.ctx is not None else "cmt-med"
         usage = errors.ConfigError(
             "the command line is not understood", where=command, why=error.format_message(), fix=f"see {command} --help",

@@ -1,0 +1,262 @@
+"""Scores of a folder of predictions against references: the report of ``cmt-med evaluate``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, CmtError, ConfigError, DataError
+from cmt_med.base.files import require_writable_folder, write_json
+from cmt_med.data.case import Case
+from cmt_med.data.conventions.brats import lesions_of
+from cmt_med.data.conventions.names import MEAN
+from cmt_med.data.manifest import load_manifest, sums_of
+from cmt_med.data.sources.discover import label_maps_in
+from cmt_med.data.sources.predicted import RunRecord, read_run, targets_in
+from cmt_med.data.volumes.gate import load_labels
+from cmt_med.evaluation.lesions import lesion_rule_named
+from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_tolerances
+from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
+from cmt_med.reports.html import write_report
+from cmt_med.reports.provenance import describe_evaluation
+from cmt_med.reports.scores import empty_rule_of, score_folder, write_metrics
+from cmt_med.reports.terminal import print_summary
+
+log = logging.getLogger(__name__)
+
+
+def score_predictions(
+    predictions: Path, references: Path, output: Path, *, labels: list[str] | None = None, empty: str | None = None,
+    tolerance: list[float] | None = None, lesion_wise: str | None = None,
+) -> int:  # fmt: skip
+    """Score a folder of predictions, write the report, and return the exit code; arguments as of ``cmt-med evaluate``.
+
+    Raises:
+        ConfigError: for arguments that do not fit together; DataError: E_MISSING, E_LABEL, E_IO, E_RUN.
+    """
+    asked = None if empty is None else _rule(empty)
+    tolerances = tolerance or list(DEFAULT_TOLERANCES)
+    check_tolerances(tolerances)
+    lesions = None if lesion_wise == "none" else lesion_wise
+    if lesions is not None:
+        lesion_rule_named(lesions)
+    run = _run_of(predictions)
+    targets = _targets(labels, run)
+    expected = _references(references, targets, run, predictions, by_name=not labels)
+    targets = {name: values for name, values in targets.items() if name in expected.targets}
+    if lesion_wise is None:
+        lesions = lesions_of(expected.convention)
+    rule = asked or empty_rule_of(expected.convention or run.convention)
+    predicted = {name: path for name, path in label_maps_in(predictions).items() if name not in run.failed}
+    if not set(predicted) & set(expected.files):
+        raise DataError(
+            "no prediction has the name of a reference",
+            where=str(predictions),
+            why=f"predictions: {_some(predicted)}; references: {_some(expected.files)}",
+            fix="check --predictions and --references; names must be the same but for the ending. Where references are named "
+            "otherwise, as in a data set as downloaded, give its case list (cmt-med init writes one)",
+            code="E_MISSING",
+        )
+    if output.resolve() == predictions.resolve():
+        raise ConfigError(
+            "the report would lie among the predictions", where=f"--output {output}",
+            why="both have a failures.json", fix="give another folder",
+        )  # fmt: skip
+    require_writable_folder(output)
+    unnamed = bool(labels) and run.labels is None
+    known = _named_or_seen(targets, expected) if unnamed else _values_of(run)
+    scored, failures = score_folder(
+        predicted,
+        expected.files,
+        targets,
+        reference_targets=expected.targets,
+        reference_values=expected.values,
+        predicted_values=known,
+        rule=rule,
+        tolerances=tolerances,
+        lesions=lesions,
+        sums=sums_of(expected.cases.values()),
+    )
+    if unnamed and not scored and {failure["code"] for failure in failures} == {"E_LABEL"}:
+        raise _misnumbered(failures, predictions)
+    for name in _nowhere(scored, targets):
+        log.warning("%s is in no reference and no prediction (label %s)", name, ", ".join(map(str, targets[name])))
+    if failures:
+        write_json(output / "failures.json", failures)
+    else:
+        (output / "failures.json").unlink(missing_ok=True)
+    options = {
+        "predictions": predictions, "references": references, "output": output, "labels": labels, "empty": empty,
+        "tolerance": tolerance, "lesion_wise": lesion_wise,
+    }  # fmt: skip
+    described = describe_evaluation(options, expected.path, expected.files)
+    metrics = write_metrics(
+        output, scored, targets, rule=rule, tolerances=tolerances, lesions=lesions, failures=failures,
+        extra={"run": run.model_dump(exclude_unset=True), "notice": run.notice, "evaluation": described},
+    )  # fmt: skip
+    report = write_report(
+        output, metrics, title=f"Evaluation of {run.model or predictions.name}", cases=expected.cases,
+        predictions=predicted, references=expected.files,
+        reference_targets=expected.targets, banner=run.notice,
+    )  # fmt: skip
+    print_summary(metrics)
+    print(f"report: {report}")
+    return EXIT_SOME_FAILED if failures else EXIT_DONE
+
+
+@dataclass(frozen=True)
+class _References:
+    """What predictions are held against: files by case, targets in their numbers, and what a case list adds."""
+
+    path: Path
+    files: dict[str, Path]
+    targets: Mapping[str, Sequence[int]]
+    values: list[int] | None = None
+    cases: dict[str, Case] = field(default_factory=dict)
+    convention: str = ""
+
+
+def _references(
+    path: Path, targets: Mapping[str, list[int]], run: RunRecord, predictions: Path, *, by_name: bool
+) -> _References:
+    """The references under a path; with ``by_name``, the run's targets are put into a case list's numbers.
+
+    A folder has no names: with ``by_name``, its label maps are held to the run's numbers, and another numbering is an
+    error.
+    """
+    if path.is_dir() and (path / "dataset.json").is_file():
+        path = path / "dataset.json"
+    if path.suffix.lower() == ".json":
+        manifest = load_manifest(path)
+        cases = {case.name: case for case in manifest.cases if case.label is not None}
+        if run.cases is not None:
+            cases = {name: case for name, case in cases.items() if name in set(run.cases)}
+        theirs = targets_in(manifest, run, predictions) if by_name else targets
+        for target in [target for target in targets if target not in theirs]:
+            log.warning("%s is not scored: %s has no label of it", target, path.name)
+        if by_name and "RC" in manifest.labels and "RC" not in (run.labels or {}):
+            log.warning("RC is not scored: the model does not know it")
+        found = _References(
+            path,
+            {name: case.label for name, case in cases.items() if case.label is not None},
+            theirs,
+            list(manifest.labels.values()) or None,
+            cases,
+            manifest.convention,
+        )
+    elif path.is_file():
+        raise DataError(
+            "neither a folder of label maps nor a case list", where=str(path), why="nothing else says what labels mean",
+            fix="give the folder, or a case list (.json); cmt-med init TABLE.csv --output my.yaml makes a table one: my.json",
+            code="E_IO",
+        )  # fmt: skip
+    else:
+        found = _References(path, label_maps_in(path), targets, _values_of(run) if by_name else None)
+    if not found.files:
+        raise DataError(
+            "there are no references", where=str(path), why="no label map lies directly in it" if path.is_dir() else
+            "none of its cases that were predicted has a label",
+            fix="give a folder of label maps named like the predictions, or a case list (cmt-med init writes one for a data "
+            "set as downloaded)", code="E_IO",
+        )  # fmt: skip
+    return found
+
+
+def _named_or_seen(targets: Mapping[str, Sequence[int]], expected: _References) -> list[int]:
+    """Values that predictions without a run.json may have: those that --labels or the case list name, or any reference has.
+
+    Scoring a part of the labels on purpose is possible: the references have the others, too, if not in the same case. A value
+    that is in predictions alone is a label under another number more often than a structure that nobody has drawn, and would
+    be scored as background.
+    """
+    seen = {0, *(expected.values or ())}.union(*targets.values(), *expected.targets.values())
+    sums = sums_of(expected.cases.values())
+    for case, path in expected.files.items():
+        with contextlib.suppress(CmtError):  # the scoring says what is wrong with it
+            seen |= set(np.flatnonzero(np.bincount(load_labels(path, case, sums=sums)[0].ravel(order="K"))).tolist())
+    return sorted(seen)
+
+
+def _misnumbered(failures: Sequence[Mapping[str, str]], predictions: Path) -> DataError:
+    return DataError(
+        "no case can be scored: label values do not fit", where=str(predictions),
+        why=f"{failures[0]['where']}: {failures[0]['what']}; {failures[0]['why']}",
+        fix="give the numbers that the files have with --labels, name what else they hold, too, or renumber the files",
+        code="E_LABEL",
+    )  # fmt: skip
+
+
+def _nowhere(scored: Mapping[str, Mapping[str, Scores]], targets: Mapping[str, Sequence[int]]) -> list[str]:
+    """Targets that no volume has: their perfect scores are more often a slip of the pen than a finding."""
+    voxels = ("reference_voxels", "predicted_voxels")
+    return [
+        name for name in targets if scored and not any(case[name][key] for case in scored.values() for key in voxels)
+    ]
+
+
+def _rule(name: str) -> EmptyRule:
+    for rule in EMPTY_RULES:
+        if name == rule:
+            return rule
+    raise ConfigError(
+        f"rule {name!r} is unknown",
+        where="--empty",
+        why="it says what an empty reference means",
+        fix=f"use {' or '.join(EMPTY_RULES)}",
+    )
+
+
+def _some(names: Collection[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "") or "none"
+
+
+def _run_of(predictions: Path) -> RunRecord:
+    """What the predictions' run.json says; nothing where there is none."""
+    if not predictions.is_dir():
+        raise DataError("there are no predictions", where=str(predictions), fix="check --predictions", code="E_IO")
+    return read_run(predictions) or RunRecord()
+
+
+def _values_of(run: RunRecord) -> list[int] | None:
+    return None if run.labels is None else sorted({0, *run.labels.values()})
+
+
+def _targets(labels: list[str] | None, run: RunRecord) -> dict[str, list[int]]:
+    if not labels:
+        if run.targets is None:
+            raise ConfigError(
+                "what to score is not known", where="--labels",
+                why="the predictions have no run.json that says it", fix="name the labels: --labels tumour=1 --labels edema=2",
+            )  # fmt: skip
+        return run.targets
+    targets: dict[str, list[int]] = {}
+    for item in labels:
+        name, _, values = item.partition("=")
+        if not name or not re.fullmatch(r"\s*[0-9]{1,5}\s*(,\s*[0-9]{1,5}\s*)*", values):
+            raise ConfigError(
+                "--labels needs NAME=VALUE[,VALUE]",
+                where=repr(item),
+                why="a name without numbers says nothing of the files",
+                fix="for example --labels core=1,4",
+            )
+        if name == MEAN:
+            raise ConfigError(
+                f"nothing that is scored can be called {MEAN}", where=repr(item), why="reports call the average so",
+                fix="give it another name",
+            )  # fmt: skip
+        if name in targets:
+            raise ConfigError(
+                f"--labels names {name} twice",
+                where=repr(item),
+                why="one would replace the other",
+                fix=f"give all of its values at once: {name}=1,4",
+            )
+        targets[name] = [int(part) for part in values.split(",")]
+    return targets

@@ -1,0 +1,252 @@
+"""A config and a case list for a data set as downloaded: what ``cmt-med init`` writes and says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.console import Console
+from rich.progress import Progress
+
+from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, DataError, OutputError
+from cmt_med.base.files import require_writable_folder, write_json, write_text
+from cmt_med.base.text import visible
+from cmt_med.compute.memory import within_what_is_left
+from cmt_med.config.reading import load_config
+from cmt_med.config.schema import Experiment
+from cmt_med.data.case import Case
+from cmt_med.data.conventions.brats import CONVENTIONS, Convention, patient_of, standard_regions
+from cmt_med.data.conventions.names import LABEL_WORDS, TUMOUR_LABELS, is_brain_tumour
+from cmt_med.data.conventions.signs import Signs, cavities_in_doubt, recognise
+from cmt_med.data.manifest import Manifest, manifest_content
+from cmt_med.data.preprocessing.survey import Survey, survey
+from cmt_med.data.sources.foreign import Scan, scan
+from cmt_med.data.splits import split_cases
+
+PATCHES = (128, 96, 64, 48, 32, 16)
+log = logging.getLogger(__name__)
+
+
+def set_up(path: Path, output: Path, *, convention: str | None = None, force: bool = False) -> int:
+    """Write a config and its case list, say what was found, and return the exit code; arguments as of ``cmt-med init``.
+
+    Raises:
+        DataError: E_IO, E_LABEL, E_CONVENTION, or the first faulty case where none is left; OutputError: if a file exists.
+    """
+    listed = output.with_suffix(".json")
+    _require_free(output, listed, force=force)
+    found = scan(path)
+    if not found.cases:
+        raise found.problems[0] if found.problems else _nothing(path)
+    require_writable_folder(output.parent)
+    seen = _look(found)
+    if not seen.cases:
+        raise seen.problems[0]
+    if not seen.labelled:
+        lost = any(case.label is not None for case in found.cases)
+        raise seen.problems[0] if lost else _unlabelled(path)
+    style, reasons = _convention(found, seen, convention)
+    labels = style.labels if style is not None else found.named
+    if not labels:
+        raise _unnamed(path, seen)
+    manifest = _manifest(found, seen, style, labels, listed)
+    failures = [{"case": p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]]
+    write_json(listed, manifest_content(manifest, manifest.cases, listed.parent))
+    write_text(output, _config(output, listed, manifest, seen, found.title))
+    if failures:
+        write_json(output.parent / "failures.json", failures)
+    else:
+        (output.parent / "failures.json").unlink(missing_ok=True)
+    experiment = load_config(output)
+    for line in _told(manifest, seen, found, style, reasons, failures):
+        print(visible(line))
+    _print_plan(experiment, manifest)
+    print(f"config:    {output}\ncase list: {listed}\nnext:      cmt-med train --config {output} --dry-run")
+    return EXIT_SOME_FAILED if failures else EXIT_DONE
+
+
+def _require_free(output: Path, listed: Path, *, force: bool) -> None:
+    if output.suffix not in (".yaml", ".yml"):
+        raise OutputError("the config needs a name in .yaml", where=f"--output {output}", fix="for example my.yaml")
+    there = [str(path) for path in (output, listed) if path.exists()]
+    if there and not force:
+        raise OutputError(
+            "the file exists", where=", ".join(there), why="it may have been edited",
+            fix="give another --output, or --force to replace it",
+        )  # fmt: skip
+
+
+def _look(found: Scan) -> Survey:
+    console = Console(stderr=True)
+    progress = Progress(console=console, disable=not console.is_terminal, transient=True)
+    with within_what_is_left(), progress as bar:
+        task = bar.add_task("reading", total=len(found.cases))
+        begun = time.monotonic()
+        result = survey(found.cases, found.channels, tick=lambda: bar.advance(task))
+    log.info("%d cases read in %.0f s", len(found.cases), time.monotonic() - begun)
+    return result
+
+
+def _convention(found: Scan, seen: Survey, asked: str | None) -> tuple[Convention | None, list[str]]:
+    """The convention; None where the case list names labels of its own that are no challenge's."""
+    named = found.named or (CONVENTIONS[found.convention].labels if found.convention else {})
+    signs = Signs([c.name for c in seen.cases], found.suffixes, set(seen.values), named, seen.values_in)
+    if asked is None and found.convention:
+        return recognise(signs, found.convention, origin="the case list's convention")
+    if asked is None and found.named and not set(found.named) & set(TUMOUR_LABELS):
+        return None, ["the case list names the labels"]
+    try:
+        return recognise(signs, asked)
+    except DataError as error:
+        strange = set(seen.values) - set(found.named.values())
+        # A list that names tumour parts says what they mean, whoever numbered the cases: only a challenge's names overrule.
+        if asked is None and found.named and not strange and "of no known challenge" in error.why:
+            return None, ["the case list names the labels"]
+        raise
+
+
+def _manifest(found: Scan, seen: Survey, style: Convention | None, labels: dict[str, int], path: Path) -> Manifest:
+    def with_patient(case: Case) -> Case:
+        own = case.group not in ("", case.name)
+        return case if style is None or own else replace(case, group=patient_of(case.name, style))
+
+    # Only parts of a brain tumour make up the challenge's regions; a liver's necrosis is a label like any other.
+    brain = style is not None or is_brain_tumour(labels, found.channels)
+    regions = standard_regions(labels) if brain else None
+    return Manifest(
+        path=path,
+        name=found.name,
+        cases=tuple(with_patient(case) for case in seen.cases),
+        channels=tuple(found.channels),
+        labels=dict(labels),
+        demo=found.demo or seen.demo,
+        convention=style.name if style is not None else "",
+        regions=tuple(regions) if regions else None,
+    )
+
+
+# ---- the config
+
+
+def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey, title: str) -> str:
+    environment = Environment(  # noqa: S701 - YAML, where HTML's escapes would be wrong; names are quoted as JSON
+        loader=PackageLoader("cmt_med", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    patients = len({case.group for case in manifest.cases})
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", output.stem).lstrip("._-")[:100] or "experiment"
+    return environment.get_template("experiment.yaml.j2").render(
+        name=name,
+        output=output,
+        manifest=_quoted(listed.name),
+        channels=[_quoted(name) for name in manifest.channels],
+        data_set=" ".join(title.split()),  # on one line: it stands in a comment
+        convention=manifest.convention,
+        brats=manifest.regions is not None,
+        folds=5 if patients >= 5 else max(2, patients),
+        patch=_patch(seen),
+        spacing=_spacing(seen),
+        cases=len(manifest.cases),
+        patients=patients,
+    )
+
+
+def _patch(seen: Survey) -> list[int]:
+    """The largest patch up to 128³ that the middle of the cases fills; the plan scales it to the device."""
+    middle = np.median(np.array(seen.shapes), axis=0)
+    return [next((p for p in PATCHES if p <= n * 1.15), PATCHES[-1]) for n in middle]
+
+
+def _spacing(seen: Survey) -> list[float] | None:
+    """The usual voxel size in mm, where cases differ; None where they do not."""
+    sizes = np.array(seen.spacings)
+    if np.allclose(sizes, sizes[0], rtol=0.02):
+        return None
+    return [round(float(v), 3) for v in np.median(sizes, axis=0)]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+# ---- what is said
+
+
+def _told(
+    manifest: Manifest,
+    seen: Survey,
+    found: Scan,
+    style: Convention | None,
+    reasons: list[str],
+    failures: list[dict[str, str]],
+) -> Iterator[str]:
+    patients = len({case.group for case in manifest.cases})
+    yield f"data set:   {found.title}, {len(manifest.cases)} cases of {patients} patients, {seen.labelled} with labels"
+    yield f"convention: {style.about if style is not None else 'none; names as listed'} (from {'; '.join(reasons)})"
+    yield f"channels:   {', '.join(manifest.channels)}"
+    counts = ", ".join(f"{name} = {v} in {seen.values[v]} cases" for name, v in manifest.labels.items())
+    yield f"labels:     {counts}"
+    for region in manifest.regions or ():
+        yield f"region:     {region.name} = {' + '.join(region.labels)}, written as {region.write}"
+    shapes = Counter(seen.shapes).most_common(1)[0][0]
+    yield (f"size:       foreground mostly {'×'.join(map(str, shapes))} voxels of "
+          f"{'×'.join(f'{v:g}' for v in np.median(np.array(seen.spacings), axis=0))} mm")  # fmt: skip
+    lacking = [name for name in style.suffixes if name not in manifest.channels] if style is not None else []
+    if lacking:
+        yield (
+            f"note:       no case has {', '.join(lacking)}, which {style.name if style else ''} has: they are not used"
+        )
+    for note in found.notes:
+        yield f"note:       {note}"
+    doubtful = cavities_in_doubt(style, seen.values_in) if style is not None else []
+    if doubtful:
+        yield (f"look at:    {', '.join(doubtful[:10])}{' and more' if len(doubtful) > 10 else ''}: a cavity (4) without "
+              "enhancing tumour (3), or a mask numbered as until 2021, where 4 is enhancing tumour")  # fmt: skip
+    for case, pairs in sorted(seen.copies.items()):
+        yield f"copied:     case {case}: {', '.join(f'{a} and {b} are the same image' for a, b in pairs)}"
+    for failure in failures:
+        yield f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}"
+
+
+def _print_plan(experiment: Experiment, manifest: Manifest) -> None:
+    from cmt_med.runs.plan import foresee  # torch takes seconds to import, and faulty data is known before
+
+    training, _ = split_cases(
+        [c for c in manifest.cases if c.label is not None], experiment.data.split, experiment.seed
+    )
+    lines = foresee(experiment, len(manifest.channels), len(manifest.regions or manifest.labels), len(training))
+    for line in lines:
+        print(f"plan:       {line}")
+
+
+def _nothing(path: Path) -> DataError:
+    return DataError("there are no cases here", where=str(path), why="no volume was found",
+                     fix="give the folder with the cases", code="E_IO")  # fmt: skip
+
+
+def _unlabelled(path: Path) -> DataError:
+    return DataError(
+        "no case has a label map", where=str(path), why="there is nothing to train on",
+        fix=f"name label maps CASE_{LABEL_WORDS[0]}, or _{', _'.join(LABEL_WORDS[1:])}; to segment with a trained model, "
+        "no config is needed: cmt-med infer --model MODEL --input PATH", code="E_LABEL",
+    )  # fmt: skip
+
+
+def _unnamed(path: Path, seen: Survey) -> DataError:
+    return DataError(
+        "what the labels mean is not known",
+        where=str(path),
+        why=f"the files have the values {', '.join(map(str, sorted(seen.values)))}, and nothing names them",
+        fix='give a case list with "labels": {"0": "background", "1": ...}, or --convention',
+        code="E_CONVENTION",
+    )
