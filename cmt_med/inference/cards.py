@@ -13,7 +13,6 @@ from cmt_med.config.reading import changed_inference
 from cmt_med.config.schema import Inference
 from cmt_med.data.preprocessing.fingerprint import joint_fingerprint
 from cmt_med.inference.model import ModelCard, RegionCard
-from cmt_med.inference.postprocess import check_settings
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +129,6 @@ def with_settings(cards: Sequence[ModelCard], overrides: Sequence[str]) -> list[
     changed = []
     for card in cards:
         settings = changed_inference(card.inference.model_copy(update=common), overrides)
-        check_settings(settings, [target.name for target in card.outputs], regions=card.regions is not None)
+        card.scheme.check(settings)
         changed.append(card.model_copy(update={"inference": settings}))
     return changed

@@ -21,7 +21,10 @@ from cmt_med.base.errors import DataError
 from cmt_med.base.files import sha256, write_bytes, write_json
 from cmt_med.config.schema import Inference, PercentRange, Section, VoxelSize
 from cmt_med.data.preprocessing.fingerprint import Fingerprint
-from cmt_med.inference.postprocess import Target
+from cmt_med.tasks import TASKS
+from cmt_med.tasks.segmentation.labels import LabelScheme, scheme_of
+from cmt_med.tasks.segmentation.target import Target
+from cmt_med.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     schema_version: Literal[3] = SCHEMA_VERSION
     name: str
+    task: str = "segmentation"
     network: dict[str, Any]  # keyword arguments of build_network
     channels: list[str] = Field(min_length=1)
     labels: dict[str, _Value]
@@ -93,7 +97,6 @@ class ModelCard(BaseModel):
     @model_validator(mode="after")
     def _parts_agree(self) -> ModelCard:
         dims = self.network.get("spatial_dims")
-        classes = len(self.labels if self.regions is None else self.regions)
         inputs = len(self.channels) + int(self.preprocessing.get("foreground_channel", False))
         if (
             dims not in (2, 3)
@@ -102,7 +105,7 @@ class ModelCard(BaseModel):
             or bool(self.slice_axes) != (dims == 2)
         ):
             raise ValueError("window, patch, slice_axes and network.spatial_dims do not agree")
-        if (self.network.get("in_channels"), self.network.get("num_classes")) != (inputs, classes):
+        if (self.network.get("in_channels"), self.network.get("num_classes")) != (inputs, self.outputs.channels):
             raise ValueError("channels, labels or regions are not as many as the network's")
         if 0 not in self.labels.values() or len(set(self.labels.values())) != len(self.labels):
             raise ValueError("labels need a background, 0, and a number of its own for each")
@@ -123,28 +126,42 @@ class ModelCard(BaseModel):
                 raise ValueError(f"region {region.name} consists of, or writes, a value that no label has")
         return self
 
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str) -> str:
+        if task not in TASKS:
+            raise ValueError(f"there is no task {task!r}")
+        return task
+
     @property
-    def outputs(self) -> list[Target]:
-        """What the network's channels mean; of classes without the background."""
+    def outputs(self) -> Task:
+        """What the network was trained to predict."""
+        regions = [region.model_dump() for region in self.regions] if self.regions is not None else None
+        return TASKS[self.task].from_card(self.labels, regions)
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """What the network's channels mean, and how probabilities become labels."""
+        regions = None
         if self.regions is not None:
-            return [Target(region.name, tuple(region.values), region.write) for region in self.regions]
-        return [Target(name, (value,), value) for name, value in self.labels.items() if value != 0]
+            regions = [Target(region.name, tuple(region.values), region.write) for region in self.regions]
+        return scheme_of(self.labels, regions)
 
     @property
     def probability_channels(self) -> list[dict[str, Any]]:
         """Name and label values of every channel of the probabilities, in their order; of classes the background first."""
-        background = [{"name": "background", "values": [0]}] if self.regions is None else []
-        return background + [{"name": target.name, "values": list(target.values)} for target in self.outputs]
+        return [{"name": channel.name, "values": list(channel.values)} for channel in self.scheme.channels]
 
     @property
     def targets(self) -> dict[str, list[int]]:
         """What is scored: each region, or each label but background, with its label values.
 
-        Without NET where it is written in the same number as NCR (:func:`renumbered`): nothing tells it apart there.
+        Without a label that is written in the same number as one before it (:func:`renumbered` does so with NET, where a
+        numbering knows NCR alone): nothing tells the two apart there.
         """
-        net = self.labels.get("NET")
-        apart = net is None or net != self.labels.get("NCR")
-        return {t.name: list(t.values) for t in self.outputs if apart or t.name != "NET"}
+        values = list(self.labels.values())
+        hidden = {name for i, (name, value) in enumerate(self.labels.items()) if value in values[:i]}
+        return {t.name: list(t.values) for t in self.scheme.targets if t.name not in hidden}
 
 
 def save_model(folder: Path, card: ModelCard, weights: dict[str, Tensor]) -> ModelCard:

@@ -21,8 +21,9 @@ from cmt_med.inference.accumulator import Canvas
 from cmt_med.inference.cards import joint_card
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.native import labels_on_grid
-from cmt_med.inference.postprocess import Removed, decision, from_decisions, to_labels
 from cmt_med.inference.windows import sliding_logits
+from cmt_med.tasks.segmentation.postprocess import Removed
+from cmt_med.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Windows:
 
 
 def predict_probabilities(
-    network: nn.Module, image: Tensor, windows: Windows, *, regions: bool, inside: Tensor | None = None
+    network: nn.Module, image: Tensor, windows: Windows, task: Task, *, inside: Tensor | None = None
 ) -> Tensor:
     """Probabilities of a preprocessed volume.
 
@@ -61,22 +62,20 @@ def predict_probabilities(
         network: in eval mode, (B, C, *s) -> logits (B, K, *s).
         image: (C, D1, D2, D3), on the network's device.
         windows: see :class:`Windows`; windows are weighted with a Gaussian.
-        regions: sigmoid over overlapping regions instead of softmax over classes.
+        task: what the output means.
         inside: (D1, D2, D3), the voxels that may be anything but background; windows without any are skipped.
 
     Returns:
-        (K, D1, D2, D3), float32; outside, regions have the probability 0 and the background class 1.
+        (K, D1, D2, D3), float32; outside, the probabilities say that nothing is there.
 
     Raises:
         DataError: E_NAN if an output of the network is NaN or infinite.
     """
-    return predict(network, image, windows, regions=regions, inside=inside).values[0]
+    return predict(network, image, windows, task, inside=inside).values[0]
 
 
 @torch.no_grad()
-def predict(
-    network: nn.Module, image: Tensor, windows: Windows, *, regions: bool, inside: Tensor | None = None
-) -> Canvas:
+def predict(network: nn.Module, image: Tensor, windows: Windows, task: Task, *, inside: Tensor | None = None) -> Canvas:
     """As :func:`predict_probabilities`, (1, K, D1, D2, D3) on a canvas, of which only slabs need to be in memory."""
     axes = windows.mirrored_axes
     mirrored = [chosen for n in range(len(axes) + 1) for chosen in itertools.combinations(axes, n)]
@@ -95,7 +94,7 @@ def predict(
             part = _mirrored_rows(logits, rows, chosen)
             if not bool(part.isfinite().all()):
                 raise not_finite()
-            found = part.sigmoid() if regions else part.softmax(0)
+            found = task.probabilities(part)
             target = total.values[0][:, rows]
             target.copy_(found) if total is canvas else target.add_(found)
             canvas.release()
@@ -104,10 +103,7 @@ def predict(
         for _, rows in total.slabs():
             part = total.values[0][:, rows].div_(count)
             if inside is not None:
-                outside = ~inside[rows].to(part.device)
-                part[:, outside] = 0.0
-                if not regions:
-                    part[0, outside] = 1.0
+                task.set_outside(part, ~inside[rows].to(part.device))
     return total
 
 
@@ -175,7 +171,7 @@ class Predictor:
             if self.card.preprocessing["crop_foreground"]
             else None
         )
-        return predict(self.network, image, self.windows, regions=self.card.regions is not None, inside=inside)
+        return predict(self.network, image, self.windows, self.card.outputs, inside=inside)
 
 
 class Ensemble:
@@ -207,10 +203,7 @@ class Ensemble:
     def probabilities(self, loaded: Loaded) -> Tensor:
         """Mean probabilities (K, D1, D2, D3) on the case's own grid; ``loaded`` has the joint card's channels."""
         if _is_blank(loaded):
-            nothing = torch.zeros((len(self._own.probability_channels), *loaded.grid.shape))
-            if self._own.regions is None:
-                nothing[0] = 1.0  # the background
-            return nothing
+            return self._own.scheme.nothing(loaded.grid.shape)
         if self._alike:
             transform = self.predictors[0].transform
             data = transform(as_dictionary(loaded))
@@ -222,18 +215,15 @@ class Ensemble:
 
         Two things need them there: members that see different grids, and the removal of connected parts.
         """
-        settings, grid = self._own.inference, loaded.grid
-        decide = decision(settings, targets=self._own.outputs, regions=self._own.regions is not None)
+        scheme, settings, grid = self._own.scheme, self._own.inference, loaded.grid
+        decide = scheme.decide(settings)
         if _is_blank(loaded):
             return np.zeros(grid.shape, dtype=np.uint8), Removed()
         if not self._alike or settings.components or decide is None:
             return self.labels(self.probabilities(loaded), grid)
         data = self.predictors[0].transform(as_dictionary(loaded))
         codes = labels_on_grid(self._together(data), data, grid, decide)
-        labels, removed = from_decisions(
-            codes, settings, targets=self._own.outputs, regions=self._own.regions is not None,
-            voxel_mm3=math.prod(grid.spacing),
-        )  # fmt: skip
+        labels, removed = scheme.painted(codes, settings, voxel_mm3=math.prod(grid.spacing))
         return self._numbers[labels], removed
 
     def _together(self, data: Mapping[str, Any]) -> Canvas:
@@ -249,13 +239,7 @@ class Ensemble:
 
     def labels(self, probabilities: Tensor, grid: Grid) -> tuple[NDArray[np.uint8], Removed]:
         """The label map of :meth:`probabilities`, and what post-processing took away."""
-        labels, removed = to_labels(
-            probabilities,
-            self._own.inference,
-            targets=self._own.outputs,
-            regions=self._own.regions is not None,
-            voxel_mm3=math.prod(grid.spacing),
-        )
+        labels, removed = self._own.scheme.labels(probabilities, self._own.inference, voxel_mm3=math.prod(grid.spacing))
         return self._numbers[labels], removed
 
     def _for_member(self, loaded: Loaded, card: ModelCard) -> Loaded:

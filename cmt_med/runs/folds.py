@@ -35,7 +35,6 @@ from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.data.manifest import Manifest, load_manifest, sums_of
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.volumes.gate import content_of
-from cmt_med.inference.choose import Choice, Held, choose_settings
 from cmt_med.inference.model import load_model, save_model
 from cmt_med.inference.results import predictions_in
 from cmt_med.networks import NETWORKS_VERSION
@@ -45,6 +44,8 @@ from cmt_med.reports.scores import empty_rule_of, score_folder, write_metrics
 from cmt_med.reports.terminal import print_summary
 from cmt_med.runs.prepare import bound_demo, ensure_phantom, prepare_data
 from cmt_med.runs.single import Request, clear_run, report_details, run_experiment
+from cmt_med.tasks.segmentation.choose import Choice, Held, choose_settings
+from cmt_med.tasks.segmentation.labels import Regions
 
 MARKER = "finished.json"
 log = logging.getLogger(__name__)
@@ -301,14 +302,14 @@ def _gather(request: Request, manifest: Manifest) -> int:
         "members": [{"fold": i, "weights_sha256": card.weights_sha256, **card.provenance} for i, card in cards.items()],
     }
     chosen = first.inference
-    if experiment.inference.choose and first.regions is not None and scored:
+    if experiment.inference.choose and isinstance(first.scheme, Regions) and scored:
         held = [
             Held(n, fold_of[n], p.with_name(f"{n}_prob.nii.gz"), references[n], cases[n].sha256)
             for n, p in predictions.items()
             if n in scored
         ]
         begun = time.monotonic()
-        choice = choose_settings(held, first.outputs, first.inference)
+        choice = choose_settings(held, first.scheme.targets, first.inference)
         chosen = choice.settings
         extra["postprocessing"] = choice.as_dict() | {"seconds": round(time.monotonic() - begun, 1)}
         _print_choice(choice)

@@ -18,11 +18,9 @@ import torch
 
 from cmt_med.base.errors import ConfigError, DataError
 from cmt_med.base.text import counted
-from cmt_med.config.schema import Experiment
+from cmt_med.config.schema import Experiment, without_later_keys
 from cmt_med.data.case import Case
-from cmt_med.data.conventions.brats import standard_regions
-from cmt_med.data.conventions.names import TUMOUR_LABELS, canonical_channel
-from cmt_med.data.conventions.regions import region_values
+from cmt_med.data.conventions.names import canonical_channel
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.patches.augment import augment
 from cmt_med.data.patches.loader import PatchSet, patch_batches
@@ -31,12 +29,12 @@ from cmt_med.data.preprocessing.cache import Entry, default_cache_folder, prepar
 from cmt_med.data.preprocessing.pipeline import patches as cut_patches
 from cmt_med.data.preprocessing.pipeline import preprocessing_settings, slice_axes
 from cmt_med.data.splits import split_cases
-from cmt_med.inference.postprocess import Target, check_settings
 from cmt_med.inference.predict import Windows
 from cmt_med.networks import FIXED, NETWORKS_VERSION, build_network
 from cmt_med.networks.encoders.cmt import CLASSIFIERS
 from cmt_med.networks.weights.pretrained import load_pretrained
-from cmt_med.training.losses import segmentation_loss
+from cmt_med.tasks import TASKS
+from cmt_med.tasks.task import Task
 from cmt_med.training.state import Parts
 from cmt_med.training.validation import Validate, validator
 
@@ -56,7 +54,7 @@ class Prepared:
     training_entries: list[Entry]
     validation_entries: list[Entry]
     channels: list[str]
-    regions: list[tuple[str, list[int], int]] | None
+    task: Task
 
 
 def ensure_phantom(path: Path) -> None:
@@ -103,19 +101,12 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
             why=f"the case list names {', '.join(manifest.channels)}",
             fix=f"--set data.channels='[{', '.join(manifest.channels)}]'",
         )
-    labelled = [case for case in manifest.cases if case.label is not None]
-    if not manifest.labels or not labelled:
-        raise DataError(
-            "there is nothing to learn from", where=str(manifest.path),
-            why="no labels are named" if not manifest.labels else "no case has a label",
-            fix='add "labels": {"0": "background", ...} and a "label" for each case', code="E_MANIFEST",
-        )  # fmt: skip
+    task = TASKS[experiment.task].from_data(experiment, manifest)
+    task.check(experiment.inference)
+    labelled = [case for case in manifest.cases if task.has_target(case)]
     if len(labelled) < len(manifest.cases):
-        names = [case.name for case in manifest.cases if case.label is None]
+        names = [case.name for case in manifest.cases if not task.has_target(case)]
         log.warning("%s without a label left out: %s", counted(len(names), "case"), ", ".join(names[:5]))
-    regions = regions_of(experiment, manifest)
-    names = [name for name, _, _ in regions] if regions is not None else [n for n, v in manifest.labels.items() if v]
-    check_settings(experiment.inference, names, regions=regions is not None)
     training, validation = split_cases(labelled, settings.split, experiment.seed)
     if limit is not None:  # of both sides in proportion; what is held out stays held out
         held_out = min(len(validation), max(1, round(limit * len(validation) / len(labelled)))) if validation else 0
@@ -123,47 +114,27 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
     log.info(
         "%s: %s to train, %d to validate; channels %s; labels %s",
         manifest.name or manifest.path.name, counted(len(training), "case"), len(validation), ", ".join(channels),
-        ", ".join(f"{name} {value}" for name, value in manifest.labels.items()),
+        ", ".join(f"{name} {value}" for name, value in task.labels.items()),
     )  # fmt: skip
-    entries = _cache_all([*training, *validation], channels, manifest, experiment)
-    _warn_of_missing_labels(entries[: len(training)], entries, manifest.labels)
-    return Prepared(
-        manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, regions
-    )
+    entries = _cache_all([*training, *validation], channels, task, experiment)
+    _warn_of_missing_labels(entries[: len(training)], entries, task.labels)
+    return Prepared(manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, task)
 
 
-def regions_of(experiment: Experiment, manifest: Manifest) -> list[tuple[str, list[int], int]] | None:
-    """The regions that are segmented, in the data set's numbers; None for a class per label.
-
-    Raises:
-        ConfigError: if the config's regions do not fit the data set's labels.
-    """
-    wanted = experiment.data.regions
-    if wanted == "brats":
-        wanted = list(manifest.regions) if manifest.regions is not None else standard_regions(manifest.labels)
-        if not wanted:
-            raise ConfigError(
-                "the data set has no tumour labels", where="data.regions=brats",
-                why=f"the case list names {', '.join(manifest.labels)}",
-                fix=f"name the labels {', '.join(TUMOUR_LABELS)} in the case list, or write out data.regions",
-            )  # fmt: skip
-    return None if wanted is None else region_values(wanted, manifest.labels)
-
-
-def output_targets(data: Prepared) -> list[Target]:
-    """What the network's channels mean; of classes without the background."""
-    if data.regions is not None:
-        return [Target(name, tuple(values), write) for name, values, write in data.regions]
-    return [Target(name, (value,), value) for name, value in data.manifest.labels.items() if value != 0]
-
-
-def _cache_all(cases: list[Case], channels: list[str], manifest: Manifest, experiment: Experiment) -> list[Entry]:
+def _cache_all(cases: list[Case], channels: list[str], task: Task, experiment: Experiment) -> list[Entry]:
     folder = default_cache_folder()
     settings = preprocessing_settings(experiment.data)
 
     def one(case: Case) -> Entry | DataError:
         try:
-            return prepare(case, channels=channels, labels=manifest.labels, settings=settings, folder=folder)
+            return prepare(
+                case,
+                channels=channels,
+                labels=task.label_values,
+                settings=settings,
+                folder=folder,
+                target=task.target(case),
+            )
         except DataError as error:
             return error
 
@@ -256,7 +227,7 @@ def network_arguments(experiment: Experiment, data: Prepared) -> dict[str, Any]:
         "name": experiment.network.name,
         "spatial_dims": experiment.network.spatial_dims,
         "in_channels": len(data.channels) + int(experiment.data.foreground_channel),
-        "num_classes": len(data.regions) if data.regions is not None else len(data.manifest.labels),
+        "num_classes": data.task.channels,
         **experiment.network.options,
     }
 
@@ -291,7 +262,6 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
             why="each process takes an equal part of it",
             fix="make it a multiple; it counts patches over all processes",
         )
-    classes = list(data.manifest.labels.values())
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         return patch_batches(
@@ -309,22 +279,22 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
         validate = case_validator(experiment, data, watched)
     per_step = settings.batch_size * settings.accumulate
     # Neither where things are nor what leaves the result unchanged; the bounds are compared on their own.
-    described = experiment.model_dump(
-        exclude={
-            "output": True,
-            "name": True,
-            "data": {"manifest", "workers"},
-            "train": {"epochs", "max_minutes"},
-            "inference": {"batch_size"},
-        }
+    described = without_later_keys(
+        experiment.model_dump(
+            exclude={
+                "output": True,
+                "name": True,
+                "data": {"manifest", "workers"},
+                "train": {"epochs", "max_minutes"},
+                "inference": {"batch_size"},
+            }
+        )
     )
     sides = [[entry.identity for entry in side] for side in (data.training_entries, data.validation_entries)]
-    identity = [NETWORKS_VERSION, described, sides, data.channels, data.manifest.labels, data.regions]
+    identity = [NETWORKS_VERSION, described, sides, data.channels, *data.task.identity()]
     return Parts(
         network=network,
-        loss=segmentation_loss(
-            classes, [values for _, values, _ in data.regions] if data.regions is not None else None
-        ),
+        task=data.task,
         batches=batches,
         augment=change if on_device else None,
         validate=validate,
@@ -336,13 +306,7 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
 
 def case_validator(experiment: Experiment, data: Prepared, entries: list[Entry]) -> Validate:
     """Scores a network on cached cases; see :func:`cmt_med.training.validation.validator`."""
-    return validator(
-        entries,
-        windows(experiment),
-        outputs=output_targets(data),
-        regions=data.regions is not None,
-        settings=experiment.inference,
-    )
+    return validator(entries, windows(experiment), data.task, experiment.inference)
 
 
 def windows(experiment: Experiment) -> Windows:
@@ -363,8 +327,3 @@ def mirrored_axes(experiment: Experiment) -> list[int]:
     mirrored = [{axes_seen[i] for i in (range(len(axes_seen)) if axes is None else axes)} for axes_seen in seen]
     # Of slices in three planes: what is mirrored in every plane that shows it.
     return [a for a in range(3) if all(a in m for m, s in zip(mirrored, seen, strict=True) if a in s)]
-
-
-def scored_targets(data: Prepared) -> dict[str, list[int]]:
-    """What is scored, with its label values: the regions, or every label but background."""
-    return {target.name: list(target.values) for target in output_targets(data)}

@@ -63,7 +63,6 @@ from cmt_med.runs.prepare import (
     network_arguments,
     plain_network,
     prepare_data,
-    scored_targets,
     start_network,
 )
 from cmt_med.runs.trained import trained_network
@@ -185,15 +184,13 @@ def _train(
 
 
 def _card(experiment: Experiment, data: Prepared, outcome: Outcome, network: torch.nn.Module) -> ModelCard:
-    regions = None
-    if data.regions is not None:
-        regions = [RegionCard(name=name, values=values, write=write) for name, values, write in data.regions]
     return ModelCard(
         name=experiment.name,
         network=network_arguments(experiment, data),
         channels=data.channels,
-        labels=data.manifest.labels,
-        regions=regions,
+        task=data.task.name,
+        labels=data.task.labels,
+        regions=[RegionCard(**region) for region in data.task.regions] if data.task.regions is not None else None,
         preprocessing=preprocessing_settings(experiment.data),
         slice_axes=list(slice_axes(experiment.data)),
         mirrored_axes=mirrored_axes(experiment),
@@ -201,7 +198,7 @@ def _card(experiment: Experiment, data: Prepared, outcome: Outcome, network: tor
         patch=experiment.train.patch_size,
         inference=experiment.inference,
         convention=data.manifest.convention,
-        training_data=fingerprint_of([entry.statistics() for entry in data.training_entries], scored_targets(data)),
+        training_data=fingerprint_of([entry.statistics() for entry in data.training_entries], data.task.scored),
         provenance={
             "demo": data.manifest.demo,
             "notice": BANNER if data.manifest.demo else "",
@@ -260,7 +257,7 @@ def _report(
         "provenance": card.provenance,
         "rate_gflops": dense_convolution_rate(),
     }
-    if data.regions is not None:
+    if data.task.regions is not None:
         extra["threshold_baseline"] = _threshold_baseline(data)
     metrics = write_metrics(
         folder / "report", scored, targets, rule=rule, lesions=lesions, failures=failures, extra=extra
@@ -288,7 +285,7 @@ def report_details(card: ModelCard, run: Path) -> dict[str, dict[str, Any]]:
 
 
 def _threshold_baseline(data: Prepared) -> dict[str, dict[str, Any]]:
-    baseline = ThresholdBaseline(data.channels, scored_targets(data))
+    baseline = ThresholdBaseline(data.channels, data.task.scored)
     for entry in data.validation_entries:
         image = entry.image()
         baseline.add(image, entry.label()[0], (image != 0).any(axis=0))
@@ -299,19 +296,20 @@ def _dry_run(experiment: Experiment, data: Prepared, parts: Parts) -> int:
     batch = next(parts.batches(0))
     device = next(parts.network.parameters()).device
     begun = time.monotonic()
-    images, labels = on_device(batch, device, parts.augment)
-    value = parts.loss(parts.network.train()(images), labels)
+    moved = on_device(batch, device, parts.augment)
+    value = parts.task.loss(parts.network.train()(moved["image"]), moved)
     value.backward()
     step_seconds = time.monotonic() - begun
     begun = time.monotonic()
     score = "none is held out"
     if data.validation_entries:
         found = case_validator(experiment, data, data.validation_entries[:1])(parts.network.eval(), lambda: False)
-        score = f"Dice {found['dice']:.4f} (untrained)" if found else score
+        monitor = data.task.monitor
+        score = f"{monitor.title} {found[monitor.name]:.4f} (untrained)" if found else score
     parameters = sum(p.numel() for p in parts.network.parameters())
     print(f"network     {experiment.network.name}, {parameters / 1e6:.2f} M parameters, on {device}")
     print(f"data        {counted(len(data.training), 'case')} to train, {len(data.validation)} to validate")
-    print(f"batch       {tuple(images.shape)}, {parts.steps_per_epoch} steps per epoch")
+    print(f"batch       {tuple(moved['image'].shape)}, {parts.steps_per_epoch} steps per epoch")
     print(f"bound       {said_bounds(experiment.train.epochs, experiment.train.max_minutes)}")
     print(f"first step  loss {float(value.detach()):.4f}, {step_seconds:.1f} s (the first is slower than the rest)")
     print(f"validation  one case in {time.monotonic() - begun:.1f} s, {score}")

@@ -122,7 +122,7 @@ class _Loop:
         step = training_step(
             network,
             run.optimizer,
-            self.parts.loss,
+            self.parts.task.loss,
             rate_at=self._rate,
             average=run.average,
             seed=seed,
@@ -138,7 +138,7 @@ class _Loop:
         self.engine.add_event_handler(Events.GET_BATCH_STARTED, lambda: pulse.at("waiting for data"))
         self.engine.add_event_handler(Events.GET_BATCH_COMPLETED, lambda: pulse.at("in a step"))
         self.engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
-        self.progress = Progress(enabled=run.main, banner=banner)
+        self.progress = Progress(self.parts.task.monitor, enabled=run.main, banner=banner)
         self.last_checkpoint = time.monotonic()
         self.board: Board | None = None
 
@@ -263,7 +263,7 @@ class _Loop:
         self.progress.epoch(row)
         position.loss_sum, position.loss_count, position.closed = 0.0, 0, position.step
         self.share.clear()
-        if last or "dice" in row:
+        if last or self.parts.task.monitor.name in row:
             self._checkpoint()
         self.budget.skip_pause()
 

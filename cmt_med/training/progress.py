@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from cmt_med.tasks.task import Metric
+
 LINE_SECONDS = 30.0
 log = logging.getLogger(__name__)
 
@@ -49,8 +51,8 @@ class OutsideShare:
 class Progress:
     """Rate, loss and time left on standard error."""
 
-    def __init__(self, *, enabled: bool, banner: str = "") -> None:
-        self.banner, self.enabled = banner, enabled
+    def __init__(self, monitor: Metric, *, enabled: bool, banner: str = "") -> None:
+        self.monitor, self.banner, self.enabled = monitor, banner, enabled
         self.bar: Bar | None = None
         if enabled and sys.stderr.isatty():
             self.bar = Bar(
@@ -99,7 +101,7 @@ class Progress:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Note the end of an epoch, if it was validated."""
-        if "dice" in row:
-            log.info("epoch %d, step %d: loss %.4f, validation Dice %.4f, %.1f min, %.0f%% of the steps outside the network",
-                     row["epoch"], row["step"], row["loss"], row["dice"], row["seconds"] / 60,
+        if self.monitor.name in row:
+            log.info("epoch %d, step %d: loss %.4f, validation %s %.4f, %.1f min, %.0f%% of the steps outside the network",
+                     row["epoch"], row["step"], row["loss"], self.monitor.title, row[self.monitor.name], row["seconds"] / 60,
                      100 * row["outside_share"])  # fmt: skip

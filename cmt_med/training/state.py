@@ -19,9 +19,9 @@ from cmt_med.base.files import read_lines, write_text
 from cmt_med.base.text import counted
 from cmt_med.config.schema import Optimizer, Train
 from cmt_med.data.patches.augment import Augment
+from cmt_med.tasks.task import Task
 from cmt_med.training.budget import Pace
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
-from cmt_med.training.losses import Loss
 from cmt_med.training.schedule import StepPlan
 from cmt_med.training.steps import AveragedWeights, decay_groups
 from cmt_med.training.validation import Validate
@@ -35,9 +35,9 @@ class Parts:
 
     Attributes:
         network: on its device, not yet wrapped for several processes.
-        loss: from output and labels to a number.
+        task: whose loss is minimised and whose metric is watched.
         batches: (first batch) -> endless stream of this rank's batches from there on.
-        validate: (network, whether to stop) -> scores with the key ``"dice"``, None if stopped; None without validation.
+        validate: (network, whether to stop) -> scores with the monitored key, None if stopped; None without validation.
         steps_per_epoch: optimizer steps in an epoch.
         case_names: of the training cases, for naming the culprits of a loss that is not finite.
         fingerprint: hash of config and split; a checkpoint of another one is refused.
@@ -46,7 +46,7 @@ class Parts:
     """
 
     network: nn.Module
-    loss: Loss
+    task: Task
     batches: Callable[[int], Iterator[dict[str, Any]]]
     validate: Validate | None
     steps_per_epoch: int
@@ -161,7 +161,8 @@ class Run:
 
     def note_scores(self, scores: dict[str, float]) -> None:
         """Keep the best so far."""
-        if scores["dice"] <= self.position.best.get("dice", -1.0):
+        monitor = self.parts.task.monitor
+        if not monitor.is_better(scores[monitor.name], self.position.best.get(monitor.name)):
             self.position.without_gain += 1
             return
         self.position.best = scores | {"step": self.position.step}

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from cmt_med.blocks.conv import channels_last
 from cmt_med.data.patches.augment import Augment
 from cmt_med.data.patches.loader import keyed_seed
-from cmt_med.training.losses import Loss
+from cmt_med.tasks.task import Batch
 
+Loss = Callable[[Tensor | list[Tensor], Batch], Tensor]
 Step = Callable[[Engine, Sequence[dict[str, Any]]], dict[str, float]]
 
 
@@ -81,7 +82,7 @@ def training_step(
     Args:
         network: the network, wrapped for several processes where there are several.
         optimizer: its optimizer.
-        loss: from logits and labels to a number.
+        loss: from the network's output and the batch to a number.
         rate_at: learning rate at a step (0-based).
         average: updated after each step.
         seed: with step and rank, the key of the network's own randomness.
@@ -111,13 +112,13 @@ def training_step(
         optimizer.zero_grad(set_to_none=True)
         total = seconds = 0.0
         for position, batch in enumerate(batches):
-            images, labels = on_device(batch, device, augment)
+            moved = on_device(batch, device, augment)
             begun = time.perf_counter()
             waits = position + 1 < len(batches) and network is not plain
             with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
-                    output = run(images)
-                value = loss(output, labels) / len(batches)
+                    output = run(moved["image"])
+                value = loss(output, moved) / len(batches)
                 value.backward()
             total += float(value.detach())  # on a GPU, this waits for it
             seconds += time.perf_counter() - begun
@@ -144,12 +145,16 @@ def _largest(buffers: Sequence[Tensor]) -> Sequence[Tensor]:
     return torch._foreach_norm(statistics, math.inf) if statistics else []
 
 
-def on_device(batch: Mapping[str, Any], device: torch.device, augment: Augment | None) -> tuple[Tensor, Tensor]:
-    """Images (B, C, *S), channels-last, and labels (B, 1, *S) of a batch, changed as drawn where it comes unchanged."""
+def on_device(batch: Mapping[str, Any], device: torch.device, augment: Augment | None) -> dict[str, Tensor]:
+    """A batch as the task's loss takes it, changed as drawn where it comes unchanged.
+
+    Returns:
+        ``image`` (B, C, *S), channels-last, and ``label``: a label map (B, 1, *S), or a number for each image (B, 1).
+    """
     images, labels = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
     if augment is not None:
         images, labels = augment(images, labels, batch["drawn"])
-    return channels_last(images), labels
+    return {"image": channels_last(images), "label": labels}
 
 
 def batch_groups(loader: Iterator[dict[str, Any]], count: int) -> Iterator[list[dict[str, Any]]]:

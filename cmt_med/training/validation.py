@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ignite.distributed as idist
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
+from numpy.typing import NDArray
 from torch import nn
 
 from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Inference
 from cmt_med.data.preprocessing.cache import Entry
-from cmt_med.evaluation.overlap import case_overlaps
-from cmt_med.inference.postprocess import Target, to_labels
 from cmt_med.inference.predict import Windows, predict_probabilities
+from cmt_med.tasks.task import Task
 
 Validate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
 
@@ -24,66 +24,63 @@ class _StopError(Exception):
     """Raised between two windows, where a run was asked to stop."""
 
 
-def validator(
-    entries: Sequence[Entry],
-    windows: Windows,
-    *,
-    outputs: Sequence[Target],
-    regions: bool,
-    settings: Inference,
-) -> Validate:
-    """A function that scores a network: mean Dice per target (``"dice/NAME"``) and over targets (``"dice"``).
+def validator(entries: Sequence[Entry], windows: Windows, task: Task, settings: Inference) -> Validate:
+    """A function that scores a network; its keys are those of :meth:`cmt_med.tasks.task.Task.summarise`.
 
-    Cases are spread over the ranks. Empty references count by the challenge rule. It takes the network and a function
-    that is asked before each batch of windows whether to stop; if any rank was, it returns None on all. Raises DataError,
-    E_NAN with the case's name, if an output of the network is not finite.
+    Cases are spread over the ranks. It takes the network and a function that is asked before each batch of windows whether
+    to stop; if any rank was, it returns None on all. Raises DataError, E_NAN with the case's name, if an output of the
+    network is not finite.
     """
-    targets = {target.name: target.values for target in outputs}
-    bare = settings.model_copy(update={"minimum": {}, "components": {}})  # the network is scored, not what mends it
-    mine = list(entries)[idist.get_rank() :: idist.get_world_size()]
+    rank, world = idist.get_rank(), idist.get_world_size()
+    mine = list(enumerate(entries))[rank::world]
 
     def validate(network: nn.Module, stop_requested: Callable[[], bool]) -> dict[str, float] | None:
         device = next(network.parameters()).device
-        sums = torch.zeros(len(targets) + 2, dtype=torch.float64)  # Dice of each target; cases; ranks that stopped
+        rows: dict[int, Sequence[float]] = {}
+        stopped = False
 
         def stop(*_: object) -> None:
             if stop_requested():
                 raise _StopError
 
-        def score(_: Engine, entry: Entry) -> list[float]:
+        def score(_: Engine, numbered: tuple[int, Entry]) -> None:
+            number, entry = numbered
             image = torch.from_numpy(np.array(entry.image())).to(device)
             try:
-                found = predict_probabilities(network, image, windows, regions=regions)
+                found = predict_probabilities(network, image, windows, task)
             except DataError as error:
                 raise DataError(
                     error.what, where=f"case {entry.name}, validated while training", code=error.code,
                     why="the training has diverged, or the case has extreme values",
                     fix="lower optimizer.lr, or look at the case; the last finite state is in checkpoints/",
                 ) from error  # fmt: skip
-            labels, _ = to_labels(found, bare, targets=outputs, regions=regions)
-            overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), targets)
-            return [overlap.dice for overlap in overlaps.values()]
-
-        engine = Engine(score)
-
-        @engine.on(Events.ITERATION_COMPLETED)
-        def collect(running: Engine) -> None:
-            sums[:-2] += torch.tensor(running.state.output, dtype=torch.float64)
-            sums[-2] += 1
+            rows[number] = task.score(found, entry, settings)
 
         hook = network.register_forward_pre_hook(stop)
         try:
             if mine:
-                engine.run(mine)
+                Engine(score).run(mine)
         except _StopError:
-            sums[-1] = 1
+            stopped = True
         finally:
             hook.remove()
-        total = idist.all_reduce(sums) if idist.get_world_size() > 1 else sums
-        if total[-1] > 0:
+        if world > 1:
+            stopped = bool(idist.all_reduce(float(stopped)))
+        if stopped:
             return None
-        means = (total[:-2] / total[-2]).tolist()
-        named = {f"dice/{name}": value for name, value in zip(targets, means, strict=True)}
-        return {"dice": float(np.mean(means))} | named
+        return task.summarise(_of_all_ranks(rows, len(entries)))
 
     return validate
+
+
+def _of_all_ranks(rows: Mapping[int, Sequence[float]], count: int) -> NDArray[np.float64]:
+    """The rows of all cases (N, ...), in the order of the cases, from those that each rank has."""
+    width = max((len(row) for row in rows.values()), default=0)
+    if idist.get_world_size() > 1:
+        width = int(idist.all_reduce(width, "MAX"))
+    table = torch.zeros((count, width), dtype=torch.float64)
+    for number, row in rows.items():
+        table[number] = torch.tensor(row, dtype=torch.float64)
+    if idist.get_world_size() > 1:
+        table = torch.as_tensor(idist.all_reduce(table))
+    return table.numpy()

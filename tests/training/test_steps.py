@@ -18,7 +18,7 @@ from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.preprocessing.cache import prepare
 from cmt_med.data.preprocessing.pipeline import patches
 from cmt_med.networks import build_network
-from cmt_med.training.losses import segmentation_loss
+from cmt_med.tasks.segmentation.losses import segmentation_loss
 from cmt_med.training.progress import OutsideShare
 from cmt_med.training.steps import AveragedWeights, on_device, training_step
 from tests.helpers import tiny_dataset

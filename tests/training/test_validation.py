@@ -11,7 +11,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Inference
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.preprocessing.cache import prepare
-from cmt_med.inference.postprocess import Target
+from cmt_med.tasks.segmentation.postprocess import Target
 from cmt_med.inference.predict import Windows
 from cmt_med.training.validation import validator
 from tests.helpers import tiny_dataset

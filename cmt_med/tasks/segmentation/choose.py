@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from cmt_med.config.schema import Inference
 from cmt_med.data.case import Case
 from cmt_med.data.volumes.gate import load_case, load_labels
-from cmt_med.inference.postprocess import Target, surrounding, to_labels
+from cmt_med.tasks.segmentation.labels import Regions
+from cmt_med.tasks.segmentation.target import Target, surrounding
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(17))
 MINIMA_MM3 = (0.0, 25.0, 50.0, 100.0, 200.0, 300.0, 500.0, 750.0, 1000.0)
@@ -157,7 +158,7 @@ def _sizes(
     for case in held:
         chances, reference, voxel_mm3 = _read(case, outputs)
         for key, settings in bare.items():
-            label, _ = to_labels(chances, settings, targets=outputs, regions=True, voxel_mm3=voxel_mm3)
+            label, _ = Regions(outputs).labels(chances, settings, voxel_mm3=voxel_mm3)
             result[key][case.name] = _measure(label, reference, outputs, voxel_mm3)
     return result
 

@@ -67,20 +67,18 @@ def region_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return batch_dice_loss(logits.sigmoid(), targets) + F.binary_cross_entropy_with_logits(logits, targets)
 
 
-def segmentation_loss(classes: Sequence[int], regions: Sequence[Sequence[int]] | None) -> Loss:
+def segmentation_loss(channels: Sequence[Sequence[int]], single: Callable[[Tensor, Tensor], Tensor]) -> Loss:
     """The loss of a network's output against label maps (B, 1, *S).
 
     Args:
-        classes: the label value of each output channel, for exclusive classes.
-        regions: the label values of each output channel, for overlapping regions; replaces ``classes``.
+        channels: the label values that each output channel stands for.
+        single: the loss of logits (B, K, *S) against shares of the channels (B, K, *S), on one scale.
 
     Returns:
         A function of logits, or of a list of them from fine to coarse (deep supervision), and label maps. Scale i of a
         list has the weight 2^-i, normalised to a sum of one. Its target is the share of each label in the voxels that a
         coarse position covers: a label taken from one of them would move the target by half a voxel.
     """
-    channels = [[value] for value in classes] if regions is None else regions
-    single = class_loss if regions is None else region_loss
 
     def loss(output: Tensor | list[Tensor], labels: Tensor) -> Tensor:
         scales = [output] if isinstance(output, Tensor) else output

@@ -12,8 +12,8 @@ import pytest
 from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Inference
 from cmt_med.data.volumes.sums import volume_sum
-from cmt_med.inference.choose import Held, choose_settings, is_worth
-from cmt_med.inference.postprocess import Target, to_labels
+from cmt_med.tasks.segmentation.choose import Held, choose_settings, is_worth
+from cmt_med.tasks.segmentation.postprocess import Target, to_labels
 from tests.helpers import save
 
 BRATS = [Target("WT", (1, 2, 4), 2), Target("TC", (1, 4), 1), Target("ET", (4,), 4)]

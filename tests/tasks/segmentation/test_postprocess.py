@@ -12,7 +12,7 @@ from cmt_med.base.errors import ConfigError
 from cmt_med.config.schema import Inference
 from cmt_med.data.conventions.brats import CONVENTIONS, standard_regions
 from cmt_med.data.conventions.regions import region_values
-from cmt_med.inference.postprocess import Target, check_settings, surrounding, to_labels
+from cmt_med.tasks.segmentation.postprocess import Target, check_settings, surrounding, to_labels
 
 WT, TC, ET = Target("WT", (1, 2, 4), 2), Target("TC", (1, 4), 1), Target("ET", (4,), 4)
 BRATS = [WT, TC, ET]

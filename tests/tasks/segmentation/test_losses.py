@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmt_med.training.losses import batch_dice_loss, class_loss, region_loss, segmentation_loss
+from cmt_med.tasks.segmentation.losses import batch_dice_loss, class_loss, region_loss, segmentation_loss
 
 
 def test_batch_dice_by_hand() -> None:
@@ -58,7 +58,7 @@ _RANK = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from cmt_med.networks import build_network
-from cmt_med.training.losses import segmentation_loss
+from cmt_med.tasks.segmentation.losses import segmentation_loss
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)
@@ -86,7 +86,7 @@ if rank == 0:
 def test_two_ranks_give_the_gradients_of_one_process(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(_RANK)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29561", str(script)]
     done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,73 @@
+"""Section ``data``: cases, channels, labels, and how they are prepared."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from cmt_med.config.sections import (
+    Fraction,
+    PercentRange,
+    Positive,
+    Section,
+    VoxelSize,
+)
+
+
+class Region(Section):
+    """A target made of labels; regions may overlap and are predicted independently."""
+
+    name: str
+    labels: list[str] = Field(min_length=1, description="names of the labels it consists of")
+    write: str = Field(description="name of the label painted where it is predicted; later regions paint over earlier")
+
+    @field_validator("name")
+    @classmethod
+    def _not_the_mean(cls, name: str) -> str:
+        if name == "mean":
+            raise ValueError("reports call the average over regions mean; give another name")
+        return name
+
+
+class Split(Section):
+    """Which cases are held out for validation; cases of one patient (`group`) always stay together."""
+
+    by: Literal["last", "random", "fold", "none"] = "random"
+    count: Positive | None = Field(None, description="number of cases, for last and random")
+    fraction: Fraction | None = Field(None, description="share of the cases, for last and random")
+    fold: Annotated[int, Field(ge=0)] = Field(0, description="the fold held out, for fold")
+    folds: Annotated[int, Field(ge=2)] = Field(5, description="number of seeded folds, if the manifest has none")
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Split:
+        if self.by in ("last", "random") and (self.count is None) == (self.fraction is None):
+            raise ValueError(f"by: {self.by} needs either count or fraction")
+        return self
+
+
+class Data(Section):
+    """Which cases and channels there are, and how they are prepared."""
+
+    manifest: str = Field(
+        min_length=1,
+        description="case list: MSD dataset.json or MONAI datalist JSON; "
+        "a relative path is looked for in the current folder, then in the config's",
+    )
+    channels: list[str] = Field(min_length=1, description="input channels by name, in the network's order")
+    regions: list[Region] | Literal["brats"] | None = Field(
+        None, description="overlapping targets; brats: those of the case list or the challenge; null: a class per label"
+    )
+    split: Split = Split(by="random", fraction=0.2)
+    spacing: list[VoxelSize] | None = Field(None, description="voxel size in mm to resample to; null keeps it")
+    crop_foreground: bool = Field(False, description="crop to the part that differs from the background")
+    normalise: Literal["image", "foreground"] = Field("image", description="voxels that z-scores are taken over")
+    clip: PercentRange | None = Field(
+        None, strict=False, description="percentiles that brightness is clipped to, per channel"
+    )
+    foreground_channel: bool = Field(False, description="give the network the foreground mask as one more channel")
+    slice_axis: Literal[0, 1, 2, "all"] | None = Field(
+        None,
+        description="axis (right, front, top) that 2D slices lie across; all: trained on and averaged over the three",
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare batches; results are the same")

@@ -1,0 +1,8 @@
+"""What a network is trained to do: one room for each task, behind one protocol."""
+
+from __future__ import annotations
+
+from cmt_med.tasks.segmentation.task import Segmentation
+from cmt_med.tasks.task import Task
+
+TASKS: dict[str, type[Task]] = {"segmentation": Segmentation}

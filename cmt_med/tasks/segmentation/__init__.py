@@ -1,0 +1,1 @@
+"""Segmentation: a label for each voxel, of exclusive classes or of overlapping regions."""

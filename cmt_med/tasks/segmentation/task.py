@@ -1,0 +1,128 @@
+"""Segmentation as a task: label maps as targets, Dice as the monitored metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmt_med.base.errors import ConfigError, DataError
+from cmt_med.config.schema import Experiment, Inference
+from cmt_med.data.case import Case
+from cmt_med.data.conventions.brats import standard_regions
+from cmt_med.data.conventions.names import TUMOUR_LABELS
+from cmt_med.data.conventions.regions import region_values
+from cmt_med.data.manifest import Manifest
+from cmt_med.data.preprocessing.cache import Entry
+from cmt_med.evaluation.overlap import case_overlaps
+from cmt_med.tasks.segmentation.labels import LabelScheme, Regions, scheme_of
+from cmt_med.tasks.segmentation.losses import segmentation_loss
+from cmt_med.tasks.segmentation.target import Target
+from cmt_med.tasks.task import Batch, Metric
+
+
+class Segmentation:
+    """A label for each voxel; see :class:`cmt_med.tasks.task.Task`.
+
+    Args:
+        scheme: classes or regions.
+        labels: name -> value in the label maps, the background among them.
+    """
+
+    name: ClassVar[str] = "segmentation"
+    monitor: ClassVar[Metric] = Metric("dice", "Dice")
+    dense: ClassVar[bool] = True
+
+    def __init__(self, scheme: LabelScheme, labels: dict[str, int]) -> None:
+        self.scheme, self.labels = scheme, labels
+        self._loss = segmentation_loss([channel.values for channel in scheme.channels], scheme.loss)
+
+    @classmethod
+    def from_data(cls, experiment: Experiment, manifest: Manifest) -> Segmentation:
+        """With the config's regions, in the data set's numbers; a class per label where it has none."""
+        if not manifest.labels or all(case.label is None for case in manifest.cases):
+            raise DataError(
+                "there is nothing to learn from", where=str(manifest.path),
+                why="no labels are named" if not manifest.labels else "no case has a label",
+                fix='add "labels": {"0": "background", ...} and a "label" for each case', code="E_MANIFEST",
+            )  # fmt: skip
+        wanted = experiment.data.regions
+        if wanted == "brats":
+            wanted = list(manifest.regions) if manifest.regions is not None else standard_regions(manifest.labels)
+            if not wanted:
+                raise ConfigError(
+                    "the data set has no tumour labels", where="data.regions=brats",
+                    why=f"the case list names {', '.join(manifest.labels)}",
+                    fix=f"name the labels {', '.join(TUMOUR_LABELS)} in the case list, or write out data.regions",
+                )  # fmt: skip
+        regions = None
+        if wanted is not None:
+            found = region_values(wanted, manifest.labels)
+            regions = [Target(name, tuple(values), write) for name, values, write in found]
+        return cls(scheme_of(manifest.labels, regions), manifest.labels)
+
+    @classmethod
+    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Segmentation:
+        """From names, values and regions as a model card has them."""
+        targets = None
+        if regions is not None:
+            targets = [Target(region["name"], tuple(region["values"]), region["write"]) for region in regions]
+        return cls(scheme_of(labels, targets), labels)
+
+    @property
+    def label_values(self) -> Mapping[str, int] | None:
+        return self.labels
+
+    @property
+    def channels(self) -> int:
+        return len(self.scheme.channels)
+
+    @property
+    def regions(self) -> list[dict[str, Any]] | None:
+        if not isinstance(self.scheme, Regions):
+            return None
+        return [{"name": t.name, "values": list(t.values), "write": t.write} for t in self.scheme.targets]
+
+    @property
+    def scored(self) -> dict[str, list[int]]:
+        """What is scored, with its label values: the regions, or every label but background."""
+        return {target.name: list(target.values) for target in self.scheme.targets}
+
+    def has_target(self, case: Case) -> bool:
+        return case.label is not None
+
+    def target(self, case: Case) -> int | None:
+        return None
+
+    def check(self, settings: Inference) -> None:
+        self.scheme.check(settings)
+
+    def loss(self, output: Tensor | list[Tensor], batch: Batch) -> Tensor:
+        return self._loss(output, batch["label"])
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return self.scheme.probabilities(logits)
+
+    def set_outside(self, probabilities: Tensor, outside: Tensor) -> None:
+        self.scheme.set_outside(probabilities, outside)
+
+    def score(self, found: Tensor, entry: Entry, settings: Inference) -> list[float]:
+        """Dice of each target by the challenge rule; the network is scored, not the post-processing that mends it."""
+        bare = settings.model_copy(update={"minimum": {}, "components": {}})
+        labels, _ = self.scheme.labels(found, bare)
+        overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), self.scored)
+        return [overlap.dice for overlap in overlaps.values()]
+
+    def summarise(self, rows: NDArray[np.float64]) -> dict[str, float]:
+        """Mean Dice over cases per target (``dice/NAME``), and over targets (``dice``)."""
+        means = rows.mean(axis=0).tolist()
+        return {"dice": float(np.mean(means))} | {
+            f"dice/{name}": value for name, value in zip(self.scored, means, strict=True)
+        }
+
+    def identity(self) -> list[Any]:
+        regions = [[target.name, list(target.values), target.write] for target in self.scheme.targets]
+        return [self.labels, regions if isinstance(self.scheme, Regions) else None]

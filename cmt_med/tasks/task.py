@@ -1,0 +1,126 @@
+"""The protocol of a task: all that the rest of the package knows of what a network is trained to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmt_med.config.schema import Experiment, Inference
+from cmt_med.data.case import Case
+from cmt_med.data.manifest import Manifest
+from cmt_med.data.preprocessing.cache import Entry
+
+Batch = Mapping[str, Tensor]
+"""``image`` (B, C, *S) and what the task has to be told beside it: ``label`` (B, 1, *S) or (B, 1)."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What validation watches: the key in its scores, how it is printed, and which direction is better."""
+
+    name: str
+    title: str
+    higher_is_better: bool = True
+
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Return true if a value is better than the best before; than none, any number is."""
+        if than is None:
+            return value == value
+        return value > than if self.higher_is_better else value < than
+
+
+class Task(Protocol):
+    """One task with one data set's targets.
+
+    Attributes:
+        name: of the task, as ``task:`` in a config and in a model card.
+        monitor: what validation watches.
+        dense: the network's output is a map of its input, which sliding windows cover; else one vector for a whole image.
+        label_values: the values that label maps may have; None where no label map is read.
+    """
+
+    name: ClassVar[str]
+    monitor: ClassVar[Metric]
+    dense: ClassVar[bool]
+
+    @classmethod
+    def from_data(cls, experiment: Experiment, manifest: Manifest) -> Task:
+        """The task that a config and a case list describe.
+
+        Raises:
+            ConfigError: if the two do not fit together; DataError: E_MANIFEST, if there is nothing to learn from.
+        """
+        ...
+
+    @classmethod
+    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Task:
+        """The task of a trained model, from its card."""
+        ...
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Names and numbers of what is predicted."""
+        ...
+
+    @property
+    def label_values(self) -> Mapping[str, int] | None: ...
+
+    @property
+    def regions(self) -> list[dict[str, Any]] | None:
+        """Overlapping regions as a model card has them; None where classes exclude each other."""
+        ...
+
+    @property
+    def scored(self) -> dict[str, list[int]]:
+        """What is scored, with its label values; empty where the label is of the whole image."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's output."""
+        ...
+
+    def has_target(self, case: Case) -> bool:
+        """Return true for a case that can be learned from."""
+        ...
+
+    def target(self, case: Case) -> int | None:
+        """The number that a case's image is labelled with; None where a label map says it."""
+        ...
+
+    def check(self, settings: Inference) -> None:
+        """Raise for inference settings that name what is not predicted.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        ...
+
+    def loss(self, output: Tensor | list[Tensor], batch: Batch) -> Tensor:
+        """The loss of the network's output, or of a list of outputs from fine to coarse (deep supervision)."""
+        ...
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (K, ...) to probabilities of the same shape."""
+        ...
+
+    def set_outside(self, probabilities: Tensor, outside: Tensor) -> None:
+        """Write into probabilities (K, *S), where ``outside`` (*S) is true, that nothing is there; of dense tasks."""
+        ...
+
+    def score(self, found: Tensor, entry: Entry, settings: Inference) -> Sequence[float]:
+        """A row of numbers about a cached case, from its probabilities on the preprocessed grid (K, ...)."""
+        ...
+
+    def summarise(self, rows: NDArray[np.float64]) -> dict[str, float]:
+        """The scores of a validation from the rows of all its cases (N, ...): ``monitor.name`` is among the keys."""
+        ...
+
+    def identity(self) -> list[Any]:
+        """What a run's checkpoints depend on beside its config; of JSON."""
+        ...
