@@ -30,6 +30,11 @@ from cmt_med.compute.machine import reuse_memory
 from cmt_med.inference.predict import Windows, predict
 from cmt_med.inference.windows import window_starts
 from cmt_med.networks import build_network
+from cmt_med.tasks.segmentation.labels import scheme_of
+from cmt_med.tasks.segmentation.task import Segmentation
+
+EXCLUSIVE = Segmentation(scheme_of({}, None), {})
+"""Softmax over all channels, whatever they are called."""
 
 
 class Counted(nn.Module):
@@ -47,7 +52,7 @@ class Counted(nn.Module):
 
 def ours(network: nn.Module, image: Tensor, windows: Windows, inside: Tensor | None) -> Tensor:
     """Labels (D1, D2, D3)."""
-    canvas = predict(network, image, windows, regions=False, inside=inside)
+    canvas = predict(network, image, windows, EXCLUSIVE, inside=inside)
     labels = torch.empty(image.shape[1:], dtype=torch.uint8)
     for _, rows in canvas.slabs():
         labels[rows] = canvas.values[0][:, rows].argmax(0).to(torch.uint8)

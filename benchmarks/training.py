@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     parts = assemble_parts(experiment, data, network)
     optimizer = torch.optim.AdamW(decay_groups(network, experiment.optimizer.weight_decay), lr=1e-4)
     step = training_step(
-        network, optimizer, parts.loss, rate_at=lambda _: 1e-4, average=AveragedWeights(network, experiment.train.ema),
+        network, optimizer, parts.task.loss, rate_at=lambda _: 1e-4, average=AveragedWeights(network, experiment.train.ema),
         seed=0, clip=experiment.optimizer.clip, amp=experiment.train.amp, augment=parts.augment,
         compiled=experiment.train.compile,
     )  # fmt: skip

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "cmt_med"
 VERBS = {"__main__", "compare", "evaluate", "infer", "init", "inspect", "train", "view"}
 """The only modules at the root, beside the package's own."""
 FLOORS: dict[str, int] = {
-    "base": 0, "config": 1, "compute": 1, "blocks": 1, "networks": 2, "evaluation": 2, "data": 3, "inference": 5,
+    "base": 0, "config": 1, "compute": 1, "blocks": 1, "networks": 2, "evaluation": 2, "data": 3, "tasks": 4, "inference": 5,
     "training": 6, "reports": 7, "runs": 8, "launch": 8,
 }  # fmt: skip
 ONLY = {  # what a room may import where its floor allows more

@@ -7,6 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from cmt_med.inference.predict import Windows, predict_probabilities
+from cmt_med.tasks.segmentation.labels import Classes, Regions
+from cmt_med.tasks.segmentation.target import Target
+from cmt_med.tasks.segmentation.task import Segmentation
+
+ONE = [Target("one", (1,), 1)]
+CLASSES, REGIONS = (Segmentation(kind(ONE), {"background": 0, "one": 1}) for kind in (Classes, Regions))
 
 
 class Pointwise(nn.Module):
@@ -32,9 +38,9 @@ def test_windows_do_not_change_a_pointwise_network(size: tuple[int, ...], slice_
     expected = Pointwise()(image[None])[0]
     for axes, patch in (((), None), ((0, 2), None), ((0,), tuple(n - 1 for n in window))):
         windows = Windows(window, 0.5, 3, slice_axes, axes, patch)
-        found = predict_probabilities(Pointwise(), image, windows, regions=False)
+        found = predict_probabilities(Pointwise(), image, windows, CLASSES)
         torch.testing.assert_close(found, expected.softmax(0), rtol=1e-4, atol=1e-5)
-        found = predict_probabilities(Pointwise(), image, windows, regions=True)
+        found = predict_probabilities(Pointwise(), image, windows, REGIONS)
         torch.testing.assert_close(found, expected.sigmoid(), rtol=1e-4, atol=1e-5)
 
 
@@ -52,15 +58,15 @@ def test_small_volumes_are_padded_to_the_patch_of_training() -> None:
         window = (12, 12, 16)
         seen: list[tuple[int, ...]] = []
         image = torch.randn(1, *volume)
-        found = predict_probabilities(Sizes(), image, Windows(window, 0.5, 1, patch=patch), regions=False)
+        found = predict_probabilities(Sizes(), image, Windows(window, 0.5, 1, patch=patch), CLASSES)
         assert set(seen) == {expected}
         torch.testing.assert_close(found, torch.cat([image, -image]).softmax(0), rtol=1e-4, atol=1e-5)
 
 
 def test_mirroring_averages_probabilities() -> None:
     image = torch.zeros(1, 4, 4, 6)
-    plain = predict_probabilities(Lopsided(), image, Windows((8, 8, 8), 0.5, 1), regions=False)
-    averaged = predict_probabilities(Lopsided(), image, Windows((8, 8, 8), 0.5, 1, (), (2,)), regions=False)
+    plain = predict_probabilities(Lopsided(), image, Windows((8, 8, 8), 0.5, 1), CLASSES)
+    averaged = predict_probabilities(Lopsided(), image, Windows((8, 8, 8), 0.5, 1, (), (2,)), CLASSES)
     torch.testing.assert_close(averaged, (plain + plain.flip(-1)) / 2)
     assert not torch.allclose(averaged, plain)
 
@@ -72,7 +78,7 @@ def test_three_planes_average_the_probabilities_of_each() -> None:
 
     image = torch.randn(1, 5, 6, 7)
     window = (8, 8)
-    single = [predict_probabilities(Rows(), image, Windows(window, 0.5, 1, (a,)), regions=True) for a in range(3)]
-    both = predict_probabilities(Rows(), image, Windows(window, 0.5, 1, (0, 1, 2)), regions=True)
+    single = [predict_probabilities(Rows(), image, Windows(window, 0.5, 1, (a,)), REGIONS) for a in range(3)]
+    both = predict_probabilities(Rows(), image, Windows(window, 0.5, 1, (0, 1, 2)), REGIONS)
     torch.testing.assert_close(both, sum(single) / 3)
     assert not torch.allclose(single[0], single[2])

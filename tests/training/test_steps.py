@@ -18,7 +18,9 @@ from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.preprocessing.cache import prepare
 from cmt_med.data.preprocessing.pipeline import patches
 from cmt_med.networks import build_network
-from cmt_med.tasks.segmentation.losses import segmentation_loss
+from cmt_med.tasks.segmentation.labels import Classes
+from cmt_med.tasks.segmentation.target import Target
+from cmt_med.tasks.segmentation.task import Segmentation
 from cmt_med.training.progress import OutsideShare
 from cmt_med.training.steps import AveragedWeights, on_device, training_step
 from tests.helpers import tiny_dataset
@@ -44,7 +46,8 @@ def test_changes_on_the_device_are_those_of_the_worker(tmp_path: Path) -> None:
     for _ in range(4):
         done, raw = next(there), next(here)
         assert raw["image"].shape[2:] == (14, 12, 10), "with the margin"
-        images, labels = on_device(raw, torch.device("cpu"), change)
+        moved = on_device(raw, torch.device("cpu"), change)
+        images, labels = moved["image"], moved["label"]
         torch.testing.assert_close(images, done["image"], rtol=1e-5, atol=1e-5)
         assert images.is_contiguous(memory_format=torch.channels_last_3d)
         assert torch.equal(labels, done["label"])
@@ -58,11 +61,12 @@ def test_a_compiled_step_is_a_step() -> None:
     few = {"attention": ("lightweight", "window"), "kv_strides": (2, 1), "drop_path": 0.0}
     first = build_network("cmt_unetr", spatial_dims=3, in_channels=1, num_classes=2, **options, **few)
     batch = {"image": torch.randn(2, 1, 12, 12, 12), "label": torch.randint(0, 2, (2, 1, 12, 12, 12)).byte()}
+    task = Segmentation(Classes([Target("one", (1,), 1)]), {"background": 0, "one": 1})
     found = []
     for compiled in (False, True):
         network = copy.deepcopy(first)
         step = training_step(
-            network, torch.optim.SGD(network.parameters(), lr=0.1), segmentation_loss([0, 1], None),
+            network, torch.optim.SGD(network.parameters(), lr=0.1), task.loss,
             rate_at=lambda _: 0.1, average=AveragedWeights(network, 0.0), seed=0, clip=10.0, amp=False, compiled=compiled,
         )  # fmt: skip
         engine = SimpleNamespace(state=SimpleNamespace(iteration=1))

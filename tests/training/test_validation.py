@@ -11,8 +11,10 @@ from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Inference
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.preprocessing.cache import prepare
-from cmt_med.tasks.segmentation.postprocess import Target
 from cmt_med.inference.predict import Windows
+from cmt_med.tasks.segmentation.labels import Classes
+from cmt_med.tasks.segmentation.target import Target
+from cmt_med.tasks.segmentation.task import Segmentation
 from cmt_med.training.validation import validator
 from tests.helpers import tiny_dataset
 
@@ -37,7 +39,10 @@ def test_outputs_that_are_not_finite_are_no_score(tmp_path: Path, value: float) 
         manifest.cases[0], channels=("a", "b"), labels=manifest.labels, settings=settings, folder=tmp_path / "cache"
     )
     validate = validator(
-        [entry], Windows((16, 16, 16), 0.5, 1), outputs=[Target("ball", (1,), 1)], regions=False, settings=Inference()
+        [entry],
+        Windows((16, 16, 16), 0.5, 1),
+        Segmentation(Classes([Target("ball", (1,), 1)]), manifest.labels),
+        Inference(),
     )
     assert validate(Constant(0.0), lambda: False) == {"dice": 0.0, "dice/ball": 0.0}
     with pytest.raises(DataError, match="not finite") as caught:

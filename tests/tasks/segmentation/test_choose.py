@@ -13,7 +13,8 @@ from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Inference
 from cmt_med.data.volumes.sums import volume_sum
 from cmt_med.tasks.segmentation.choose import Held, choose_settings, is_worth
-from cmt_med.tasks.segmentation.postprocess import Target, to_labels
+from cmt_med.tasks.segmentation.labels import Regions
+from cmt_med.tasks.segmentation.target import Target
 from tests.helpers import save
 
 BRATS = [Target("WT", (1, 2, 4), 2), Target("TC", (1, 4), 1), Target("ET", (4,), 4)]
@@ -98,7 +99,7 @@ def test_the_choice_is_what_to_labels_does(tmp_path: Path) -> None:
     scores = []
     for case in held:
         p = np.moveaxis(np.asarray(nib.load(case.probabilities).dataobj, dtype=np.float32), -1, 0)
-        label, _ = to_labels(p, choice.settings, targets=BRATS, regions=True)
+        label, _ = Regions(BRATS).labels(p, choice.settings)
         reference = np.asarray(nib.load(case.reference).dataobj)
         a, b = label == 4, reference == 4
         scores.append(1.0 if a.sum() + b.sum() == 0 else 2 * (a & b).sum() / (a.sum() + b.sum()))

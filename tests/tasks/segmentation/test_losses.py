@@ -40,13 +40,15 @@ def test_label_values_become_channels() -> None:
     perfect = torch.full((1, 3, 4), -30.0)
     for channel, values in enumerate([(1, 2, 4), (1, 4), (4,)]):
         perfect[0, channel][torch.isin(labels[0, 0], torch.tensor(values))] = 30.0
-    assert segmentation_loss([], [(1, 2, 4), (1, 4), (4,)])(perfect, labels).item() == pytest.approx(0, abs=1e-4)
+    assert segmentation_loss([(1, 2, 4), (1, 4), (4,)], region_loss)(perfect, labels).item() == pytest.approx(
+        0, abs=1e-4
+    )
     classes = 30.0 * torch.eye(4)[None]
-    assert segmentation_loss([0, 1, 2, 4], None)(classes, labels).item() == pytest.approx(0, abs=1e-4)
+    assert segmentation_loss([(0,), (1,), (2,), (4,)], class_loss)(classes, labels).item() == pytest.approx(0, abs=1e-4)
 
 
 def test_deep_supervision_weights_scales_and_averages_their_targets() -> None:
-    loss = segmentation_loss([0, 1], None)
+    loss = segmentation_loss([(0,), (1,)], class_loss)
     labels = torch.randint(0, 2, (1, 1, 8, 8, 8))
     fine, coarse = torch.randn(1, 2, 8, 8, 8), torch.randn(1, 2, 4, 4, 4)
     ones = labels.reshape(4, 2, 4, 2, 4, 2).float().mean((1, 3, 5))[None, None]
@@ -58,7 +60,7 @@ _RANK = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from cmt_med.networks import build_network
-from cmt_med.tasks.segmentation.losses import segmentation_loss
+from cmt_med.tasks.segmentation.losses import class_loss, region_loss, segmentation_loss
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)
@@ -66,7 +68,7 @@ network = build_network("cmt_unetr", spatial_dims=3, in_channels=1, num_classes=
     depths=(1, 1), head_dim=8, attention=("lightweight",) * 2, kv_strides=(2, 1), drop_path=0.0, deep_supervision=True).train()
 images, labels = torch.randn(4, 1, 16, 16, 16), torch.randint(0, 3, (4, 1, 16, 16, 16))
 regions = [(1, 2), (2,), (1,)]
-losses = {"classes": segmentation_loss([0, 1, 2], None), "regions": segmentation_loss([], regions)}
+losses = {"classes": segmentation_loss([(0,), (1,), (2,)], class_loss), "regions": segmentation_loss(regions, region_loss)}
 wrapped = DistributedDataParallel(network)
 for name, loss in losses.items():
     wrapped.zero_grad()
