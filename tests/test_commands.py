@@ -352,7 +352,7 @@ def test_2d_writes_volumes(tmp_path: Path) -> None:
     manifest = tiny_dataset(tmp_path / "d")
     config = tiny_config(tmp_path, manifest)
     sets = ["network.spatial_dims=2", "data.slice_axis=1", "train.patch_size=[16, 16]", "train.epochs=20",
-            "train.patches_per_case=8", "train.batch_size=8",
+            "train.patches_per_case=8", "train.batch_size=8", "train.validate_every=20", "inference.batch_size=15",
             "augmentation={low_resolution: 0.5, blur: 0.5}"]  # fmt: skip
     assert run_command(train, ["--config", str(config), *[part for s in sets for part in ("--set", s)]]) == 0
     assert nib.load(tmp_path / "run/validation/case4.nii.gz").shape == (18, 15, 20)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 import re
-import shutil
 from typing import Any
 
 import pytest
@@ -199,27 +197,6 @@ def test_checkpointing_equals_eager(name: str, variant: str, dims: int) -> None:
         gradients.append([y.detach(), *(p.grad for p in network.parameters()), *network.buffers()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
-@pytest.mark.parametrize(("name", "variant", "dims"), [(*family, 3) for family in FAMILIES] + [(*FAMILIES[1], 2)])
-def test_compile_equals_eager(name: str, variant: str, dims: int) -> None:
-    more = {"depths": (1, 1, 1, 1)[: len(OPTIONS[name]["dims"])]} if "dims" in OPTIONS[name] else {}
-    network = make(name, dims, variant, **more).eval()
-    x = torch.randn(1, 2, *SIZES[dims][1])
-    compiled = torch.compile(copy.deepcopy(network), dynamic=False)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize(("name", "variant"), FAMILIES)
-def test_export_equals_eager(name: str, variant: str, dims: int) -> None:
-    network = make(name, dims, variant).eval()
-    x = torch.randn(1, 2, *SIZES[dims][1])
-    exported = torch.export.export(network, (x,)).module()
-    with torch.no_grad():
-        torch.testing.assert_close(exported(x), network(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
