@@ -5,16 +5,23 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/tools
 VIEWER := cmt_med/reports/assets/viewer.js
+QUICK := tests/test_layers.py tests/launch tests/config tests/base tests/blocks tests/tasks tests/evaluation tests/data/conventions \
+    tests/data/sources tests/inference/test_windows.py tests/inference/test_native.py tests/inference/test_predict.py \
+    tests/inference/test_model.py tests/training/test_schedule.py tests/training/test_budget.py tests/training/test_optimiser.py
 # What browser tests drive; where npm is missing they skip, and say why.
 VIEWER_IF_NPM := $(if $(shell command -v npm 2>/dev/null),$(VIEWER))
 
-.PHONY: brats test soak lint viewer sbom audit clean
+.PHONY: brats test quick soak lint viewer sbom audit clean
 
 brats: $(STAMP)  ## phantom (or your data: MANIFEST=...) -> train -> infer -> evaluate -> report
 	$(BIN)/python pipelines/brats.py $(if $(MANIFEST),--manifest $(MANIFEST)) $(if $(OUTPUT),--output $(OUTPUT))
 
 test: $(STAMP) lint $(VIEWER_IF_NPM)  ## all tests with reduced counts, on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rs
+
+quick: $(STAMP)  ## what matters while editing, in under two minutes
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rs $(QUICK)
 
 soak: $(STAMP) $(VIEWER_IF_NPM)  ## the full counts of every figure that is claimed
 	CMT_SOAK=1 $(BIN)/python -m pytest -rs

@@ -28,7 +28,9 @@ from cmt_med.config.reading import load_config
 from cmt_med.data.manifest import load_manifest
 from cmt_med.runs.plan import fit_device
 from cmt_med.runs.prepare import assemble_parts, prepare_data, start_network
-from cmt_med.training.steps import AveragedWeights, decay_groups, training_step
+from cmt_med.training.averaging import AveragedWeights
+from cmt_med.training.optimiser import decay_groups
+from cmt_med.training.steps import training_step
 
 
 class Waiting:

@@ -24,8 +24,8 @@ def main() -> int:
     root = Path(__file__).resolve().parents[1]
     name = f"brats_{options.manifest.stem}" if options.manifest else "brats"
     output = options.output.resolve() if options.output else root / "runs" / name
-    manifest = options.manifest.resolve() if options.manifest else root / "data_manifests" / "brats_phantom.json"
-    train = ["train", "--config", CONFIG, "--output", str(output), "--set", f"data.manifest={manifest}"]
+    train = ["train", "--config", CONFIG, "--output", str(output)]
+    train += ["--set", f"data.manifest={options.manifest.resolve()}"] if options.manifest else []
     # Training ends with a report on the held-out cases already; the two commands after it do the same as a user would for
     # cases of their own: held_out.json is the case list of what training has not seen.
     held_out, predictions = output / "held_out.json", output / "predictions"

@@ -54,6 +54,9 @@ class Data(Section):
         description="case list: MSD dataset.json or MONAI datalist JSON; "
         "a relative path is looked for in the current folder, then in the config's",
     )
+    phantom: bool = Field(
+        False, description="make synthetic heads (PHANTOM DATA) if the config's own case list does not exist"
+    )
     channels: list[str] = Field(min_length=1, description="input channels by name, in the network's order")
     regions: list[Region] | Literal["brats"] | None = Field(
         None, description="overlapping targets; brats: those of the case list or the challenge; null: a class per label"

@@ -18,7 +18,10 @@ __all__ = [
 ]  # fmt: skip
 
 
-LATER_KEYS: dict[tuple[str, ...], Any] = {("task",): "segmentation"}
+LATER_KEYS: dict[tuple[str, ...], Any] = {
+    ("task",): "segmentation", ("data", "phantom"): False, ("optimizer", "name"): "adamw", ("optimizer", "betas"): (0.9, 0.99),
+    ("optimizer", "momentum"): 0.99, ("train", "loss"): "dice_ce",
+}  # fmt: skip
 """Keys that came after runs had been begun without them, and the values that mean what those runs did."""
 
 

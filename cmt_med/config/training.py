@@ -32,10 +32,18 @@ class Augmentation(Section):
     low_resolution: Fraction = Field(0.0, description="probability of halving the resolution, or less, and back")
 
 
-class Optimizer(Section):
-    """AdamW with a linear warm-up and a cosine to zero."""
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
+
+class Optimizer(Section):
+    """AdamW or SGD with Nesterov's momentum; a linear warm-up and a cosine to zero."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
     lr: PositiveFloat = 1e-3
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = Field(
+        (0.9, 0.99), description="of AdamW: decay of the mean gradient and of its square"
+    )
+    momentum: Decay = Field(0.99, description="of SGD")
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: Fraction = Field(0.05, description="share of the steps over which the learning rate rises")
     clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
@@ -52,6 +60,9 @@ class Train(Section):
     patch_size: list[Positive] = Field(description="in voxels at the network's spacing")
     fit_device: bool = Field(True, description="reduce patch and batch to the device and the data; the plan says why")
     foreground_fraction: Fraction = Field(0.5, description="share of patches centred on a labelled voxel")
+    loss: Literal["dice_ce", "dice_focal", "tversky", "ce"] = Field(
+        "dice_ce", description="Dice plus cross-entropy or focal loss, Tversky, or cross-entropy alone"
+    )
     deep_supervision: bool = True
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.995, description="decay of the averaged weights; 0 for none")
     amp: bool = Field(True, description="bf16 autocast on a GPU; CPUs compute in float32")

@@ -23,10 +23,9 @@ from cmt_med.data.volumes.gate import load_labels
 from cmt_med.evaluation.lesions import lesion_rule_named
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_tolerances
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
-from cmt_med.reports.html import write_report
 from cmt_med.reports.provenance import describe_evaluation
-from cmt_med.reports.scores import empty_rule_of, score_folder, write_metrics
-from cmt_med.reports.terminal import print_summary
+from cmt_med.reports.publish import Evaluation
+from cmt_med.reports.scores import empty_rule_of
 
 log = logging.getLogger(__name__)
 
@@ -71,24 +70,16 @@ def score_predictions(
     require_writable_folder(output)
     unnamed = bool(labels) and run.labels is None
     known = _named_or_seen(targets, expected) if unnamed else _values_of(run)
-    scored, failures = score_folder(
-        predicted,
-        expected.files,
-        targets,
-        reference_targets=expected.targets,
-        reference_values=expected.values,
-        predicted_values=known,
-        rule=rule,
-        tolerances=tolerances,
-        lesions=lesions,
-        sums=sums_of(expected.cases.values()),
-    )
-    if unnamed and not scored and {failure["code"] for failure in failures} == {"E_LABEL"}:
-        raise _misnumbered(failures, predictions)
-    for name in _nowhere(scored, targets):
+    scored = Evaluation(
+        predicted, expected.files, targets, expected.cases, rule, lesions, tolerances, expected.targets, expected.values, known,
+        run.notice,
+    ).score()  # fmt: skip
+    if unnamed and not scored.scores and {failure["code"] for failure in scored.failures} == {"E_LABEL"}:
+        raise _misnumbered(scored.failures, predictions)
+    for name in _nowhere(scored.scores, targets):
         log.warning("%s is in no reference and no prediction (label %s)", name, ", ".join(map(str, targets[name])))
-    if failures:
-        write_json(output / "failures.json", failures)
+    if scored.failures:
+        write_json(output / "failures.json", scored.failures)
     else:
         (output / "failures.json").unlink(missing_ok=True)
     options = {
@@ -96,18 +87,10 @@ def score_predictions(
         "tolerance": tolerance, "lesion_wise": lesion_wise,
     }  # fmt: skip
     described = describe_evaluation(options, expected.path, expected.files)
-    metrics = write_metrics(
-        output, scored, targets, rule=rule, tolerances=tolerances, lesions=lesions, failures=failures,
-        extra={"run": run.model_dump(exclude_unset=True), "notice": run.notice, "evaluation": described},
-    )  # fmt: skip
-    report = write_report(
-        output, metrics, title=f"Evaluation of {run.model or predictions.name}", cases=expected.cases,
-        predictions=predicted, references=expected.files,
-        reference_targets=expected.targets, banner=run.notice,
-    )  # fmt: skip
-    print_summary(metrics)
+    scored.write_metrics(output, {"run": run.model_dump(exclude_unset=True), "evaluation": described})
+    report = scored.write_page(output, f"Evaluation of {run.model or predictions.name}")
     print(f"report: {report}")
-    return EXIT_SOME_FAILED if failures else EXIT_DONE
+    return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,18 @@ from cmt_med.base.files import locked, read_lines, require_writable_folder, writ
 from cmt_med.compute.device import pick_device
 from cmt_med.compute.machine import stop_listening
 from cmt_med.config.reading import dump_config
-from cmt_med.config.schema import Experiment, Inference, Split
+from cmt_med.config.schema import Experiment, Inference, Split, without_later_keys
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import lesions_of
-from cmt_med.data.manifest import Manifest, load_manifest, sums_of
+from cmt_med.data.manifest import Manifest, load_manifest
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.volumes.gate import content_of
 from cmt_med.inference.model import load_model, save_model
 from cmt_med.inference.results import predictions_in
 from cmt_med.networks import NETWORKS_VERSION
-from cmt_med.reports.html import write_report
 from cmt_med.reports.provenance import shared_and_own
-from cmt_med.reports.scores import empty_rule_of, score_folder, write_metrics
-from cmt_med.reports.terminal import print_summary
+from cmt_med.reports.publish import Evaluation
+from cmt_med.reports.scores import empty_rule_of
 from cmt_med.runs.prepare import bound_demo, ensure_phantom, prepare_data
 from cmt_med.runs.single import Request, clear_run, report_details, run_experiment
 from cmt_med.tasks.segmentation.choose import Choice, Held, choose_settings
@@ -97,7 +96,7 @@ def cross_validate(request: Request, *, only: int | None, devices: Sequence[str]
             fix="add --fold I, or leave torchrun out and name the devices: --device cuda:0,cuda:1",
         )  # fmt: skip
     require_writable_folder(folder)
-    manifest = check_folds(experiment)
+    manifest = check_folds(experiment, request.overrides)
     requests = {i: fold_request(request, i) for i in range(experiment.folds) if only in (None, i)}
     if only is not None:  # jobs of an array may end at the same moment: none of them gathers
         _train_folds(requests, manifest, devices, arguments)
@@ -147,14 +146,14 @@ def _train_folds(
             _note_finished(fold, contents)
 
 
-def check_folds(experiment: Experiment) -> Manifest:
+def check_folds(experiment: Experiment, overrides: Sequence[str]) -> Manifest:
     """The case list, once each fold has cases to train on and cases to hold out: found now, not after days of training.
 
     Raises:
         ConfigError: if the patients, or the folds of the case list, are fewer or more than the folds asked for.
     """
     assert experiment.folds is not None  # by the callers
-    ensure_phantom(Path(experiment.data.manifest))
+    ensure_phantom(experiment, overrides)
     manifest = load_manifest(Path(experiment.data.manifest))
     labelled = [case for case in manifest.cases if case.label is not None]
     named = {case.fold for case in labelled}
@@ -189,8 +188,10 @@ def _contents(manifest: Manifest) -> list[list[str | None]]:
 
 def _key(request: Request, contents: Sequence[Sequence[str | None]]) -> str:
     """What a fold's result depends on: the settings as asked for, the case list, and its files."""
-    asked = request.experiment.model_dump(
-        exclude={"output": True, "data": {"workers", "manifest"}, "inference": {"batch_size"}}
+    asked = without_later_keys(
+        request.experiment.model_dump(
+            exclude={"output": True, "data": {"workers", "manifest", "phantom"}, "inference": {"batch_size"}}
+        )
     )
     listed = Path(request.experiment.data.manifest).read_bytes()
     content = json.dumps([NETWORKS_VERSION, asked, request.limit, contents], sort_keys=True).encode() + listed
@@ -291,43 +292,38 @@ def _gather(request: Request, manifest: Manifest) -> int:
     predictions = {n: predicted[fold_of[n]][n] for n in references if n in predicted[fold_of[n]]}
     cards = {i: load_model(fold)[0] for i, fold in folds.items()}
     first = cards[0]
-    lesions, rule = lesions_of(manifest.convention), empty_rule_of(manifest.convention)
-    scored, failures = score_folder(
-        predictions, references, first.targets, rule=rule, lesions=lesions, sums=sums_of(cases.values())
-    )
+    scored = Evaluation(
+        predictions, references, first.targets, cases, empty_rule_of(manifest.convention), lesions_of(manifest.convention),
+        banner=banner,
+    ).score()  # fmt: skip
     extra: dict[str, Any] = {
-        "notice": banner,
         "selection": "Out-of-fold: each case is scored by the network that has not seen it.",
         "folds": fold_of,
         "members": [{"fold": i, "weights_sha256": card.weights_sha256, **card.provenance} for i, card in cards.items()],
     }
     chosen = first.inference
-    if experiment.inference.choose and isinstance(first.scheme, Regions) and scored:
+    if experiment.inference.choose and isinstance(first.scheme, Regions) and scored.scores:
         held = [
             Held(n, fold_of[n], p.with_name(f"{n}_prob.nii.gz"), references[n], cases[n].sha256)
             for n, p in predictions.items()
-            if n in scored
+            if n in scored.scores
         ]
         begun = time.monotonic()
         choice = choose_settings(held, first.scheme.targets, first.inference)
         chosen = choice.settings
         extra["postprocessing"] = choice.as_dict() | {"seconds": round(time.monotonic() - begun, 1)}
         _print_choice(choice)
-    metrics = write_metrics(
-        folder / "report", scored, first.targets, rule=rule, lesions=lesions, failures=failures, extra=extra
-    )
+    metrics = scored.write_metrics(folder / "report", extra)
     collect_models(list(folds.values()), folder / "model", metrics["summary"], chosen)
     write_text(folder / "config.yaml", dump_config(experiment))
     details = {f"fold {i}": {**report_details(c, folds[i]), "Provenance": c.provenance} for i, c in cards.items()}
-    page = write_report(
-        folder / "report", metrics, title=f"{experiment.name}, {experiment.folds} folds", cases=cases,
-        predictions=predictions, references=references, settings=dump_config(experiment),
+    page = scored.write_page(
+        folder / "report", f"{experiment.name}, {experiment.folds} folds", settings=dump_config(experiment),
         log_rows=[row | {"fold": i} for i, fold in folds.items() for row in read_lines(fold / "log.jsonl")],
-        details=shared_and_own(details), banner=banner,
+        details=shared_and_own(details),
     )  # fmt: skip
-    print_summary(metrics)
     print(f"models: {folder / 'model'} ({experiment.folds} networks, an ensemble for infer)\nreport: {page}")
-    return EXIT_SOME_FAILED if failures else EXIT_DONE
+    return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
 
 
 def collect_models(folds: Sequence[Path], target: Path, summary: dict[str, Any], chosen: Inference) -> None:

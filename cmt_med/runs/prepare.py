@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,6 @@ from cmt_med.tasks.task import Task
 from cmt_med.training.state import Parts
 from cmt_med.training.validation import Validate, validator
 
-PHANTOM_MANIFEST = "brats_phantom.json"
 DEMO_MINUTES = 9.0
 
 log = logging.getLogger(__name__)
@@ -57,12 +56,20 @@ class Prepared:
     task: Task
 
 
-def ensure_phantom(path: Path) -> None:
-    """Make the phantom heads that ``configs/brats.yaml`` names, unless they are there."""
-    if path.exists() or path.name != PHANTOM_MANIFEST:
+def ensure_phantom(experiment: Experiment, overrides: Sequence[str]) -> None:
+    """Make the synthetic heads that a config asks for (``data.phantom``), unless its case list is there.
+
+    A case list that the command line names is never made: a slip of the pen there must not become a data set.
+    """
+    path = Path(experiment.data.manifest)
+    if (
+        not experiment.data.phantom
+        or path.exists()
+        or "data.manifest" in {item.partition("=")[0].strip() for item in overrides}
+    ):
         return
     log.info("making phantom heads for a first run (%s)", path)
-    make_phantom(path, path.parent / "brats_phantom")
+    make_phantom(path, path.parent / path.stem)
 
 
 def bound_demo(experiment: Experiment, manifest: Manifest, overrides: list[str]) -> Experiment:
@@ -284,7 +291,7 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
             exclude={
                 "output": True,
                 "name": True,
-                "data": {"manifest", "workers"},
+                "data": {"manifest", "workers", "phantom"},
                 "train": {"epochs", "max_minutes"},
                 "inference": {"batch_size"},
             }

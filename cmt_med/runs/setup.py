@@ -25,7 +25,7 @@ from cmt_med.config.schema import Experiment
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS, Convention, patient_of, standard_regions
 from cmt_med.data.conventions.names import LABEL_WORDS, TUMOUR_LABELS, is_brain_tumour
-from cmt_med.data.conventions.signs import Signs, cavities_in_doubt, recognise
+from cmt_med.data.conventions.signs import Signs, UnknownChallengeError, cavities_in_doubt, recognise
 from cmt_med.data.manifest import Manifest, manifest_content
 from cmt_med.data.preprocessing.survey import Survey, survey
 from cmt_med.data.sources.foreign import Scan, scan
@@ -105,10 +105,10 @@ def _convention(found: Scan, seen: Survey, asked: str | None) -> tuple[Conventio
         return None, ["the case list names the labels"]
     try:
         return recognise(signs, asked)
-    except DataError as error:
+    except UnknownChallengeError:
         strange = set(seen.values) - set(found.named.values())
         # A list that names tumour parts says what they mean, whoever numbered the cases: only a challenge's names overrule.
-        if asked is None and found.named and not strange and "of no known challenge" in error.why:
+        if asked is None and found.named and not strange:
             return None, ["the case list names the labels"]
         raise
 

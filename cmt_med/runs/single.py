@@ -39,7 +39,7 @@ from cmt_med.compute.ranks import ProcessGroup
 from cmt_med.config.reading import changed_settings, dump_config
 from cmt_med.config.schema import Experiment
 from cmt_med.data.conventions.brats import lesions_of
-from cmt_med.data.manifest import load_manifest, manifest_content, sums_of
+from cmt_med.data.manifest import load_manifest, manifest_content
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.preprocessing.fingerprint import fingerprint_of
 from cmt_med.data.preprocessing.pipeline import preprocessing_settings, slice_axes
@@ -48,9 +48,8 @@ from cmt_med.inference.folder import Probabilities, infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
 from cmt_med.inference.predict import Ensemble, Predictor
 from cmt_med.inference.results import predictions_in
-from cmt_med.reports.html import write_report
-from cmt_med.reports.scores import empty_rule_of, score_folder, write_metrics
-from cmt_med.reports.terminal import print_summary
+from cmt_med.reports.publish import Evaluation
+from cmt_med.reports.scores import empty_rule_of
 from cmt_med.runs.plan import fit_device
 from cmt_med.runs.prepare import (
     Prepared,
@@ -119,7 +118,7 @@ def run_experiment(request: Request) -> int:
             if not request.dry_run:
                 stack.enter_context(locked(folder))
                 remove_leftovers(folder, *(folder / name for name in RUN_FILES))
-            ensure_phantom(Path(experiment.data.manifest))
+            ensure_phantom(experiment, request.overrides)
         group.meet()
         manifest = load_manifest(Path(experiment.data.manifest))
         experiment = bound_demo(experiment, manifest, list(request.overrides))
@@ -240,40 +239,34 @@ def _report(
     failures = infer_cases(ensemble, data.validation, predicted, probabilities=kept, banner=banner)
     references = {case.name: case.label for case in data.validation if case.label is not None}
     predictions = {name: path for name, path in predictions_in(predicted).items() if name in references}
-    targets = card.targets
-    lesions, rule = lesions_of(data.manifest.convention), empty_rule_of(data.manifest.convention)
-    scored, unscored = score_folder(
-        predictions, references, targets, rule=rule, lesions=lesions, sums=sums_of(data.validation)
-    )
-    failed = {failure["case"] for failure in failures}
-    failures += [failure for failure in unscored if failure["case"] not in failed]
+    convention = data.manifest.convention
+    scored = Evaluation(
+        predictions, references, card.targets, {case.name: case for case in data.validation}, empty_rule_of(convention),
+        lesions_of(convention), banner=banner,
+    ).score()  # fmt: skip
+    scored.add_failures(failures)
     selection = {
         "last": "The last averaged weights: these cases chose nothing.",
         "best": "The checkpoint was chosen on these cases: the scores are optimistic.",
     }
     extra: dict[str, Any] = {
-        "notice": banner,
         "selection": selection[experiment.train.select],
         "provenance": card.provenance,
         "rate_gflops": dense_convolution_rate(),
     }
     if data.task.regions is not None:
         extra["threshold_baseline"] = _threshold_baseline(data)
-    metrics = write_metrics(
-        folder / "report", scored, targets, rule=rule, lesions=lesions, failures=failures, extra=extra
-    )
+    metrics = scored.write_metrics(folder / "report", extra)
     save_model(folder / "model", card.model_copy(update={"validation": metrics["summary"]}), weights)
-    page = write_report(
-        folder / "report", metrics, title=experiment.name, cases={case.name: case for case in data.validation},
-        predictions=predictions, references=references, log_rows=read_lines(folder / "log.jsonl"),
-        settings=dump_config(experiment), details=report_details(card, folder), banner=banner,
+    page = scored.write_page(
+        folder / "report", experiment.name, log_rows=read_lines(folder / "log.jsonl"), settings=dump_config(experiment),
+        details=report_details(card, folder),
     )  # fmt: skip
-    print_summary(metrics)
     for target, row in extra.get("threshold_baseline", {}).items():
         print(f"best threshold for {target}: Dice {row['dice']:.4f} ({row['channel']} {row['rule']})")
     log.info("dense 3×3×3 convolutions on this machine now: %.0f GFLOP/s", extra["rate_gflops"])
     print(f"model: {folder / 'model'}\nreport: {page}")
-    return EXIT_SOME_FAILED if failures else EXIT_DONE
+    return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
 
 
 def report_details(card: ModelCard, run: Path) -> dict[str, dict[str, Any]]:

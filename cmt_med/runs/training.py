@@ -49,6 +49,6 @@ def train_from_config(
             )
         return run_experiment(request)
     if dry_run:
-        check_folds(experiment)
+        check_folds(experiment, overrides)
         return run_experiment(fold_request(request, fold or 0))
     return cross_validate(request, only=fold, devices=devices, arguments=arguments)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
 from torch import Tensor, nn
 
 from cmt_med.base.errors import ConfigError, DataError
@@ -20,10 +19,11 @@ from cmt_med.base.text import counted
 from cmt_med.config.schema import Optimizer, Train
 from cmt_med.data.patches.augment import Augment
 from cmt_med.tasks.task import Task
+from cmt_med.training.averaging import AveragedWeights
 from cmt_med.training.budget import Pace
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
+from cmt_med.training.optimiser import optimiser
 from cmt_med.training.schedule import StepPlan
-from cmt_med.training.steps import AveragedWeights, decay_groups
 from cmt_med.training.validation import Validate
 
 log = logging.getLogger(__name__)
@@ -136,9 +136,7 @@ class Run:
     def __init__(self, parts: Parts, train: Train, settings: Optimizer, folder: Path) -> None:
         self.parts, self.train, self.settings, self.folder = parts, train, settings, folder
         self.main = idist.get_rank() == 0
-        self.optimizer = torch.optim.AdamW(
-            decay_groups(parts.network, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.99), fused=True
-        )
+        self.optimizer = optimiser(parts.network, settings)
         self.average = AveragedWeights(parts.network, train.ema)
         self.position = Position()
         self.pace = Pace()

@@ -17,51 +17,10 @@ from cmt_med.blocks.conv import channels_last
 from cmt_med.data.patches.augment import Augment
 from cmt_med.data.patches.loader import keyed_seed
 from cmt_med.tasks.task import Batch
+from cmt_med.training.averaging import AveragedWeights
 
 Loss = Callable[[Tensor | list[Tensor], Batch], Tensor]
 Step = Callable[[Engine, Sequence[dict[str, Any]]], dict[str, float]]
-
-
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: matrices and kernels decay, biases, norms and position tables do not."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        (kept if parameter.ndim <= 1 or "bias" in name.rpartition(".")[2] else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-
-
-class AveragedWeights:
-    """Exponential moving average of a network's parameters (EMA), with a warm-up of the decay.
-
-    After n updates the decay is ``min(decay, (1 + n) / (10 + n))``, so that the start is forgotten quickly. Buffers are
-    copied.
-    """
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move towards the network's present weights."""
-        self.updates += 1
-        weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        current = network.state_dict()
-        floating = [name for name, tensor in self.weights.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.weights[n] for n in floating], [current[n] for n in floating], weight)
-        for name in self.weights.keys() - set(floating):
-            self.weights[name].copy_(current[name])
-
-    @contextlib.contextmanager
-    def swapped_into(self, network: nn.Module) -> Iterator[None]:
-        """Within the context, the network has the averaged weights."""
-        saved = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-        network.load_state_dict(self.weights)
-        try:
-            yield
-        finally:
-            network.load_state_dict(saved)
 
 
 def training_step(

@@ -24,9 +24,10 @@ from cmt_med.config.schema import Train
 from cmt_med.data.patches.loader import patch_batches
 from cmt_med.inference.model import load_model
 from cmt_med.networks import build_network
+from cmt_med.training.averaging import AveragedWeights
 from cmt_med.training.checkpoint import load_newest
 from cmt_med.training.faults import explained
-from cmt_med.training.steps import AveragedWeights, training_step
+from cmt_med.training.steps import training_step
 from tests.helpers import tiny_config, tiny_dataset
 from tests.processes import Running, command
 

@@ -21,8 +21,9 @@ from cmt_med.networks import build_network
 from cmt_med.tasks.segmentation.labels import Classes
 from cmt_med.tasks.segmentation.target import Target
 from cmt_med.tasks.segmentation.task import Segmentation
+from cmt_med.training.averaging import AveragedWeights
 from cmt_med.training.progress import OutsideShare
-from cmt_med.training.steps import AveragedWeights, on_device, training_step
+from cmt_med.training.steps import on_device, training_step
 from tests.helpers import tiny_dataset
 
 

@@ -36,6 +36,10 @@ class Signs:
     values_in: Mapping[str, Collection[int]] = field(default_factory=dict)
 
 
+class UnknownChallengeError(DataError):
+    """No case name is of a known challenge: only the labels' names can say what they mean."""
+
+
 def recognise(signs: Signs, asked: str | None = None, *, origin: str = "--convention") -> tuple[Convention, list[str]]:
     """The convention that all signs agree with.
 
@@ -60,8 +64,10 @@ def recognise(signs: Signs, asked: str | None = None, *, origin: str = "--conven
 def _of_itself(signs: Signs, by_name: Collection[str]) -> tuple[Convention, list[str]]:
     strangers = [c for c in signs.cases if not any(re.match(CONVENTIONS[n].cases, c, re.I) for n in by_name)]
     if not by_name or strangers:
-        mixed = f"some case names are of {', '.join(sorted(by_name))}, but not {strangers[0]!r}" if by_name else ""
-        raise _question(mixed or f"case names such as {signs.cases[0]!r} are of no known challenge", signs)
+        if not by_name:
+            why = f"case names such as {signs.cases[0]!r} are of no known challenge"
+            raise UnknownChallengeError(**vars(_question(why, signs)))
+        raise _question(f"some case names are of {', '.join(sorted(by_name))}, but not {strangers[0]!r}", signs)
     fitting = [name for name in by_name if _contradiction(CONVENTIONS[name], signs) is None]
     reasons = [f"case names such as {signs.cases[0]}", f"label values {_listed(signs.values)}"]
     if len({CONVENTIONS[name].cases for name in by_name}) > 1:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmt_med.base.errors import ConfigError
 from cmt_med.config.schema import Inference
-from cmt_med.tasks.segmentation.losses import class_loss, region_loss
+from cmt_med.tasks.segmentation.losses import Kind, class_loss, region_loss
 from cmt_med.tasks.segmentation.postprocess import Removed, large_or_sure, write_small_as_surrounding
 from cmt_med.tasks.segmentation.target import Target
 
@@ -49,7 +49,7 @@ class LabelScheme(ABC):
         """What each channel of the network's output stands for."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, shares: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, shares: Tensor, kind: Kind = "dice_ce") -> Tensor:
         """The loss of logits (B, K, *S) against the share of each channel in a position (B, K, *S)."""
 
     @abstractmethod
@@ -154,8 +154,8 @@ class Classes(LabelScheme):
     def channels(self) -> tuple[Target, ...]:
         return (BACKGROUND, *self.targets)
 
-    def loss(self, logits: Tensor, shares: Tensor) -> Tensor:
-        return class_loss(logits, shares)
+    def loss(self, logits: Tensor, shares: Tensor, kind: Kind = "dice_ce") -> Tensor:
+        return class_loss(logits, shares, kind)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(0)
@@ -197,8 +197,8 @@ class Regions(LabelScheme):
     def channels(self) -> tuple[Target, ...]:
         return self.targets
 
-    def loss(self, logits: Tensor, shares: Tensor) -> Tensor:
-        return region_loss(logits, shares)
+    def loss(self, logits: Tensor, shares: Tensor, kind: Kind = "dice_ce") -> Tensor:
+        return region_loss(logits, shares, kind)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

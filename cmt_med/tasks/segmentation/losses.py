@@ -1,9 +1,9 @@
-"""Dice with cross-entropy: over exclusive classes, or over overlapping regions."""
+"""Losses over exclusive classes, or over overlapping regions: Dice with cross-entropy, and others by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,14 @@ from torch.nn import functional as F
 
 SMOOTH = 1e-5
 Loss = Callable[[Tensor | list[Tensor], Tensor], Tensor]
+
+
+Kind = Literal["dice_ce", "dice_focal", "tversky", "ce"]
+"""Dice plus cross-entropy, Dice plus focal loss, Tversky alone, cross-entropy alone."""
+GAMMA = 2.0
+"""Focusing exponent of the focal loss (Lin et al., ICCV 2017, eq. 4)."""
+FALSE_POSITIVES, FALSE_NEGATIVES = 0.3, 0.7
+"""Weights in the Tversky index (Salehi et al., MLMI 2017, eq. 4): a missed voxel costs more than an invented one."""
 
 
 def batch_dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
@@ -27,9 +35,28 @@ def batch_dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     axes = (0, *range(2, probabilities.ndim))
     overlap = (probabilities * targets).sum(axes)  # (K,)
     total = probabilities.sum(axes) + targets.sum(axes)  # (K,)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        overlap, total = _SumOverRanks.apply(torch.stack([overlap, total])).unbind()
+    overlap, total = _over_ranks(overlap, total)
     return 1.0 - ((2.0 * overlap + SMOOTH) / (total + SMOOTH)).mean()
+
+
+def batch_tversky_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """``1 - mean_k (TP_k + ε) / (TP_k + 0.3 FP_k + 0.7 FN_k + ε)`` with sums over the whole batch of all processes.
+
+    Args:
+        probabilities, targets: (B, K, *S), see :func:`batch_dice_loss`.
+    """
+    axes = (0, *range(2, probabilities.ndim))
+    hit = (probabilities * targets).sum(axes)  # (K,)
+    invented, missed = probabilities.sum(axes) - hit, targets.sum(axes) - hit
+    hit, invented, missed = _over_ranks(hit, invented, missed)
+    return 1.0 - ((hit + SMOOTH) / (hit + FALSE_POSITIVES * invented + FALSE_NEGATIVES * missed + SMOOTH)).mean()
+
+
+def _over_ranks(*sums: Tensor) -> tuple[Tensor, ...]:
+    """The sums over all processes, with a gradient."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return tuple(_SumOverRanks.apply(torch.stack(sums)).unbind())
+    return sums
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -48,23 +75,36 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
-def class_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice over all classes but background, plus cross-entropy.
+def class_loss(logits: Tensor, targets: Tensor, kind: Kind = "dice_ce") -> Tensor:
+    """The loss over exclusive classes; Dice and Tversky are over all of them but the background.
 
     Args:
         logits: (B, K, *S).
         targets: (B, K, *S), the share of each class in a position; one class has all of it, or they sum to one.
+        kind: which one.
     """
-    logits = logits.float()
-    log_probabilities = F.log_softmax(logits, dim=1)
-    cross_entropy = -(log_probabilities * targets).sum(1).mean()
-    return batch_dice_loss(log_probabilities.exp()[:, 1:], targets[:, 1:]) + cross_entropy
+    log_probabilities = F.log_softmax(logits.float(), dim=1)
+    probabilities = log_probabilities.exp()
+    if kind == "tversky":
+        return batch_tversky_loss(probabilities[:, 1:], targets[:, 1:])
+    weight = (1.0 - probabilities) ** GAMMA if kind == "dice_focal" else 1.0
+    at_each_voxel = -(weight * log_probabilities * targets).sum(1).mean()
+    return at_each_voxel if kind == "ce" else batch_dice_loss(probabilities[:, 1:], targets[:, 1:]) + at_each_voxel
 
 
-def region_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice plus binary cross-entropy over overlapping regions; logits and shares (B, R, *S)."""
+def region_loss(logits: Tensor, targets: Tensor, kind: Kind = "dice_ce") -> Tensor:
+    """The loss over overlapping regions, each a yes or no of its own; logits and shares (B, R, *S)."""
     logits = logits.float()
-    return batch_dice_loss(logits.sigmoid(), targets) + F.binary_cross_entropy_with_logits(logits, targets)
+    probabilities = logits.sigmoid()
+    if kind == "tversky":
+        return batch_tversky_loss(probabilities, targets)
+    cross_entropy = F.binary_cross_entropy_with_logits(
+        logits, targets, reduction="none" if kind == "dice_focal" else "mean"
+    )
+    if kind == "dice_focal":
+        wrong = probabilities * (1.0 - targets) + (1.0 - probabilities) * targets
+        cross_entropy = (wrong**GAMMA * cross_entropy).mean()
+    return cross_entropy if kind == "ce" else batch_dice_loss(probabilities, targets) + cross_entropy
 
 
 def segmentation_loss(channels: Sequence[Sequence[int]], single: Callable[[Tensor, Tensor], Tensor]) -> Loss:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.cache import Entry
 from cmt_med.evaluation.overlap import case_overlaps
 from cmt_med.tasks.segmentation.labels import LabelScheme, Regions, scheme_of
-from cmt_med.tasks.segmentation.losses import segmentation_loss
+from cmt_med.tasks.segmentation.losses import Kind, segmentation_loss
 from cmt_med.tasks.segmentation.target import Target
 from cmt_med.tasks.task import Batch, Metric
 
@@ -30,15 +31,16 @@ class Segmentation:
     Args:
         scheme: classes or regions.
         labels: name -> value in the label maps, the background among them.
+        loss: which one is minimised.
     """
 
     name: ClassVar[str] = "segmentation"
     monitor: ClassVar[Metric] = Metric("dice", "Dice")
     dense: ClassVar[bool] = True
 
-    def __init__(self, scheme: LabelScheme, labels: dict[str, int]) -> None:
+    def __init__(self, scheme: LabelScheme, labels: dict[str, int], loss: Kind = "dice_ce") -> None:
         self.scheme, self.labels = scheme, labels
-        self._loss = segmentation_loss([channel.values for channel in scheme.channels], scheme.loss)
+        self._loss = segmentation_loss([channel.values for channel in scheme.channels], partial(scheme.loss, kind=loss))
 
     @classmethod
     def from_data(cls, experiment: Experiment, manifest: Manifest) -> Segmentation:
@@ -62,7 +64,7 @@ class Segmentation:
         if wanted is not None:
             found = region_values(wanted, manifest.labels)
             regions = [Target(name, tuple(values), write) for name, values, write in found]
-        return cls(scheme_of(manifest.labels, regions), manifest.labels)
+        return cls(scheme_of(manifest.labels, regions), manifest.labels, experiment.train.loss)
 
     @classmethod
     def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Segmentation:

@@ -7,11 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from monai.losses.dice import DiceLoss
+from monai.losses.focal_loss import FocalLoss
+from monai.losses.tversky import TverskyLoss
+from monai.networks.utils import one_hot
 
-from cmt_med.tasks.segmentation.losses import batch_dice_loss, class_loss, region_loss, segmentation_loss
+from cmt_med.tasks.segmentation.labels import Classes
+from cmt_med.tasks.segmentation.losses import SMOOTH, Kind, batch_dice_loss, class_loss, region_loss, segmentation_loss
+from cmt_med.tasks.segmentation.target import Target
+from cmt_med.tasks.segmentation.task import Segmentation
 
 
 def test_batch_dice_by_hand() -> None:
@@ -45,6 +53,45 @@ def test_label_values_become_channels() -> None:
     )
     classes = 30.0 * torch.eye(4)[None]
     assert segmentation_loss([(0,), (1,), (2,), (4,)], class_loss)(classes, labels).item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_same_numbers_as_monai(seed: int) -> None:
+    """MONAI's losses, written by others, where the two mean the same; its Tversky has other signs of alpha and beta."""
+    torch.manual_seed(seed)
+    logits, labels = 2 * torch.randn(2, 3, 5, 6, 4), torch.randint(0, 3, (2, 1, 5, 6, 4))
+    classes = one_hot(labels, 3)
+    tversky = TverskyLoss(
+        include_background=False, softmax=True, alpha=0.3, beta=0.7, batch=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH
+    )
+    focal = FocalLoss(use_softmax=True, gamma=2.0, reduction="none")(logits, classes).sum(1).mean()
+    dice = DiceLoss(include_background=False, softmax=True, batch=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)(
+        logits, classes
+    )
+    entropy = torch.nn.functional.cross_entropy(logits, labels[:, 0])
+    assert class_loss(logits, classes, "tversky").item() == pytest.approx(tversky(logits, classes).item(), abs=1e-5)
+    assert class_loss(logits, classes, "dice_focal").item() == pytest.approx((dice + focal).item(), abs=1e-5)
+    assert class_loss(logits, classes, "ce").item() == pytest.approx(entropy.item(), abs=1e-5)
+    assert class_loss(logits, classes).item() == pytest.approx((dice + entropy).item(), abs=1e-5)
+    regions = (torch.rand(2, 3, 5, 6, 4) > 0.6).float()
+    overlapping = TverskyLoss(sigmoid=True, alpha=0.3, beta=0.7, batch=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
+    its_dice = DiceLoss(sigmoid=True, batch=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)(logits, regions)
+    its_focal = FocalLoss(gamma=2.0, reduction="mean")(logits, regions)
+    assert region_loss(logits, regions, "tversky").item() == pytest.approx(
+        overlapping(logits, regions).item(), abs=1e-5
+    )
+    assert region_loss(logits, regions, "dice_focal").item() == pytest.approx((its_dice + its_focal).item(), abs=1e-5)
+    binary = torch.nn.functional.binary_cross_entropy_with_logits(logits, regions)
+    assert region_loss(logits, regions, "ce").item() == pytest.approx(binary.item(), abs=1e-5)
+
+
+def test_the_config_chooses_the_loss() -> None:
+    logits, label = torch.randn(2, 2, 6, 6), torch.randint(0, 2, (2, 1, 6, 6))
+    scheme, labels = Classes([Target("one", (1,), 1)]), {"background": 0, "one": 1}
+    values = {kind: Segmentation(scheme, labels, kind).loss(logits, {"label": label}).item() for kind in get_args(Kind)}
+    assert len({round(value, 6) for value in values.values()}) == len(values) == 4
+    for kind, value in values.items():
+        assert value == pytest.approx(class_loss(logits, one_hot(label, 2), kind).item(), abs=1e-6)
 
 
 def test_deep_supervision_weights_scales_and_averages_their_targets() -> None:
