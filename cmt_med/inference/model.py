@@ -34,6 +34,9 @@ MAX_CARD_BYTES = 10_000_000
 LARGEST, LONGEST = 1 << 16, 64
 """Numbers and lists in a network's options, above which a card is no card: some sizes are reserved before any tensor is."""
 
+LEAST_WINDOW = 8
+"""Voxels along an axis of a window, unless the patch of training had less."""
+
 _Value = Annotated[int, Field(ge=0, le=255)]  # in a label map
 _Axis = Annotated[int, Field(ge=0, le=2)]
 _Edge = Annotated[int, Field(ge=1, le=LARGEST)]
@@ -105,6 +108,8 @@ class ModelCard(BaseModel):
             or bool(self.slice_axes) != (dims == 2)
         ):
             raise ValueError("window, patch, slice_axes and network.spatial_dims do not agree")
+        if any(w < min(p, LEAST_WINDOW) for w, p in zip(self.window, self.patch, strict=True)):
+            raise ValueError(f"window {self.window} is far smaller than the patch of training: a case would take hours")
         if (self.network.get("in_channels"), self.network.get("num_classes")) != (inputs, self.outputs.channels):
             raise ValueError("channels, labels or regions are not as many as the network's")
         if 0 not in self.labels.values() or len(set(self.labels.values())) != len(self.labels):

@@ -25,7 +25,7 @@ _IMAGES = frozenset(
 """Storage classes with slices of volumes: CT, MR and PET, each also as enhanced and as legacy converted enhanced."""
 _OTHERS = {"1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage"}  # younger than pydicom's list
 _BESIDE = (".txt", ".json", ".xml", ".csv", ".md", ".html", ".pdf", ".jpg", ".jpeg", ".png", ".zip", ".bvec", ".bval", ".img",
-           ".raw", ".zraw", ".gz", *VOLUME_ENDINGS)  # fmt: skip
+           ".raw", ".zraw", ".gz", ".ini", ".db", *VOLUME_ENDINGS)  # fmt: skip
 _BESIDE_STARTS = ("DICOMDIR", "LICENSE", "LICENCE", "README")
 _DIRECTORY_OF_A_DISC = b"1.2.840.10008.1.3.10"
 _ACQUISITION = (
@@ -138,9 +138,14 @@ def read_header(path: Path) -> Dataset:
             f"not a slice of a volume, but: {kind}", where, "CT, MR and PET images are read",
             "give the folder of the images; convert other objects to .nii.gz",
         )  # fmt: skip
+    if "PhotometricInterpretation" not in header:
+        raise dicom_fault(
+            "the slice does not say what its pixels are", where, "a file that is cut short looks like that",
+            "copy it again, or export it again",
+        )  # fmt: skip
     if int(header.get("SamplesPerPixel", 1)) != 1 or header.get("PhotometricInterpretation") != "MONOCHROME2":
         raise DataError(
-            f"the pixels are {header.get('PhotometricInterpretation', 'of an unknown kind')}", where=where,
+            f"the pixels are {header.PhotometricInterpretation}", where=where,
             why="only grey values that grow with brightness are segmented", fix="export grey values", code="E_DTYPE",
         )  # fmt: skip
     syntax = UID(str(header.file_meta.get("TransferSyntaxUID", "")))

@@ -165,7 +165,7 @@ def test_slopes_may_differ_between_slices(tmp_path: Path) -> None:
 
 def test_other_files_beside_the_slices(tmp_path: Path) -> None:
     folder = series(tmp_path / "s")
-    for name in ("DICOMDIR", "readme.txt", ".hidden", "LICENSE", "thumb.jpg", "s.json"):
+    for name in ("DICOMDIR", "readme.txt", ".hidden", "LICENSE", "thumb.jpg", "s.json", "Thumbs.db", "desktop.ini"):
         (folder / name).write_text("something else")
     assert decode(folder).array.shape == (COLUMNS, ROWS, SLICES)
     (folder / "s9.dcm").write_bytes(b"\0" * 4000)
@@ -174,7 +174,7 @@ def test_other_files_beside_the_slices(tmp_path: Path) -> None:
     assert "s9.dcm" in error.where
 
 
-NAMES = ["s.img", ".slice", "s.gz", "s.raw", "s.zip", "s.txt", "s.nii.gz", "README", "License.3", "DICOMDIR_7"]
+NAMES = ["s.img", ".slice", "s.gz", "s.raw", "s.zip", "s.txt", "s.nii.gz", "README", "License.3", "DICOMDIR_7", "s.db"]
 
 
 @pytest.mark.fault(9)
