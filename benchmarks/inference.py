@@ -52,10 +52,10 @@ class Counted(nn.Module):
 
 def ours(network: nn.Module, image: Tensor, windows: Windows, inside: Tensor | None) -> Tensor:
     """Labels (D1, D2, D3)."""
-    canvas = predict(network, image, windows, EXCLUSIVE, inside=inside)
+    accumulator = predict(network, image, windows, EXCLUSIVE, inside=inside)
     labels = torch.empty(image.shape[1:], dtype=torch.uint8)
-    for _, rows in canvas.slabs():
-        labels[rows] = canvas.values[0][:, rows].argmax(0).to(torch.uint8)
+    for _, rows in accumulator.slabs():
+        labels[rows] = accumulator.values[0][:, rows].argmax(0).to(torch.uint8)
     return labels
 
 

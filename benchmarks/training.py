@@ -27,7 +27,7 @@ from cmt_med.compute.machine import reuse_memory
 from cmt_med.config.reading import load_config
 from cmt_med.data.manifest import load_manifest
 from cmt_med.runs.plan import fit_device
-from cmt_med.runs.prepare import assemble_parts, prepare_data, start_network
+from cmt_med.runs.prepare import prepare_data, start_network, training_setup
 from cmt_med.training.averaging import AveragedWeights
 from cmt_med.training.optimiser import decay_groups
 from cmt_med.training.steps import training_step
@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     data = prepare_data(experiment, load_manifest(Path(experiment.data.manifest)), None)
     experiment, _ = fit_device(experiment, data, device, overrides)
     network = start_network(experiment, data, fresh=True).to(device)
-    parts = assemble_parts(experiment, data, network)
+    parts = training_setup(experiment, data, network)
     optimizer = torch.optim.AdamW(decay_groups(network, experiment.optimizer.weight_decay), lr=1e-4)
     step = training_step(
         network, optimizer, parts.task.loss, rate_at=lambda _: 1e-4, average=AveragedWeights(network, experiment.train.ema),

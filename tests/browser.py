@@ -94,7 +94,7 @@ def set_opacity(driver: Any, layer: str, value: float) -> None:
     )
 
 
-def canvas(driver: Any) -> NDArray[np.int16]:
+def accumulator(driver: Any) -> NDArray[np.int16]:
     """What the viewer's canvas shows, (H, W, 3)."""
     # two frames, so that what was asked for is drawn
     driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
@@ -118,18 +118,18 @@ def check_layers(driver: Any) -> dict[str, int]:
     ):  # fmt: skip
         set_opacity(driver, other, 0)
         set_opacity(driver, layer, 1)
-        found[layer] = count(canvas(driver), *colours)
+        found[layer] = count(accumulator(driver), *colours)
         set_opacity(driver, layer, 0.4)
-        found[f"{layer} at 0.4"] = count(canvas(driver), *colours)
+        found[f"{layer} at 0.4"] = count(accumulator(driver), *colours)
         set_opacity(driver, layer, 0)
-        found[f"{layer} at 0"] = count(canvas(driver), *colours)
+        found[f"{layer} at 0"] = count(accumulator(driver), *colours)
         assert found[layer] > 200, found
         assert found[f"{layer} at 0.4"] < found[layer] / 10, found
         assert found[f"{layer} at 0"] == 0, found
     set_opacity(driver, "prediction", 1)
     for label in labels:
         label.click()
-    found["labels hidden"] = count(canvas(driver), *pure)
+    found["labels hidden"] = count(accumulator(driver), *pure)
     assert found["labels hidden"] == 0, found
     for label in labels:
         label.click()

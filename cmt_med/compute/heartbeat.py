@@ -13,7 +13,7 @@ TIMES_LONGEST = 5.0
 LATELY = 20
 
 
-class Pulse:
+class Heartbeat:
     """What the main thread does, and since when; other threads may ask whether that takes too long.
 
     How long a kind of work takes is learned when it is done for the first time, in one or several pieces, up to work of

@@ -22,7 +22,7 @@ _MEMORY_WORDS = (
 
 
 @dataclass(frozen=True)
-class Caps:
+class Limits:
     """Bounds of a case.
 
     Attributes:
@@ -35,7 +35,7 @@ class Caps:
     memory_gb: float | None = None
 
 
-USUAL_CAPS = Caps()
+USUAL_LIMITS = Limits()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -52,8 +52,8 @@ class _TooLate(BaseException):
 
 
 @contextlib.contextmanager
-def bounded(caps: Caps, case: str) -> Iterator[None]:
-    """Within the context, the process may take no more than ``caps``.
+def bounded(limits: Limits, case: str) -> Iterator[None]:
+    """Within the context, the process may take no more than ``limits``.
 
     Time is bounded in the main thread alone, between two operations of a library; memory on systems with ``/proc``.
 
@@ -65,26 +65,26 @@ def bounded(caps: Caps, case: str) -> Iterator[None]:
         raise _TooLate
 
     with contextlib.ExitStack() as stack:
-        limits = resource.getrlimit(resource.RLIMIT_AS)
-        most = None if torch.cuda.is_initialized() else _most_addresses(caps)
-        if most is not None and (limits[0] == resource.RLIM_INFINITY or most < limits[0]):
-            resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
-            stack.callback(resource.setrlimit, resource.RLIMIT_AS, limits)
-        if caps.minutes is not None and threading.current_thread() is threading.main_thread():
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        most = None if torch.cuda.is_initialized() else _most_addresses(limits)
+        if most is not None and (before[0] == resource.RLIM_INFINITY or most < before[0]):
+            resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+            stack.callback(resource.setrlimit, resource.RLIMIT_AS, before)
+        if limits.minutes is not None and threading.current_thread() is threading.main_thread():
             stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, too_late))
-            signal.setitimer(signal.ITIMER_REAL, caps.minutes * 60.0, _AGAIN)
+            signal.setitimer(signal.ITIMER_REAL, limits.minutes * 60.0, _AGAIN)
             stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
         try:
             yield
         except _TooLate as late:
             raise DataError(
-                "the case takes too long", where=case, why=f"more than {caps.minutes:g} minutes",
+                "the case takes too long", where=case, why=f"more than {limits.minutes:g} minutes",
                 fix="give more --max-minutes, less --overlap, or a GPU", code="E_TIMEOUT",
             ) from late  # fmt: skip
 
 
-def _most_addresses(caps: Caps) -> int | None:
+def _most_addresses(limits: Limits) -> int | None:
     """Bytes of addresses that the process may come to have; None where the system does not say what is left."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        return bytes_used() + (bytes_left() if caps.memory_gb is None else int(caps.memory_gb * 1e9))
+        return bytes_used() + (bytes_left() if limits.memory_gb is None else int(limits.memory_gb * 1e9))
     return None

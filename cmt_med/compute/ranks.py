@@ -16,7 +16,7 @@ import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from cmt_med.base.errors import Interrupted
-from cmt_med.compute.heartbeat import Pulse
+from cmt_med.compute.heartbeat import Heartbeat
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 30.0
@@ -29,7 +29,7 @@ class ProcessGroup:
     """The process group of torchrun, where there is one.
 
     Every process counts up a number in the job's store, from a thread, and says there whether its main thread is late with
-    what it does (``pulse``). The others' waiting for it in the middle of an operation cannot be interrupted, so a process
+    what it does (``heartbeat``). The others' waiting for it in the middle of an operation cannot be interrupted, so a process
     that misses another one ends itself there, with a message; the same command resumes the run. When all are late, one
     hangs and the others wait for it; while one is not, it may be the one that is waited for.
     """
@@ -39,7 +39,7 @@ class ProcessGroup:
         self.spread = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self._store: Store | None = None
         self._ended = threading.Event()
-        self.pulse = Pulse()
+        self.heartbeat = Heartbeat()
         self._heard: dict[int, float] = {}
         self._late: dict[int, str] = {}
         self._meetings = 0
@@ -87,7 +87,7 @@ class ProcessGroup:
             counts = dict.fromkeys(self._heard, -1)
             while not self._ended.wait(BEAT_SECONDS):
                 store.add(f"beat/{me}", 1)
-                store.set(f"late/{me}", self.pulse.late())
+                store.set(f"late/{me}", self.heartbeat.late())
                 for rank, before in counts.items():
                     counts[rank] = store.add(f"beat/{rank}", 0)
                     if counts[rank] != before or _said(store, f"end/{rank}") == "done":
@@ -100,7 +100,7 @@ class ProcessGroup:
     def _judge(self) -> None:
         """End this process when another one is silent, or all are late; for a thread of its own."""
         while not self._ended.wait(BEAT_SECONDS):
-            late = self._late | {idist.get_rank(): self.pulse.late()}
+            late = self._late | {idist.get_rank(): self.heartbeat.late()}
             if len(late) > len(self._heard) and all(late.values()):
                 does = "; ".join(f"rank {rank} has been {what}" for rank, what in sorted(late.items())[:4])
                 _end_here(f"one hangs, and the others wait for it: {does}")

@@ -12,17 +12,17 @@ from torch import Tensor
 from cmt_med.base.files import scratch
 
 RESIDENT = 1 << 30
-"""Bytes above which a canvas lies in an unnamed file of the temporary folder (``TMPDIR``) instead of memory or the GPU's."""
+"""Bytes above which an accumulator lies in an unnamed file of the temporary folder (``TMPDIR``) instead of memory."""
 
 SLAB = 1 << 26  # bytes that are worked on at once
 
 
-class Canvas:
+class Accumulator:
     """Zeros (N, K, *S), float32, whose storage has the channels last, in memory or in a file that nobody can see.
 
     Args:
         batch, channels, size: N, K and S.
-        device: for a canvas in memory; one in a file belongs to the CPU.
+        device: for one in memory; one in a file belongs to the CPU.
 
     Attributes:
         values: the tensor.
@@ -53,8 +53,8 @@ class Canvas:
                 yield slice(n, n + batch), slice(start, start + rows)
                 self.release()
 
-    def add_(self, other: Canvas) -> None:
-        """Add another canvas of the same shape."""
+    def add_(self, other: Accumulator) -> None:
+        """Add another one of the same shape."""
         for n, rows in self.slabs():
             self.values[n, :, rows] += other.values[n, :, rows].to(self.values.device)
             other.release()
@@ -70,8 +70,8 @@ class Canvas:
             target[:, part].addcmul_(patch[:, part], weight[part])
             self.release()
 
-    def crop(self, box: Sequence[slice]) -> Canvas:
+    def crop(self, box: Sequence[slice]) -> Accumulator:
         """A view of part of S, of the same storage."""
-        result = Canvas.__new__(Canvas)
+        result = Accumulator.__new__(Accumulator)
         result._mapped, result.values = self._mapped, self.values[(slice(None), slice(None), *box)]
         return result

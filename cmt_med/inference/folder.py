@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import CmtError, DataError, OutputError
 from cmt_med.base.files import sha256, write_bytes, write_json
-from cmt_med.compute.limits import USUAL_CAPS, Caps, bounded, is_out_of_memory
+from cmt_med.compute.limits import USUAL_LIMITS, Limits, bounded, is_out_of_memory
 from cmt_med.compute.memory import bytes_free
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.names import require_distinct
@@ -25,7 +25,7 @@ from cmt_med.data.preprocessing.pipeline import background_value
 from cmt_med.data.volumes.gate import Grid, Loaded, content_of, load_case
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.predict import Ensemble
-from cmt_med.inference.prefetch import Ahead
+from cmt_med.inference.prefetch import Prefetcher
 from cmt_med.inference.results import Results, read_record, require_own
 
 Probabilities = Literal["none", "float32", "uint8"]
@@ -45,7 +45,7 @@ def infer_cases(
     *,
     probabilities: Probabilities = "none",
     banner: str = "",
-    caps: Caps = USUAL_CAPS,
+    limits: Limits = USUAL_LIMITS,
     problems: Sequence[DataError] = (),
 ) -> list[dict[str, str]]:
     """Predict every case into ``folder``; finished cases of the same inputs, model and settings are kept.
@@ -56,7 +56,7 @@ def infer_cases(
         folder: for the results.
         probabilities: whether ``CASE_prob.nii.gz`` is written, and how: uint8 keeps steps of 1/255.
         banner: written into every record, for phantom data.
-        caps: what a case may take.
+        limits: what a case may take.
         problems: what stood beside the cases and could be none; failures, too.
 
     Returns:
@@ -74,11 +74,11 @@ def infer_cases(
         log.error("no case\n%s", problem.message())
     _write_run(folder, predictor, cases, failures, banner, complete=False)
     read = partial(_read, predictor.card, folder, probabilities)
-    ahead = Ahead(partial(read, bytes_free), partial(read, lambda: AHEAD_BYTES))
+    ahead = Prefetcher(partial(read, bytes_free), partial(read, lambda: AHEAD_BYTES))
     for number, case in enumerate(cases, 1):
-        following = cases[number] if number < len(cases) and caps.memory_gb is None else None
+        following = cases[number] if number < len(cases) and limits.memory_gb is None else None
         try:
-            with bounded(caps, case.name):
+            with bounded(limits, case.name):
                 done = _infer_case(predictor, case, folder, ahead, following, probabilities, banner)
             log.info("%d/%d %s: %s", number, len(cases), case.name, "done" if done else "kept from an earlier run")
         except OutputError:
@@ -167,7 +167,7 @@ def _infer_case(
     predictor: Ensemble,
     case: Case,
     folder: Path,
-    ahead: Ahead[Case, _Read],
+    ahead: Prefetcher[Case, _Read],
     following: Case | None,
     probabilities: Probabilities,
     banner: str,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_med.data.volumes.grid import Grid
-from cmt_med.inference.accumulator import SLAB, Canvas
+from cmt_med.inference.accumulator import SLAB, Accumulator
 
 SAME = 1e-3
 """Voxels by which two grids may differ and still be taken for the same, as MONAI's resampling does."""
@@ -70,18 +70,20 @@ def _axis(scale: float, offset: float, *, length: int, full: int, start: int, co
     return Axis((low - start).clamp_(-1, count), (high - start).clamp_(-1, count), place - below)
 
 
-def labels_on_grid(canvas: Canvas, preprocessed: Mapping[str, Any], grid: Grid, decide: Decide) -> NDArray[np.uint8]:
+def labels_on_grid(
+    accumulator: Accumulator, preprocessed: Mapping[str, Any], grid: Grid, decide: Decide
+) -> NDArray[np.uint8]:
     """Decisions (D1, D2, D3) on the case's grid, as if the probabilities had been brought there before.
 
     Args:
-        canvas: probabilities (1, K, *S') on the network's grid.
+        accumulator: probabilities (1, K, *S') on the network's grid.
         preprocessed: the case as the network saw it, whose image knows how it came about.
         grid: the case's.
         decide: probabilities (K, n) to decisions (n,), uint8; where all probabilities are 0 the decision is 0. Equal
             decisions at two points must be the decision in between.
     """
     order, axes = axes_between(preprocessed, grid)
-    codes = _decided(canvas, decide)
+    codes = _decided(accumulator, decide)
     result = np.empty([grid.shape[j] for j in order], dtype=np.uint8)
     rows = max(1, SLAB // (8 * result.shape[1] * result.shape[2]))
     for start in range(0, result.shape[0], rows):
@@ -93,25 +95,25 @@ def labels_on_grid(canvas: Canvas, preprocessed: Mapping[str, Any], grid: Grid, 
             highest = torch.maximum(highest.index_select(dim, low + 1), highest.index_select(dim, high + 1))
         split = (lowest != highest).nonzero()
         split[:, 0] += start
-        lowest[lowest != highest] = _between(canvas, axes, split, decide)
+        lowest[lowest != highest] = _between(accumulator, axes, split, decide)
         result[here] = lowest.numpy()
     return np.ascontiguousarray(np.moveaxis(result, range(3), order))
 
 
-def _decided(canvas: Canvas, decide: Decide) -> Tensor:
+def _decided(accumulator: Accumulator, decide: Decide) -> Tensor:
     """Decisions on the network's grid, with a border of zeros."""
-    size = canvas.values.shape[2:]
+    size = accumulator.values.shape[2:]
     codes = torch.zeros([n + 2 for n in size], dtype=torch.uint8)
     inner = codes[1:-1, 1:-1, 1:-1]
-    for _, rows in canvas.slabs():
-        part = canvas.values[0][:, rows]
+    for _, rows in accumulator.slabs():
+        part = accumulator.values[0][:, rows]
         inner[rows] = decide(part.flatten(1)).view(part.shape[1:]).cpu()
     return codes
 
 
-def _between(canvas: Canvas, axes: Sequence[Axis], points: Tensor, decide: Decide) -> Tensor:
+def _between(accumulator: Accumulator, axes: Sequence[Axis], points: Tensor, decide: Decide) -> Tensor:
     """Decisions at points (n, 3) of the case's grid, from interpolated probabilities: (n,)."""
-    values = canvas.values[0].movedim(0, -1)  # (*S', K), a row of memory for each voxel
+    values = accumulator.values[0].movedim(0, -1)  # (*S', K), a row of memory for each voxel
     size = values.shape[:3]
     found = torch.empty(len(points), dtype=torch.uint8)
     piece = max(1, SLAB // (8 * values.shape[-1]))
@@ -128,5 +130,5 @@ def _between(canvas: Canvas, axes: Sequence[Axis], points: Tensor, decide: Decid
                 places.append(place.clamp(0, n - 1).to(values.device))
             mean.addcmul_(values[tuple(places)].cpu().double(), share[:, None])
         found[begin : begin + piece] = decide(mean.float().T)
-        canvas.release()
+        accumulator.release()
     return found

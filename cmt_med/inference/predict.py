@@ -17,7 +17,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.blocks.conv import channels_last
 from cmt_med.data.preprocessing.pipeline import as_dictionary, invert_probabilities, preprocessing
 from cmt_med.data.volumes.gate import Grid, Loaded
-from cmt_med.inference.accumulator import Canvas
+from cmt_med.inference.accumulator import Accumulator
 from cmt_med.inference.cards import joint_card
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.native import labels_on_grid
@@ -75,29 +75,31 @@ def predict_probabilities(
 
 
 @torch.no_grad()
-def predict(network: nn.Module, image: Tensor, windows: Windows, task: Task, *, inside: Tensor | None = None) -> Canvas:
-    """As :func:`predict_probabilities`, (1, K, D1, D2, D3) on a canvas, of which only slabs need to be in memory."""
+def predict(
+    network: nn.Module, image: Tensor, windows: Windows, task: Task, *, inside: Tensor | None = None
+) -> Accumulator:
+    """As :func:`predict_probabilities`, (1, K, D1, D2, D3) in an accumulator, of which only slabs need to be in memory."""
     axes = windows.mirrored_axes
     mirrored = [chosen for n in range(len(axes) + 1) for chosen in itertools.combinations(axes, n)]
     planes: Sequence[int | None] = windows.slice_axes or (None,)
     count = len(mirrored) * len(planes)
-    total: Canvas | None = None
+    total: Accumulator | None = None
     for chosen, plane in itertools.product(mirrored, planes):
         turned = image.flip([1 + axis for axis in chosen]) if chosen else image
         within = inside.flip(chosen) if chosen and inside is not None else inside
-        canvas = _slide(network, turned, windows, plane, within)
-        logits = canvas.values[0] if plane is None else canvas.values.movedim(0, 1 + plane)  # (K, D1, D2, D3)
+        accumulator = _slide(network, turned, windows, plane, within)
+        logits = accumulator.values[0] if plane is None else accumulator.values.movedim(0, 1 + plane)  # (K, D1, D2, D3)
         if total is None:
             alone = count == 1 and plane is None
-            total = canvas if alone else Canvas(1, len(logits), logits.shape[1:], logits.device)
+            total = accumulator if alone else Accumulator(1, len(logits), logits.shape[1:], logits.device)
         for _, rows in total.slabs():
             part = _mirrored_rows(logits, rows, chosen)
             if not bool(part.isfinite().all()):
                 raise not_finite()
             found = task.probabilities(part)
             target = total.values[0][:, rows]
-            target.copy_(found) if total is canvas else target.add_(found)
-            canvas.release()
+            target.copy_(found) if total is accumulator else target.add_(found)
+            accumulator.release()
     assert total is not None  # neither is ever empty
     if count > 1 or inside is not None:
         for _, rows in total.slabs():
@@ -125,7 +127,9 @@ def _mirrored_rows(volume: Tensor, rows: slice, axes: Sequence[int]) -> Tensor:
     return volume[:, rows].flip([1 + axis for axis in axes])
 
 
-def _slide(network: nn.Module, image: Tensor, windows: Windows, plane: int | None, inside: Tensor | None) -> Canvas:
+def _slide(
+    network: nn.Module, image: Tensor, windows: Windows, plane: int | None, inside: Tensor | None
+) -> Accumulator:
     """Logits (1, K, D1, D2, D3) of the volume, or (n, K, H, W) of its slices across an axis."""
 
     def run(batch: Tensor) -> Tensor:
@@ -133,7 +137,7 @@ def _slide(network: nn.Module, image: Tensor, windows: Windows, plane: int | Non
             result: Tensor = network(channels_last(batch))
         return result
 
-    def slide(images: Tensor, within: Tensor | None) -> Canvas:
+    def slide(images: Tensor, within: Tensor | None) -> Accumulator:
         return sliding_logits(
             run, images, windows.over(images.shape[2:]), overlap=windows.overlap, batch_size=windows.batch_size,
             inside=within,
@@ -162,7 +166,7 @@ class Predictor:
         data = self.transform(as_dictionary(loaded))
         return invert_probabilities(self.on_its_grid(data).values[0].cpu(), data, self.transform)
 
-    def on_its_grid(self, data: Mapping[str, Any]) -> Canvas:
+    def on_its_grid(self, data: Mapping[str, Any]) -> Accumulator:
         """Probabilities (1, K, *S') of a preprocessed case on the preprocessed grid."""
         image = data["image"].as_tensor().to(self.device)
         # A network that was trained on foreground crops has not learned what lies outside: nothing is found there.
@@ -226,7 +230,7 @@ class Ensemble:
         labels, removed = scheme.painted(codes, settings, voxel_mm3=math.prod(grid.spacing))
         return self._numbers[labels], removed
 
-    def _together(self, data: Mapping[str, Any]) -> Canvas:
+    def _together(self, data: Mapping[str, Any]) -> Accumulator:
         """Mean probabilities of members that see the same grid, on it."""
         total = self.predictors[0].on_its_grid(data)
         for member in self.predictors[1:]:

@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Ahead(Generic[Item, Result]):
+class Prefetcher(Generic[Item, Result]):
     """Does for one item at a time, ahead of its turn, what :meth:`take` would do in its turn.
 
     What goes wrong ahead is done again in its turn, where it is known whose fault it is.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmt_med.base.errors import DataError
-from cmt_med.inference.accumulator import Canvas
+from cmt_med.inference.accumulator import Accumulator
 
 LEAST_WEIGHT = 1e-3  # of the largest: a corner that one window alone covers still has a weight to divide by
 GAUSSIAN_SIGMA = 0.125  # of the window's edge
@@ -63,7 +63,7 @@ def sliding_logits(
     overlap: float,
     batch_size: int,
     inside: Tensor | None = None,
-) -> Canvas:
+) -> Accumulator:
     """Logits of images of any size, averaged over windows with Gaussian weights.
 
     A voxel that windows with ``inside`` cover is computed from all windows that cover it: skipping the empty ones changes
@@ -78,7 +78,7 @@ def sliding_logits(
         inside: (N, *S) booleans; windows without any are not computed. None computes all.
 
     Returns:
-        A canvas of (N, K, *S), float32; zero where no window was computed.
+        An accumulator of (N, K, *S), float32; zero where no window was computed.
 
     Raises:
         DataError: E_SIZE for more than 200,000 windows.
@@ -92,13 +92,13 @@ def sliding_logits(
         inside = F.pad(inside, flat) if inside is not None else None
     require_few_windows((images.shape[0], *images.shape[2:]), window, overlap)
     weight = _weight(tuple(window), images.device)
-    result: Canvas | None = None
+    result: Accumulator | None = None
     total: Tensor | None = None
     for places in _batches(images, window, overlap, batch_size, inside):
         patches = torch.stack([images[n][(slice(None), *box)] for n, box in places])
         logits = network(patches).float()
         if result is None or total is None:
-            result = Canvas(images.shape[0], logits.shape[1], images.shape[2:], images.device)
+            result = Accumulator(images.shape[0], logits.shape[1], images.shape[2:], images.device)
             total = torch.zeros((images.shape[0], *images.shape[2:]), device=result.values.device)
             weight = weight.to(total.device)
         for (n, box), patch in zip(places, logits.to(total.device), strict=True):
@@ -107,7 +107,7 @@ def sliding_logits(
     if result is None or total is None:  # nothing inside: one window tells how many channels there are
         corner = images[0][(slice(None), *(slice(0, w) for w in window))]
         probe = network(corner[None])
-        result = Canvas(images.shape[0], probe.shape[1], images.shape[2:], images.device)
+        result = Accumulator(images.shape[0], probe.shape[1], images.shape[2:], images.device)
     else:
         total.clamp_(min=torch.finfo(total.dtype).tiny)
         for some, rows in result.slabs():

@@ -43,7 +43,7 @@ from cmt_med.reports.publish import Evaluation
 from cmt_med.reports.scores import empty_rule_of
 from cmt_med.runs.prepare import bound_demo, ensure_phantom, prepare_data
 from cmt_med.runs.single import Request, clear_run, report_details, run_experiment
-from cmt_med.tasks.segmentation.choose import Choice, Held, choose_settings
+from cmt_med.tasks.segmentation.choose import Choice, OutOfFoldCase, choose_settings
 from cmt_med.tasks.segmentation.labels import Regions
 
 MARKER = "finished.json"
@@ -304,7 +304,7 @@ def _gather(request: Request, manifest: Manifest) -> int:
     chosen = first.inference
     if experiment.inference.choose and isinstance(first.scheme, Regions) and scored.scores:
         held = [
-            Held(n, fold_of[n], p.with_name(f"{n}_prob.nii.gz"), references[n], cases[n].sha256)
+            OutOfFoldCase(n, fold_of[n], p.with_name(f"{n}_prob.nii.gz"), references[n], cases[n].sha256)
             for n, p in predictions.items()
             if n in scored.scores
         ]

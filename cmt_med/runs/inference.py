@@ -9,7 +9,7 @@ from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataEr
 from cmt_med.base.files import locked, remove_leftovers, require_writable_folder
 from cmt_med.base.text import counted
 from cmt_med.compute.device import pick_device, use_threads
-from cmt_med.compute.limits import Caps
+from cmt_med.compute.limits import Limits
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS, labels_by_name, named_convention
 from cmt_med.data.conventions.names import disagreements
@@ -65,11 +65,11 @@ def infer_into(
         ", ".join(f"{n} {v}" for n, v in ensemble.card.labels.items()),
     )
     kept: Probabilities = "float32" if probabilities else "none"
-    caps = Caps(max_minutes, max_memory)
+    limits = Limits(max_minutes, max_memory)
     with locked(output):
         remove_leftovers(output)
         failures = infer_cases(
-            ensemble, found.cases, output, probabilities=kept, banner=banner, caps=caps, problems=found.problems
+            ensemble, found.cases, output, probabilities=kept, banner=banner, limits=limits, problems=found.problems
         )
     count = len(found.cases) + len(found.problems)
     print(f"{count - len(failures)} of {count} cases segmented in {output}")

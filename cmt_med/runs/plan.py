@@ -17,7 +17,7 @@ from torch import Tensor
 from cmt_med.base.errors import ConfigError
 from cmt_med.blocks.conv import channels_last
 from cmt_med.config.schema import Experiment
-from cmt_med.data.preprocessing.cache import Entry
+from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.networks import build_network
 from cmt_med.runs.prepare import Prepared, plain_network
 
@@ -130,7 +130,7 @@ def _with(experiment: Experiment, patch: list[int], batch: int) -> Experiment:
 
 def largest_shape(data: Prepared) -> list[int]:
     """The longest extent of a preprocessed case along each axis, in voxels."""
-    entries: list[Entry] = [*data.training_entries, *data.validation_entries]
+    entries: list[CachedCase] = [*data.training_entries, *data.validation_entries]
     return [max(sizes) for sizes in zip(*(entry.image().shape[1:] for entry in entries), strict=True)]
 
 

@@ -25,7 +25,7 @@ from cmt_med.data.manifest import Manifest
 from cmt_med.data.patches.augment import augment
 from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.phantom import BANNER, make_phantom
-from cmt_med.data.preprocessing.cache import Entry, default_cache_folder, prepare
+from cmt_med.data.preprocessing.cache import CachedCase, default_cache_folder, prepare
 from cmt_med.data.preprocessing.pipeline import patches as cut_patches
 from cmt_med.data.preprocessing.pipeline import preprocessing_settings, slice_axes
 from cmt_med.data.splits import split_cases
@@ -35,7 +35,7 @@ from cmt_med.networks.encoders.cmt import CLASSIFIERS
 from cmt_med.networks.weights.pretrained import load_pretrained
 from cmt_med.tasks import TASKS
 from cmt_med.tasks.task import Task
-from cmt_med.training.state import Parts
+from cmt_med.training.state import TrainingSetup
 from cmt_med.training.validation import Validate, validator
 
 DEMO_MINUTES = 9.0
@@ -50,8 +50,8 @@ class Prepared:
     manifest: Manifest
     training: list[Case]
     validation: list[Case]
-    training_entries: list[Entry]
-    validation_entries: list[Entry]
+    training_entries: list[CachedCase]
+    validation_entries: list[CachedCase]
     channels: list[str]
     task: Task
 
@@ -128,11 +128,11 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
     return Prepared(manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, task)
 
 
-def _cache_all(cases: list[Case], channels: list[str], task: Task, experiment: Experiment) -> list[Entry]:
+def _cache_all(cases: list[Case], channels: list[str], task: Task, experiment: Experiment) -> list[CachedCase]:
     folder = default_cache_folder()
     settings = preprocessing_settings(experiment.data)
 
-    def one(case: Case) -> Entry | DataError:
+    def one(case: Case) -> CachedCase | DataError:
         try:
             return prepare(
                 case,
@@ -158,10 +158,10 @@ def _cache_all(cases: list[Case], channels: list[str], task: Task, experiment: E
     log.info(
         "%s checked and preprocessed in %.0f s (%s)", counted(len(cases), "case"), time.monotonic() - begun, folder
     )
-    return [result for result in results if isinstance(result, Entry)]
+    return [result for result in results if isinstance(result, CachedCase)]
 
 
-def _warn_of_missing_labels(training: list[Entry], entries: list[Entry], labels: Mapping[str, int]) -> None:
+def _warn_of_missing_labels(training: list[CachedCase], entries: list[CachedCase], labels: Mapping[str, int]) -> None:
     """Say which label maps are empty, and which labels no case shows the network: more often a slip than meant so."""
     empty = [entry.name for entry in entries if not entry.values()]
     if empty:
@@ -239,7 +239,7 @@ def network_arguments(experiment: Experiment, data: Prepared) -> dict[str, Any]:
     }
 
 
-def monitored(experiment: Experiment, data: Prepared) -> list[Entry]:
+def monitored(experiment: Experiment, data: Prepared) -> list[CachedCase]:
     """The held-out cases that are scored while training."""
     wanted = experiment.train.validation_cases
     entries = data.validation_entries
@@ -248,7 +248,7 @@ def monitored(experiment: Experiment, data: Prepared) -> list[Entry]:
     return [entries[i * len(entries) // wanted] for i in range(wanted)]
 
 
-def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Module) -> Parts:
+def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Module) -> TrainingSetup:
     """What :func:`cmt_med.training.fit.fit` is given.
 
     Raises:
@@ -299,7 +299,7 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
     )
     sides = [[entry.identity for entry in side] for side in (data.training_entries, data.validation_entries)]
     identity = [NETWORKS_VERSION, described, sides, data.channels, *data.task.identity()]
-    return Parts(
+    return TrainingSetup(
         network=network,
         task=data.task,
         batches=batches,
@@ -311,7 +311,7 @@ def assemble_parts(experiment: Experiment, data: Prepared, network: torch.nn.Mod
     )
 
 
-def case_validator(experiment: Experiment, data: Prepared, entries: list[Entry]) -> Validate:
+def case_validator(experiment: Experiment, data: Prepared, entries: list[CachedCase]) -> Validate:
     """Scores a network on cached cases; see :func:`cmt_med.training.validation.validator`."""
     return validator(entries, windows(experiment), data.task, experiment.inference)
 

@@ -27,7 +27,7 @@ from cmt_med.base.files import (
     write_text,
 )
 from cmt_med.base.text import counted
-from cmt_med.compute.heartbeat import Pulse
+from cmt_med.compute.heartbeat import Heartbeat
 from cmt_med.compute.machine import (
     dense_convolution_rate,
     environment,
@@ -53,7 +53,6 @@ from cmt_med.reports.scores import empty_rule_of
 from cmt_med.runs.plan import fit_device
 from cmt_med.runs.prepare import (
     Prepared,
-    assemble_parts,
     bound_demo,
     case_validator,
     ensure_phantom,
@@ -63,11 +62,12 @@ from cmt_med.runs.prepare import (
     plain_network,
     prepare_data,
     start_network,
+    training_setup,
 )
 from cmt_med.runs.trained import trained_network
 from cmt_med.training.faults import explained
 from cmt_med.training.fit import Outcome, fit
-from cmt_med.training.state import Parts, require_same_run, said_bounds
+from cmt_med.training.state import TrainingSetup, require_same_run, said_bounds
 from cmt_med.training.steps import on_device
 
 RUN_FILES = (
@@ -132,7 +132,7 @@ def run_experiment(request: Request) -> int:
             data = prepare_data(experiment, manifest, request.limit)
         experiment, changes = fit_device(experiment, data, device, request.overrides)
         network = start_network(experiment, data, fresh=request.fresh).to(device)
-        parts = replace(assemble_parts(experiment, data, network), notes=changes)
+        parts = replace(training_setup(experiment, data, network), notes=changes)
         if main:  # only now: a faulty config or case must not touch what an earlier run left
             if request.fresh:
                 require_run(folder)
@@ -150,7 +150,7 @@ def run_experiment(request: Request) -> int:
         group.meet()
         # When one process of a job is gone, torchrun asks the others to end: they do, and say why.
         stack.push(lambda kind, *_: stop_listening(ending=group.spread and kind is not None))
-        outcome = _train(experiment, data, parts, folder, request.started, group.pulse, banner)
+        outcome = _train(experiment, data, parts, folder, request.started, group.heartbeat, banner)
         if not main:
             return EXIT_DONE  # the first process alone segments, scores and reports
         stop_listening()
@@ -162,7 +162,13 @@ def run_experiment(request: Request) -> int:
 
 
 def _train(
-    experiment: Experiment, data: Prepared, parts: Parts, folder: Path, started: float, pulse: Pulse, banner: str
+    experiment: Experiment,
+    data: Prepared,
+    parts: TrainingSetup,
+    folder: Path,
+    started: float,
+    heartbeat: Heartbeat,
+    banner: str,
 ) -> Outcome:
     per_case = len(data.validation) / max(1, len(monitored(experiment, data)))
     return fit(
@@ -174,7 +180,7 @@ def _train(
         started=started,
         reserve=lambda validation_seconds: 6.0 + 1.3 * per_case * validation_seconds,
         stop_requested=listen_for_signals(),
-        pulse=pulse,
+        heartbeat=heartbeat,
         banner=banner,
     )
 
@@ -285,7 +291,7 @@ def _threshold_baseline(data: Prepared) -> dict[str, dict[str, Any]]:
     return baseline.best()
 
 
-def _dry_run(experiment: Experiment, data: Prepared, parts: Parts) -> int:
+def _dry_run(experiment: Experiment, data: Prepared, parts: TrainingSetup) -> int:
     batch = next(parts.batches(0))
     device = next(parts.network.parameters()).device
     begun = time.monotonic()

@@ -13,7 +13,7 @@ from torch import Tensor
 from cmt_med.config.schema import Experiment, Inference
 from cmt_med.data.case import Case
 from cmt_med.data.manifest import Manifest
-from cmt_med.data.preprocessing.cache import Entry
+from cmt_med.data.preprocessing.cache import CachedCase
 
 Batch = Mapping[str, Tensor]
 """``image`` (B, C, *S) and what the task has to be told beside it: ``label`` (B, 1, *S) or (B, 1)."""
@@ -113,7 +113,7 @@ class Task(Protocol):
         """Write into probabilities (K, *S), where ``outside`` (*S) is true, that nothing is there; of dense tasks."""
         ...
 
-    def score(self, found: Tensor, entry: Entry, settings: Inference) -> Sequence[float]:
+    def score(self, found: Tensor, entry: CachedCase, settings: Inference) -> Sequence[float]:
         """A row of numbers about a cached case, from its probabilities on the preprocessed grid (K, ...)."""
         ...
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from cmt_med.base.errors import DataError, Interrupted
 from cmt_med.base.files import append_line
-from cmt_med.compute.heartbeat import Pulse
+from cmt_med.compute.heartbeat import Heartbeat
 from cmt_med.config.schema import Optimizer, Train
 from cmt_med.training.board import Board
 from cmt_med.training.budget import Budget
 from cmt_med.training.faults import explained
 from cmt_med.training.progress import OutsideShare, Progress
 from cmt_med.training.schedule import learning_rate
-from cmt_med.training.state import Parts, Run
+from cmt_med.training.state import Run, TrainingSetup
 from cmt_med.training.steps import batch_groups, training_step
 
 MAX_BAD_STEPS = 3
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def fit(
-    parts: Parts,
+    parts: TrainingSetup,
     train: Train,
     optimizer_settings: Optimizer,
     *,
@@ -55,13 +55,13 @@ def fit(
     started: float,
     reserve: Callable[[float], float] = lambda validation_seconds: 0.0,
     stop_requested: Callable[[], bool] = lambda: False,
-    pulse: Pulse | None = None,
+    heartbeat: Heartbeat | None = None,
     banner: str = "",
 ) -> Outcome:
     """Train, or go on with the run in ``folder``.
 
     Args:
-        parts: see :class:`Parts`.
+        parts: see :class:`TrainingSetup`.
         train, optimizer_settings: sections of the experiment.
         seed: of everything random.
         folder: run folder; gets ``checkpoints/``, ``log.jsonl``, ``plan.json`` and ``tensorboard/``.
@@ -69,7 +69,7 @@ def fit(
         reserve: from the seconds of a validation while training to those kept for what comes after training, which
             counts against ``max_minutes``.
         stop_requested: asked after each step; True saves a checkpoint and raises.
-        pulse: told what the main thread does, for those who wait for it.
+        heartbeat: told what the main thread does, for those who wait for it.
         banner: printed with the progress, for phantom data.
 
     Raises:
@@ -93,10 +93,10 @@ def fit(
         pace=run.pace,
         finished=run.finished_before,
     )
-    pulse = pulse or Pulse()
+    heartbeat = heartbeat or Heartbeat()
     with explained(train):
-        _Loop(run, budget, seed=seed, stop_requested=stop_requested, pulse=pulse, banner=banner).run()
-    pulse.at("")
+        _Loop(run, budget, seed=seed, stop_requested=stop_requested, heartbeat=heartbeat, banner=banner).run()
+    heartbeat.at("")
     return Outcome(
         weights=run.chosen_weights(),
         steps=run.position.step,
@@ -110,9 +110,16 @@ class _Loop:
     """The engine and its handlers."""
 
     def __init__(
-        self, run: Run, budget: Budget, *, seed: int, stop_requested: Callable[[], bool], pulse: Pulse, banner: str
+        self,
+        run: Run,
+        budget: Budget,
+        *,
+        seed: int,
+        stop_requested: Callable[[], bool],
+        heartbeat: Heartbeat,
+        banner: str,
     ) -> None:
-        self.state, self.budget, self.stop_requested, self.pulse = run, budget, stop_requested, pulse
+        self.state, self.budget, self.stop_requested, self.heartbeat = run, budget, stop_requested, heartbeat
         self.parts, self.train = run.parts, run.train
         network = self.parts.network
         if idist.get_world_size() > 1:
@@ -135,8 +142,8 @@ class _Loop:
         self.engine = Engine(step)
         self.share = OutsideShare()
         self.engine.add_event_handler(Events.GET_BATCH_STARTED, self.share.begin)
-        self.engine.add_event_handler(Events.GET_BATCH_STARTED, lambda: pulse.at("waiting for data"))
-        self.engine.add_event_handler(Events.GET_BATCH_COMPLETED, lambda: pulse.at("in a step"))
+        self.engine.add_event_handler(Events.GET_BATCH_STARTED, lambda: heartbeat.at("waiting for data"))
+        self.engine.add_event_handler(Events.GET_BATCH_COMPLETED, lambda: heartbeat.at("in a step"))
         self.engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         self.progress = Progress(self.parts.task.monitor, enabled=run.main, banner=banner)
         self.last_checkpoint = time.monotonic()
@@ -257,7 +264,7 @@ class _Loop:
             if self.board is not None:
                 for key, value in scores.items():
                     self.board.scalar(f"validation/{key}", value, position.step)
-        self.pulse.at("writing the log")
+        self.heartbeat.at("writing the log")
         if self.state.main:
             append_line(self.state.folder / "log.jsonl", {"notice": self.banner} | row if self.banner else row)
         self.progress.epoch(row)
@@ -272,10 +279,10 @@ class _Loop:
         begun = time.monotonic()
 
         def stop() -> bool:  # asked before each batch of windows
-            self.pulse.at("validating")
+            self.heartbeat.at("validating")
             return self.stop_requested()
 
-        self.pulse.at("validating")
+        self.heartbeat.at("validating")
         with self.state.evaluated():
             self.parts.network.eval()
             scores = self.parts.validate(self.parts.network, stop)
@@ -290,7 +297,7 @@ class _Loop:
             self._validate()
 
     def _checkpoint(self) -> None:
-        self.pulse.at("writing a checkpoint")
+        self.heartbeat.at("writing a checkpoint")
         begun = time.monotonic()
         self.state.save(self.budget.seconds(), self.budget.plan, self.budget.pace)
         self.last_checkpoint = time.monotonic()

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingSetup:
     """What :func:`cmt_med.training.fit.fit` is given.
 
     Attributes:
@@ -77,7 +77,7 @@ class Position:
 _KEYS = ("fingerprint", "bounds", "position", "plan", "network", "optimizer", "average", "average_updates", "best")
 
 
-def require_same_run(folder: Path, parts: Parts, train: Train, changed: Sequence[str] = ()) -> None:
+def require_same_run(folder: Path, parts: TrainingSetup, train: Train, changed: Sequence[str] = ()) -> None:
     """Refuse a folder whose checkpoints belong to another experiment or were planned with another bound.
 
     A finished run may be given more epochs or minutes.
@@ -133,7 +133,7 @@ def said_bounds(epochs: int | None, minutes: float | None) -> str:
 class Run:
     """The state of a run: weights, optimizer, average and position, and how they are kept."""
 
-    def __init__(self, parts: Parts, train: Train, settings: Optimizer, folder: Path) -> None:
+    def __init__(self, parts: TrainingSetup, train: Train, settings: Optimizer, folder: Path) -> None:
         self.parts, self.train, self.settings, self.folder = parts, train, settings, folder
         self.main = idist.get_rank() == 0
         self.optimizer = optimiser(parts.network, settings)

@@ -13,7 +13,7 @@ from torch import nn
 
 from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Inference
-from cmt_med.data.preprocessing.cache import Entry
+from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.inference.predict import Windows, predict_probabilities
 from cmt_med.tasks.task import Task
 
@@ -24,7 +24,7 @@ class _StopError(Exception):
     """Raised between two windows, where a run was asked to stop."""
 
 
-def validator(entries: Sequence[Entry], windows: Windows, task: Task, settings: Inference) -> Validate:
+def validator(entries: Sequence[CachedCase], windows: Windows, task: Task, settings: Inference) -> Validate:
     """A function that scores a network; its keys are those of :meth:`cmt_med.tasks.task.Task.summarise`.
 
     Cases are spread over the ranks. It takes the network and a function that is asked before each batch of windows whether
@@ -43,7 +43,7 @@ def validator(entries: Sequence[Entry], windows: Windows, task: Task, settings: 
             if stop_requested():
                 raise _StopError
 
-        def score(_: Engine, numbered: tuple[int, Entry]) -> None:
+        def score(_: Engine, numbered: tuple[int, CachedCase]) -> None:
             number, entry = numbered
             image = torch.from_numpy(np.array(entry.image())).to(device)
             try:

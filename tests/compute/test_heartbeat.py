@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cmt_med.compute import heartbeat as pulse
-from cmt_med.compute.heartbeat import LATELY, LEAST_SECONDS, TIMES_LONGEST, Pulse
+from cmt_med.compute import heartbeat as heartbeat
+from cmt_med.compute.heartbeat import LATELY, LEAST_SECONDS, TIMES_LONGEST, Heartbeat
 
 
 class Clock:
@@ -18,18 +18,18 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(pulse, "time", clock)
+    monkeypatch.setattr(heartbeat, "time", clock)
     return clock
 
 
-def _work(does: Pulse, clock: Clock, **seconds: float) -> None:
+def _work(does: Heartbeat, clock: Clock, **seconds: float) -> None:
     for what, takes in seconds.items():
         does.at(what)
         clock.now += takes
 
 
 def test_what_is_done_for_the_first_time_may_take_any_time(clock: Clock) -> None:
-    does = Pulse()
+    does = Heartbeat()
     _work(does, clock, data=500.0, step=900.0)
     assert not does.late()
     for _ in range(5):  # windows of the first validation, and what is made of a whole case
@@ -39,7 +39,7 @@ def test_what_is_done_for_the_first_time_may_take_any_time(clock: Clock) -> None
 
 
 def test_late_is_what_takes_much_longer_than_lately(clock: Clock) -> None:
-    does = Pulse()
+    does = Heartbeat()
     _work(does, clock, data=0.1, step=90.0)
     for _ in range(LATELY - 1):
         _work(does, clock, data=0.1, step=12.0)
@@ -59,7 +59,7 @@ def test_late_is_what_takes_much_longer_than_lately(clock: Clock) -> None:
 
 
 def test_a_kind_of_work_is_as_long_as_its_longest_piece(clock: Clock) -> None:
-    does = Pulse()
+    does = Heartbeat()
     for _ in range(100):
         _work(does, clock, window=0.1)
     _work(does, clock, window=30.0, step=1.0)

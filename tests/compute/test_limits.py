@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from cmt_med.base.errors import DataError
-from cmt_med.compute import limits as caps
-from cmt_med.compute.limits import Caps, bounded
+from cmt_med.compute import limits as limits
+from cmt_med.compute.limits import Limits, bounded
 from cmt_med.data.volumes.sums import content_key
 
 
 def _assert_stopped(after: float, work: Callable[[], object]) -> None:
     def case() -> None:
-        with bounded(Caps(minutes=after / 60), "the-case"):
+        with bounded(Limits(minutes=after / 60), "the-case"):
             work()
             time.sleep(20)
 
@@ -48,7 +48,7 @@ def test_time_is_up_in_code_that_suppresses_errors() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_case_that_goes_on_is_stopped_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python drops what is raised while an object is destroyed."""
-    monkeypatch.setattr(caps, "_AGAIN", 0.2)
+    monkeypatch.setattr(limits, "_AGAIN", 0.2)
 
     class Slow:
         def __del__(self) -> None:
@@ -58,6 +58,6 @@ def test_a_case_that_goes_on_is_stopped_again(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nothing_comes_late() -> None:
-    with bounded(Caps(minutes=0.1 / 60), "the-case"):
+    with bounded(Limits(minutes=0.1 / 60), "the-case"):
         pass
     time.sleep(0.3)

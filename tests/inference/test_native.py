@@ -13,7 +13,7 @@ from cmt_med.config.schema import Inference
 from cmt_med.data.preprocessing.pipeline import as_dictionary
 from cmt_med.data.volumes.gate import Loaded
 from cmt_med.data.volumes.grid import Grid
-from cmt_med.inference import accumulator as canvas
+from cmt_med.inference import accumulator as accumulator
 from cmt_med.inference import native
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.predict import Ensemble, Predictor
@@ -51,8 +51,8 @@ def case(shape: tuple[int, ...], axes: tuple[int, ...], signs: tuple[int, ...], 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything in files, and in slabs of a few rows."""
-    monkeypatch.setattr(canvas, "RESIDENT", 1 << 14)
-    monkeypatch.setattr(canvas, "SLAB", 1 << 17)
+    monkeypatch.setattr(accumulator, "RESIDENT", 1 << 14)
+    monkeypatch.setattr(accumulator, "SLAB", 1 << 17)
     monkeypatch.setattr(native, "SLAB", 1 << 17)
 
 
@@ -99,9 +99,9 @@ def test_only_where_neighbours_differ_is_anything_interpolated(monkeypatch: pyte
     asked: list[int] = []
     between = native._between
 
-    def counted(canvas: Any, axes: Any, points: Tensor, decide: Any) -> Tensor:
+    def counted(accumulator: Any, axes: Any, points: Tensor, decide: Any) -> Tensor:
         asked.append(len(points))
-        return between(canvas, axes, points, decide)
+        return between(accumulator, axes, points, decide)
 
     monkeypatch.setattr(native, "_between", counted)
     values = torch.zeros(1, 2, 12, 12, 12)
@@ -111,7 +111,7 @@ def test_only_where_neighbours_differ_is_anything_interpolated(monkeypatch: pyte
     loaded = case((24, 24, 24), (0, 1, 2), (1, 1, 1), (1.0, 1.0, 1.0))
     data = made.predictors[0].transform(as_dictionary(loaded))
     assert data["image"].shape[1:] == (12, 12, 12)
-    whole = canvas.Canvas(1, 2, (12, 12, 12), torch.device("cpu"))
+    whole = accumulator.Accumulator(1, 2, (12, 12, 12), torch.device("cpu"))
     whole.values.copy_(values)
     found = native.labels_on_grid(whole, data, loaded.grid, lambda p: p.argmax(0).to(torch.uint8))
     assert sum(asked) <= 2 * 24 * 24

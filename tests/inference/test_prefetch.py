@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cmt_med.inference.prefetch import Ahead
+from cmt_med.inference.prefetch import Prefetcher
 
 
 def test_what_was_begun_is_taken() -> None:
@@ -18,7 +18,7 @@ def test_what_was_begun_is_taken() -> None:
         assert go.wait(10) or item == "first"
         return item.upper()
 
-    ahead = Ahead(work)
+    ahead = Prefetcher(work)
     first, second, third = "first", "second", "third"
     ahead.begin(second)
     while not seen:
@@ -40,7 +40,7 @@ def test_a_failure_ahead_is_the_failure_of_its_turn() -> None:
             raise MemoryError(item)
         return item
 
-    ahead = Ahead(work)
+    ahead = Prefetcher(work)
     bad, busy = "bad", "busy"
     ahead.begin(bad)
     with pytest.raises(MemoryError, match="bad"):
@@ -55,7 +55,7 @@ def test_what_is_refused_ahead_is_done_in_its_turn() -> None:
     def early(item: str) -> str:
         raise MemoryError(item)
 
-    ahead = Ahead(str.upper, early)
+    ahead = Prefetcher(str.upper, early)
     item = "large"
     ahead.begin(item)
     assert ahead.take(item) == "LARGE"

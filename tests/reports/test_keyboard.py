@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 from cmt_med.evaluate import evaluate
 from cmt_med.launch.command import run_command
 from cmt_med.reports.viewer import viewer_script
-from tests.browser import PURE, canvas, chromium, console, count, require_browser, set_opacity, wait_for_case
+from tests.browser import PURE, accumulator, chromium, console, count, require_browser, set_opacity, wait_for_case
 from tests.helpers import known_errors
 from tests.test_view import TOKEN, served
 
@@ -95,14 +95,14 @@ def test_each_label_has_a_key(page: tuple[Any, list[Voxel]]) -> None:
 
     set_opacity(driver, "reference", 0)
     set_opacity(driver, "prediction", 1)
-    assert count(canvas(driver), PURE) > 200
+    assert count(accumulator(driver), PURE) > 200
     for key in range(1, 10):
         press(driver, str(key))
         assert shown() == [i >= key for i in range(9)]
-    assert count(canvas(driver), PURE) == 0
+    assert count(accumulator(driver), PURE) == 0
     press(driver, *"123456789")
     assert all(shown())
-    assert count(canvas(driver), PURE) > 200
+    assert count(accumulator(driver), PURE) > 200
     set_opacity(driver, "reference", 0.45)
     set_opacity(driver, "prediction", 0.55)
 

@@ -21,7 +21,7 @@ from cmt_med.data.phantom import BANNER, make_phantom
 from cmt_med.evaluate import evaluate
 from cmt_med.launch.command import run_command
 from cmt_med.train import train
-from tests.browser import canvas, check_layers, chromium, console, wait_for_case
+from tests.browser import accumulator, check_layers, chromium, console, wait_for_case
 from tests.helpers import tiny_config, tiny_dataset
 from tests.test_real_data import CONFIGS
 
@@ -56,16 +56,16 @@ def drive(driver: Any, report: Path) -> dict[str, int]:
     driver.get(report.as_uri())
     wait_for_case(driver, 0)
     found = check_layers(driver)
-    first = canvas(driver)
+    first = accumulator(driver)
     driver.find_element(By.ID, "viewer-next").click()
     wait_for_case(driver, 1)
-    second = canvas(driver)
+    second = accumulator(driver)
     found["changed by the next case"] = int((np.abs(second - first).max(axis=-1) > 20).sum())
     assert found["changed by the next case"] > 500, found
     keys = ActionChains(driver)
     keys.send_keys("p").perform()
     wait_for_case(driver, 0)
-    assert np.abs(canvas(driver) - first).max() <= 20  # the same case looks the same again
+    assert np.abs(accumulator(driver) - first).max() <= 20  # the same case looks the same again
     keys.reset_actions()
     keys.send_keys("e").perform()
     keys.reset_actions()

@@ -14,7 +14,7 @@ from cmt_med.tasks.segmentation.task import Segmentation
 from cmt_med.training import checkpoint
 from cmt_med.training.budget import Pace
 from cmt_med.training.checkpoint import load_newest, save_checkpoint
-from cmt_med.training.state import Parts, Run
+from cmt_med.training.state import Run, TrainingSetup
 
 
 def test_three_are_kept_and_a_damaged_newest_falls_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -55,7 +55,7 @@ def _killed(*_: object) -> None:
 
 
 def _run(folder: Path) -> Run:
-    parts = Parts(torch.nn.Linear(2, 1), Segmentation(Regions([]), {}), lambda _: iter(()), None, 1, [], "x")
+    parts = TrainingSetup(torch.nn.Linear(2, 1), Segmentation(Regions([]), {}), lambda _: iter(()), None, 1, [], "x")
     return Run(parts, Train(epochs=9, select="best", ema=0, patch_size=[8]), Optimizer(), folder)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cmt_med.data.patches.augment import Augment
-from cmt_med.data.preprocessing.cache import Entry
+from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.data.preprocessing.pipeline import RandPatchd
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class PatchSet(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        entries: Sequence[CachedCase],
         cut: RandPatchd,
         augment: Augment,
         *,

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedCase:
     """A preprocessed case; its arrays are opened as memory maps."""
 
     name: str
@@ -97,7 +97,7 @@ def default_cache_folder() -> Path:
 def prepare(
     case: Case, *, channels: Sequence[str], labels: Mapping[str, int] | None, settings: Mapping[str, Any], folder: Path,
     target: int | None = None,
-) -> Entry:  # fmt: skip
+) -> CachedCase:  # fmt: skip
     """The entry of a case, made if there is none for exactly these files and settings, or if it is damaged.
 
     Args:
@@ -113,7 +113,7 @@ def prepare(
         OutputError: if the cache cannot be written.
     """
     key = _key(case, channels, labels, settings)
-    entry = Entry(case.name, folder / f"{key}-{CACHE_VERSION}", target)
+    entry = CachedCase(case.name, folder / f"{key}-{CACHE_VERSION}", target)
     if _is_whole(entry):
         return entry
     with_label = labels is not None
@@ -142,7 +142,7 @@ def prepare(
     return entry
 
 
-def _is_whole(entry: Entry) -> bool:
+def _is_whole(entry: CachedCase) -> bool:
     """Whether an entry is there, as it was written: a bit that has flipped would be learned from without a word."""
     described = entry.folder / "meta.json"
     if not described.exists():

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 import cmt_med
 from cmt_med.base.errors import DataError
 from cmt_med.data.volumes.formats import files_of
-from cmt_med.data.volumes.header import DTYPES, Stored, check_shape
+from cmt_med.data.volumes.header import DTYPES, VolumeHeader, check_shape
 from cmt_med.data.volumes.nifti import MAX_EXTENSIONS
 from cmt_med.data.volumes.streams import MAX_BYTES, readable_name
 
@@ -37,7 +37,7 @@ MEMORY = 1 << 30
 SECONDS = 60.0
 MAX_MESSAGE = 1 << 20
 _Answer = TypeVar("_Answer")
-Check = Callable[[Stored], None]
+Check = Callable[[VolumeHeader], None]
 BYTES_PER_SECOND = 2e6  # a slow network drive; allowed on top of SECONDS
 
 
@@ -45,7 +45,7 @@ BYTES_PER_SECOND = 2e6  # a slow network drive; allowed on top of SECONDS
 class Volume:
     """A decoded file: what it says, and its voxels as stored, unscaled, read-only."""
 
-    stored: Stored
+    stored: VolumeHeader
     array: NDArray[np.generic]
 
 
@@ -244,14 +244,14 @@ def _bytes_of(path: Path) -> int:
     return total
 
 
-def stored_of(said: Mapping[str, Any], path: Path) -> Stored:
+def stored_of(said: Mapping[str, Any], path: Path) -> VolumeHeader:
     """What a worker says of a file, believing nothing that was not checked: the worker has read a foreign file.
 
     Raises:
         DataError: E_DECODE, E_SIZE.
     """
     try:
-        stored = Stored(
+        stored = VolumeHeader(
             format=str(said["format"]), shape=tuple(int(n) for n in said["shape"]), dtype=str(said["dtype"]),
             affine=tuple(tuple(float(value) for value in row) for row in said["affine"]), slope=float(said["slope"]),
             intercept=float(said["intercept"]), channels_first=bool(said["channels_first"]),

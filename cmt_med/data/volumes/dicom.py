@@ -30,7 +30,7 @@ from cmt_med.data.volumes.dicom_header import (
 from cmt_med.data.volumes.dicom_pixels import frame_values, is_native, stored_type
 from cmt_med.data.volumes.dicom_stack import Plane, stack_affine
 from cmt_med.data.volumes.grid import check_matrix
-from cmt_med.data.volumes.header import Opened, Stored, as_tuples, check_shape
+from cmt_med.data.volumes.header import Opened, VolumeHeader, as_tuples, check_shape
 from cmt_med.data.volumes.streams import readable_name
 
 
@@ -274,7 +274,7 @@ def _opened(frames: Sequence[Frame], where: str) -> Opened:
     notes = tuple(
         {"the pixels were compressed with loss" for f in frames if f.header.get("LossyImageCompression") == "01"}
     )
-    stored = Stored("DICOM", shape, dtype, as_tuples(affine), slope, intercept, notes=notes)
+    stored = VolumeHeader("DICOM", shape, dtype, as_tuples(affine), slope, intercept, notes=notes)
     return Opened(stored, _pixels(frames, dtype, raw=raw))
 
 

@@ -16,7 +16,7 @@ from cmt_med.data.case import Case
 from cmt_med.data.volumes.decoder import Check, Volume, decode
 from cmt_med.data.volumes.flags import image_flags
 from cmt_med.data.volumes.grid import Grid, corner_distance
-from cmt_med.data.volumes.header import Stored
+from cmt_med.data.volumes.header import VolumeHeader
 from cmt_med.data.volumes.streams import readable_name
 from cmt_med.data.volumes.sums import check_sums, content_key
 from cmt_med.data.volumes.values import brightness
@@ -64,7 +64,7 @@ def load_case(
     opened: dict[Path, Volume] = {}
     grid: Grid | None = None
 
-    def fits(stored: Stored) -> None:
+    def fits(stored: VolumeHeader) -> None:
         """Raise where a header claims more than there is room for: small files can unpack to a thousand times their size."""
         kept = sum(volume.stored.size for volume in opened.values())
         needed = kept + stored.size + 4 * len(channels) * math.prod(stored.shape[:3])

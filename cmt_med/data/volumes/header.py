@@ -18,7 +18,7 @@ DTYPES = frozenset({"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"})
 
 
 @dataclass(frozen=True)
-class Stored:
+class VolumeHeader:
     """A volume as its file has it.
 
     Attributes:
@@ -56,7 +56,7 @@ class Stored:
 class Opened(NamedTuple):
     """A file whose header was understood: what it holds, and its voxels' bytes, which are read and checked when asked for."""
 
-    stored: Stored
+    stored: VolumeHeader
     content: Iterator[bytes]
 
 

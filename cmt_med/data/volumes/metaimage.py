@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.volumes.grid import check_matrix, geometry_error
-from cmt_med.data.volumes.header import Opened, Stored, as_tuples, check_shape
+from cmt_med.data.volumes.header import Opened, VolumeHeader, as_tuples, check_shape
 from cmt_med.data.volumes.nrrd import companion, plain_voxels
 from cmt_med.data.volumes.streams import Stream, readable_name
 
@@ -81,7 +81,7 @@ def _fields(stream: Stream, where: str) -> tuple[dict[str, str], int]:
     return fields, last.end()
 
 
-def _describe(fields: dict[str, str], where: str) -> Stored:
+def _describe(fields: dict[str, str], where: str) -> VolumeHeader:
     kind = fields.get("ElementType", "")
     if kind not in TYPES:
         raise DataError(
@@ -109,8 +109,8 @@ def _describe(fields: dict[str, str], where: str) -> Stored:
         raise _fault(f"{' and '.join(orders)} differ", where, "readers would take the bytes in different orders")
     dtype = (">" if any(orders.values()) else "<") + TYPES[kind]
     if channels == 1:
-        return Stored("MetaImage", shape, dtype, as_tuples(affine))
-    return Stored("MetaImage", (*shape, channels), dtype, as_tuples(affine), channels_first=True)
+        return VolumeHeader("MetaImage", shape, dtype, as_tuples(affine))
+    return VolumeHeader("MetaImage", (*shape, channels), dtype, as_tuples(affine), channels_first=True)
 
 
 def _channels(fields: dict[str, str], where: str) -> int:

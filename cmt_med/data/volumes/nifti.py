@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.volumes.header import Opened, Stored, as_tuples, check_shape
+from cmt_med.data.volumes.header import Opened, VolumeHeader, as_tuples, check_shape
 from cmt_med.data.volumes.nifti_geometry import Place, place_affine
 from cmt_med.data.volumes.streams import Stream, readable_name
 
@@ -151,7 +151,7 @@ def partner(path: Path) -> Path:
     return path
 
 
-def describe(header: Header, where: str) -> Stored:
+def describe(header: Header, where: str) -> VolumeHeader:
     """What a header says, checked.
 
     Raises:
@@ -169,12 +169,12 @@ def describe(header: Header, where: str) -> Stored:
     affine, notes = place_affine(header.place, shape, where)
     if int(header.one("xyzt_units")) & 7 == 0:
         notes = (*notes, "the header names no unit; millimetres are assumed, as every reader does")
-    return Stored(
+    return VolumeHeader(
         f"NIfTI-{header.version}", shape, header.order + dtype, as_tuples(affine), slope, intercept, notes=notes
     )
 
 
-def _voxels(stream: Stream, offset: int, stored: Stored) -> Iterator[bytes]:
+def _voxels(stream: Stream, offset: int, stored: VolumeHeader) -> Iterator[bytes]:
     expected = f"{' × '.join(map(str, stored.shape))} voxels of {stored.dtype[1:]}"
     try:
         stream.require(offset - stream.position + stored.size, expected)

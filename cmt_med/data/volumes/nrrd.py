@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.volumes.grid import check_matrix, geometry_error
-from cmt_med.data.volumes.header import Opened, Stored, as_tuples, check_shape
+from cmt_med.data.volumes.header import Opened, VolumeHeader, as_tuples, check_shape
 from cmt_med.data.volumes.streams import Stream, readable_name
 
 MAX_HEADER = 1 << 20
@@ -129,7 +129,7 @@ def _fields(stream: Stream, where: str) -> tuple[dict[str, str], int]:
     return fields, len(head) if end is None else end.end()
 
 
-def _describe(fields: dict[str, str], where: str) -> Stored:
+def _describe(fields: dict[str, str], where: str) -> VolumeHeader:
     kind = fields.get("type", "")
     if kind.lower() not in TYPES:
         raise DataError(
@@ -165,11 +165,11 @@ def _describe(fields: dict[str, str], where: str) -> Stored:
     spatial = [n for i, n in enumerate(sizes) if i != extra]
     check_matrix(affine, spatial, where, "space directions")
     if extra is None:
-        return Stored("NRRD", tuple(spatial), (order or "<") + dtype, as_tuples(affine))
+        return VolumeHeader("NRRD", tuple(spatial), (order or "<") + dtype, as_tuples(affine))
     if extra not in (0, len(sizes) - 1):
         raise _fault("the axis that is not in space stands between those that are", where, "few readers understand it")
     shape = (*spatial, sizes[extra])
-    return Stored("NRRD", shape, (order or "<") + dtype, as_tuples(affine), channels_first=extra == 0)
+    return VolumeHeader("NRRD", shape, (order or "<") + dtype, as_tuples(affine), channels_first=extra == 0)
 
 
 def _place(fields: dict[str, str], count: int, where: str) -> tuple[int | None, NDArray[np.float64]]:
@@ -251,7 +251,7 @@ def _integers(text: str, name: str, where: str) -> list[int]:
     return [int(part) for part in text.split()]
 
 
-def plain_voxels(stream: Stream, stored: Stored) -> Iterator[bytes]:
+def plain_voxels(stream: Stream, stored: VolumeHeader) -> Iterator[bytes]:
     """The voxels of a stream that holds nothing else; used by formats with a text header."""
     expected = f"{' × '.join(map(str, stored.shape))} voxels of {stored.dtype[1:]}"
     try:

@@ -28,7 +28,7 @@ WORTH = 1e-3  # a smaller gain in mean Dice is not worth a setting
 
 
 @dataclass(frozen=True)
-class Held:
+class OutOfFoldCase:
     """A case with a prediction by a network that has not seen it; ``sums`` are those of its case list (``Case.sha256``)."""
 
     name: str
@@ -61,7 +61,7 @@ class _Sizes:
     dice_if_left_out: dict[str, float]
 
 
-def choose_settings(held: Sequence[Held], outputs: Sequence[Target], settings: Inference) -> Choice:
+def choose_settings(held: Sequence[OutOfFoldCase], outputs: Sequence[Target], settings: Inference) -> Choice:
     """Choose what ``settings.choose`` names.
 
     Args:
@@ -72,7 +72,7 @@ def choose_settings(held: Sequence[Held], outputs: Sequence[Target], settings: I
     folds = sorted({case.fold for case in held})
     curves = {case.name: _curve(case, outputs) for case in held} if "thresholds" in settings.choose else {}
 
-    def thresholds(cases: Sequence[Held]) -> dict[str, float]:
+    def thresholds(cases: Sequence[OutOfFoldCase]) -> dict[str, float]:
         return _best_thresholds([curves[case.name] for case in cases], outputs, settings) if curves else {}
 
     variants = {None: thresholds(held)} | {f: thresholds([c for c in held if c.fold != f]) for f in folds}
@@ -81,7 +81,7 @@ def choose_settings(held: Sequence[Held], outputs: Sequence[Target], settings: I
     }
     sizes = _sizes(held, outputs, [settings, *with_thresholds.values()])
 
-    def minimum(cases: Sequence[Held], under: Inference) -> dict[str, float]:
+    def minimum(cases: Sequence[OutOfFoldCase], under: Inference) -> dict[str, float]:
         rows = [sizes[_key(under)][case.name] for case in cases]
         return _best_minimum(rows, outputs) if "minimum" in settings.choose else settings.minimum
 
@@ -98,7 +98,7 @@ def choose_settings(held: Sequence[Held], outputs: Sequence[Target], settings: I
 # ---- thresholds
 
 
-def _read(case: Held, outputs: Sequence[Target]) -> tuple[NDArray[np.float32], NDArray[np.uint8], float]:
+def _read(case: OutOfFoldCase, outputs: Sequence[Target]) -> tuple[NDArray[np.float32], NDArray[np.uint8], float]:
     channels = [target.name for target in outputs]
     several = len(channels) > 1
     files = Case(case.name, {name: (case.probabilities, i if several else None) for i, name in enumerate(channels)})
@@ -107,7 +107,7 @@ def _read(case: Held, outputs: Sequence[Target]) -> tuple[NDArray[np.float32], N
     return loaded.image, reference, float(np.prod(grid.spacing))
 
 
-def _curve(case: Held, outputs: Sequence[Target]) -> NDArray[np.float64]:
+def _curve(case: OutOfFoldCase, outputs: Sequence[Target]) -> NDArray[np.float64]:
     """Dice of every target at every threshold: (K, T)."""
     chances, reference, _ = _read(case, outputs)
     edges = np.array([-np.inf, *THRESHOLDS, np.inf])
@@ -151,7 +151,7 @@ def innermost(outputs: Sequence[Target]) -> list[Target]:
 
 
 def _sizes(
-    held: Sequence[Held], outputs: Sequence[Target], variants: Sequence[Inference]
+    held: Sequence[OutOfFoldCase], outputs: Sequence[Target], variants: Sequence[Inference]
 ) -> dict[str, dict[str, _Sizes]]:
     bare = {_key(v): v.model_copy(update={"minimum": {}}) for v in variants}
     result: dict[str, dict[str, _Sizes]] = {key: {} for key in bare}

@@ -17,7 +17,7 @@ from cmt_med.data.conventions.brats import standard_regions
 from cmt_med.data.conventions.names import TUMOUR_LABELS
 from cmt_med.data.conventions.regions import region_values
 from cmt_med.data.manifest import Manifest
-from cmt_med.data.preprocessing.cache import Entry
+from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.evaluation.overlap import case_overlaps
 from cmt_med.tasks.segmentation.labels import LabelScheme, Regions, scheme_of
 from cmt_med.tasks.segmentation.losses import Kind, segmentation_loss
@@ -111,7 +111,7 @@ class Segmentation:
     def set_outside(self, probabilities: Tensor, outside: Tensor) -> None:
         self.scheme.set_outside(probabilities, outside)
 
-    def score(self, found: Tensor, entry: Entry, settings: Inference) -> list[float]:
+    def score(self, found: Tensor, entry: CachedCase, settings: Inference) -> list[float]:
         """Dice of each target by the challenge rule; the network is scored, not the post-processing that mends it."""
         bare = settings.model_copy(update={"minimum": {}, "components": {}})
         labels, _ = self.scheme.labels(found, bare)

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import Case
-from cmt_med.data.preprocessing.cache import Entry, prepare
+from cmt_med.data.preprocessing.cache import CachedCase, prepare
 from cmt_med.data.volumes.sums import volume_sum
 from tests.data.made import IMAGE, LABEL, case_of, nifti
 
 SETTINGS = {"spacing": None, "crop_foreground": False, "normalise": "image", "clip": None}
 
 
-def entry_of(case: Case, folder: Path) -> Entry:
+def entry_of(case: Case, folder: Path) -> CachedCase:
     return prepare(case, channels=["a"], labels={"background": 0, "x": 1}, settings=SETTINGS, folder=folder)
 
 
@@ -48,7 +48,7 @@ def test_sums_hold_also_where_the_content_is_known(tmp_path: Path) -> None:
         entry_of(listed, tmp_path / "cache")
 
 
-def _files(entry: Entry) -> dict[str, bytes]:
+def _files(entry: CachedCase) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in entry.folder.iterdir()}
 
 

@@ -17,7 +17,7 @@ from cmt_med.data.manifest import load_manifest
 from cmt_med.data.patches.augment import augment
 from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.preprocessing import resampling as resample
-from cmt_med.data.preprocessing.cache import Entry, prepare
+from cmt_med.data.preprocessing.cache import CachedCase, prepare
 from cmt_med.data.preprocessing.pipeline import (
     Normalised,
     as_dictionary,
@@ -35,7 +35,7 @@ TRAIN = Train(epochs=1, patch_size=[12, 12, 12])
 
 
 def patch_set(
-    entries: list[Entry],
+    entries: list[CachedCase],
     settings: Augmentation,
     *,
     per_case: int = 1,
@@ -129,7 +129,7 @@ def test_spacing_is_undone_on_the_own_grid() -> None:
 
 
 @pytest.fixture
-def entries(tmp_path: Path) -> list[Entry]:
+def entries(tmp_path: Path) -> list[CachedCase]:
     manifest = load_manifest(tiny_dataset(tmp_path / "d", 4))
     settings = {"spacing": None, "crop_foreground": False, "normalise": "image", "clip": None}
     return [
@@ -138,7 +138,7 @@ def entries(tmp_path: Path) -> list[Entry]:
     ]
 
 
-def test_batches_do_not_depend_on_workers_or_on_the_start(entries: list[Entry]) -> None:
+def test_batches_do_not_depend_on_workers_or_on_the_start(entries: list[CachedCase]) -> None:
     drawn = patch_set(entries, Augmentation(), per_case=2, seed=5)
 
     def take(start: int, count: int, workers: int) -> list[torch.Tensor]:
@@ -153,7 +153,7 @@ def test_batches_do_not_depend_on_workers_or_on_the_start(entries: list[Entry]) 
     assert not torch.equal(whole[0], whole[3])
 
 
-def test_ranks_share_one_batch(entries: list[Entry]) -> None:
+def test_ranks_share_one_batch(entries: list[CachedCase]) -> None:
     drawn = patch_set(entries, Augmentation(), seed=5)
     one = next(patch_batches(drawn, batch_size=4, start=1, workers=0))["image"]
     halves = [next(patch_batches(drawn, batch_size=4, start=1, workers=0, rank=r, world=2))["image"] for r in (0, 1)]
@@ -161,7 +161,7 @@ def test_ranks_share_one_batch(entries: list[Entry]) -> None:
     assert torch.equal(one[1::2], halves[1])
 
 
-def test_foreground_sampling_centres_on_labels(entries: list[Entry]) -> None:
+def test_foreground_sampling_centres_on_labels(entries: list[CachedCase]) -> None:
     train = Train(epochs=1, patch_size=[3, 3, 3], foreground_fraction=1.0)
     still = Augmentation(flip=0, affine=0, intensity=0, gamma=0, noise=0)
     items = patch_set(entries, still, train=train)
@@ -171,7 +171,7 @@ def test_foreground_sampling_centres_on_labels(entries: list[Entry]) -> None:
         assert drawn["image"].shape == (2, 3, 3, 3)
 
 
-def test_image_and_label_move_together(entries: list[Entry]) -> None:
+def test_image_and_label_move_together(entries: list[CachedCase]) -> None:
     turn = Augmentation(flip=1, affine=1, rotate_degrees=40, intensity=0, gamma=0, noise=0)
     train = Train(epochs=1, patch_size=[18, 15, 20], foreground_fraction=0.0)
     items = patch_set(entries, turn, train=train)
@@ -227,7 +227,7 @@ def test_a_patch_without_an_affine_change_is_a_piece_of_the_volume() -> None:
     assert places == {(x, offset) for x in range(3) for offset in range(2)}  # every place, the border too
 
 
-def test_2d_patches_are_slices(entries: list[Entry]) -> None:
+def test_2d_patches_are_slices(entries: list[CachedCase]) -> None:
     data = DATA.model_copy(update={"slice_axis": 1})
     train = Train(epochs=1, patch_size=[12, 10])
     items = patch_set(entries, Augmentation(), data=data, train=train)
@@ -254,7 +254,7 @@ def test_cache_is_never_stale(tmp_path: Path) -> None:
     assert key() != first
 
 
-def test_slices_of_all_planes(entries: list[Entry]) -> None:
+def test_slices_of_all_planes(entries: list[CachedCase]) -> None:
     """Every plane occurs, and each slice is one of the volume's."""
     data = Data(manifest="m", channels=["a", "b"], slice_axis="all")
     still = Augmentation(flip=0, affine=0, intensity=0, gamma=0, noise=0)

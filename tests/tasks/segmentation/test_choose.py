@@ -12,7 +12,7 @@ import pytest
 from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Inference
 from cmt_med.data.volumes.sums import volume_sum
-from cmt_med.tasks.segmentation.choose import Held, choose_settings, is_worth
+from cmt_med.tasks.segmentation.choose import OutOfFoldCase, choose_settings, is_worth
 from cmt_med.tasks.segmentation.labels import Regions
 from cmt_med.tasks.segmentation.target import Target
 from tests.helpers import save
@@ -20,7 +20,7 @@ from tests.helpers import save
 BRATS = [Target("WT", (1, 2, 4), 2), Target("TC", (1, 4), 1), Target("ET", (4,), 4)]
 
 
-def held_cases(folder: Path, *, spurious_et: bool) -> list[Held]:
+def held_cases(folder: Path, *, spurious_et: bool) -> list[OutOfFoldCase]:
     """Six cases: WT right below 0.5 but above 0.3; ET real in half of them, in the others two wrong voxels."""
     rng = np.random.default_rng(0)
     cases = []
@@ -40,7 +40,7 @@ def held_cases(folder: Path, *, spurious_et: bool) -> list[Held]:
         p += rng.uniform(-0.05, 0.05, p.shape).astype(np.float32)
         save(folder / f"{i}_prob.nii.gz", np.moveaxis(p, 0, -1))
         save(folder / f"{i}.nii.gz", reference)
-        cases.append(Held(str(i), i % 3, folder / f"{i}_prob.nii.gz", folder / f"{i}.nii.gz"))
+        cases.append(OutOfFoldCase(str(i), i % 3, folder / f"{i}_prob.nii.gz", folder / f"{i}.nii.gz"))
     return cases
 
 
