@@ -29,7 +29,7 @@ from cmt_med.data.manifest import load_manifest
 from cmt_med.runs.plan import fit_device
 from cmt_med.runs.prepare import prepare_data, start_network, training_setup
 from cmt_med.training.averaging import AveragedWeights
-from cmt_med.training.optimiser import decay_groups
+from cmt_med.training.optimiser import parameter_groups
 from cmt_med.training.steps import training_step
 
 
@@ -56,9 +56,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     experiment = load_config(options.config, overrides)
     data = prepare_data(experiment, load_manifest(Path(experiment.data.manifest)), None)
     experiment, _ = fit_device(experiment, data, device, overrides)
-    network = start_network(experiment, data, fresh=True).to(device)
+    network = start_network(experiment, data, fresh=True)[0].to(device)
     parts = training_setup(experiment, data, network)
-    optimizer = torch.optim.AdamW(decay_groups(network, experiment.optimizer.weight_decay), lr=1e-4)
+    optimizer = torch.optim.AdamW(parameter_groups(network, experiment.optimizer.weight_decay), lr=1e-4)
     step = training_step(
         network, optimizer, parts.task.loss, rate_at=lambda _: 1e-4, average=AveragedWeights(network, experiment.train.ema),
         seed=0, clip=experiment.optimizer.clip, amp=experiment.train.amp, augment=parts.augment,

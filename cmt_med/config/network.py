@@ -18,5 +18,8 @@ class Network(Section):
     spatial_dims: Literal[2, 3] = 3
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the network")
     pretrained: str | None = Field(
-        None, description="weights for the encoder of cmt_unetr_ti, _xs, _s or _b: the authors' ImageNet checkpoint"
+        None,
+        description="weights to start from: a run, its model/, a .safetensors file, or the authors' ImageNet checkpoint for the "
+        "encoder of cmt_unetr_ti, _xs, _s or _b",
     )
+    freeze: Literal["encoder"] | None = Field(None, description="part that training leaves as it is")

@@ -45,6 +45,9 @@ class Optimizer(Section):
     )
     momentum: Decay = Field(0.99, description="of SGD")
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="factor of the rate from each stage of the encoder to the finer one below it; 1 for one rate"
+    )
     warmup: Fraction = Field(0.05, description="share of the steps over which the learning rate rises")
     clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
 

@@ -29,10 +29,14 @@ from cmt_med.data.preprocessing.cache import CachedCase, default_cache_folder, p
 from cmt_med.data.preprocessing.pipeline import patches as cut_patches
 from cmt_med.data.preprocessing.pipeline import preprocessing_settings, slice_axes
 from cmt_med.data.splits import split_cases
+from cmt_med.inference.model import load_model, member_folders
 from cmt_med.inference.predict import Windows
 from cmt_med.networks import FIXED, NETWORKS_VERSION, build_network
 from cmt_med.networks.encoders.cmt import CLASSIFIERS
-from cmt_med.networks.weights.pretrained import load_pretrained
+from cmt_med.networks.weights.frozen import freeze_encoder, levels_above
+from cmt_med.networks.weights.official import is_official
+from cmt_med.networks.weights.pretrained import load_pretrained, read_state_dict
+from cmt_med.networks.weights.transfer import Account, ChannelMap, transfer
 from cmt_med.tasks import TASKS
 from cmt_med.tasks.task import Task
 from cmt_med.training.state import TrainingSetup
@@ -203,7 +207,8 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
         deep_supervision=experiment.train.deep_supervision, **settings.options,
     )  # fmt: skip
     if settings.pretrained is not None and (fresh or not has_checkpoints(Path(experiment.output))):
-        load_pretrained(network, settings.pretrained)
+        channels = [canonical_channel(name) for name in experiment.data.channels]
+        start_from(network, settings.pretrained, channels, experiment)  # what does not fit as a whole is found now
 
 
 def has_checkpoints(folder: Path) -> bool:
@@ -217,15 +222,57 @@ def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: b
     return build_network(**network_arguments(experiment, data), deep_supervision=deep_supervision)
 
 
-def start_network(experiment: Experiment, data: Prepared, *, fresh: bool = False) -> torch.nn.Module:
-    """The network to train, with pretrained weights in its encoder if there are any."""
+def start_network(
+    experiment: Experiment, data: Prepared, *, fresh: bool = False
+) -> tuple[torch.nn.Module, Account | None]:
+    """The network to train, from the weights that the config names, if it does, and the account of them, which is printed.
+
+    Raises:
+        NetworkError: if no weight fits; DataError: E_WEIGHTS or E_MODEL, if they cannot be read.
+    """
     network = plain_network(experiment, data, deep_supervision=experiment.train.deep_supervision)
     source = experiment.network.pretrained
     begun = has_checkpoints(Path(experiment.output)) and not fresh
-    if source is not None and (Path(source).is_file() or not begun):
-        load_pretrained(network, source)  # a run that goes on has no need of the file
-        log.info("encoder starts from %s", source)
-    return network
+    if source is not None and not (begun and not Path(source).exists()):  # a run that goes on has no need of it
+        account = start_from(network, source, data.channels, experiment)
+        log.info("starts from %s", source)
+        for line in account.lines() if account is not None else ():
+            log.info("pretrained: %s", line)
+        return network, account
+    return network, None
+
+
+def start_from(
+    network: torch.nn.Module, source: str, channels: Sequence[str], experiment: Experiment
+) -> Account | None:
+    """Load a run, a model, a file of tensors, or the authors' checkpoint; None for the last, which fits as a whole.
+
+    Raises:
+        NetworkError: if nothing fits; DataError: E_WEIGHTS or E_MODEL.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        state = read_state_dict(path)
+        if is_official(state):
+            load_pretrained(network, state)
+            return None
+        return transfer(network, state)
+    folders = member_folders(path)
+    if len(folders) > 1:
+        raise ConfigError(
+            "there are several networks to start from", where=f"network.pretrained={source}",
+            why=f"it holds {', '.join(folder.name for folder in folders)}", fix=f"name one: {folders[0]}",
+        )  # fmt: skip
+    card, weights = load_model(path)
+    dims = experiment.network.spatial_dims
+    if int(card.network["spatial_dims"]) != dims:
+        raise ConfigError(
+            f"the weights to start from are of a {card.network['spatial_dims']}D network", where=f"network.pretrained={source}",
+            why=f"network.spatial_dims is {dims}", fix="start from a network of the same dimensions",
+        )  # fmt: skip
+    mask = ["foreground mask"] if experiment.data.foreground_channel else []
+    theirs = [*card.channels, *(["foreground mask"] if card.preprocessing.get("foreground_channel") else [])]
+    return transfer(network, weights, ChannelMap.by_name([*channels, *mask], theirs, dims))
 
 
 def network_arguments(experiment: Experiment, data: Prepared) -> dict[str, Any]:
@@ -280,6 +327,8 @@ def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Mod
             world=world,
         )
 
+    frozen = (freeze_encoder(network),) if experiment.network.freeze == "encoder" else ()
+    levels = levels_above(network) if experiment.optimizer.layer_decay < 1 else None
     watched = monitored(experiment, data)
     validate = None
     if watched:
@@ -304,6 +353,8 @@ def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Mod
         task=data.task,
         batches=batches,
         augment=change if on_device else None,
+        frozen=frozen,
+        levels=levels,
         validate=validate,
         steps_per_epoch=max(1, -(-len(patches) // per_step)),
         case_names=[case.name for case in data.training],

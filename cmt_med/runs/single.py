@@ -72,7 +72,7 @@ from cmt_med.training.steps import on_device
 
 RUN_FILES = (
     "finished.json", "checkpoints", "config.yaml", "environment.json", "held_out.json", "log.jsonl", "model", "plan.json",
-    "report", "tensorboard", "validation",
+    "pretrained.json", "report", "tensorboard", "validation",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,8 @@ def run_experiment(request: Request) -> int:
         if not main:
             data = prepare_data(experiment, manifest, request.limit)
         experiment, changes = fit_device(experiment, data, device, request.overrides)
-        network = start_network(experiment, data, fresh=request.fresh).to(device)
+        network, account = start_network(experiment, data, fresh=request.fresh)
+        network = network.to(device)
         parts = replace(training_setup(experiment, data, network), notes=changes)
         if main:  # only now: a faulty config or case must not touch what an earlier run left
             if request.fresh:
@@ -146,6 +147,8 @@ def run_experiment(request: Request) -> int:
         if main:
             write_text(folder / "config.yaml", dump_config(experiment))
             write_json(folder / "environment.json", environment(device, experiment.seed))
+            if account is not None:
+                write_json(folder / "pretrained.json", account.as_dict())
             write_json(folder / "held_out.json", manifest_content(manifest, data.validation))
         group.meet()
         # When one process of a job is gone, torchrun asks the others to end: they do, and say why.
@@ -227,8 +230,12 @@ def _card(experiment: Experiment, data: Prepared, outcome: Outcome, network: tor
 
 
 def _sum_of(pretrained: str | None) -> str | None:
-    """The checksum of the file that the encoder started from; unknown where it has gone since."""
-    return sha256(Path(pretrained)) if pretrained is not None and Path(pretrained).is_file() else None
+    """The checksum of the weights that the network started from; unknown where they have gone since."""
+    if pretrained is None:
+        return None
+    path = Path(pretrained)
+    places = (path, path / "model/model.safetensors", path / "model.safetensors")
+    return next((sha256(place) for place in places if place.is_file()), None)
 
 
 def _report(

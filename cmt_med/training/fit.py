@@ -137,6 +137,7 @@ class _Loop:
             amp=self.train.amp,
             augment=self.parts.augment,
             compiled=self.train.compile,
+            frozen=self.parts.frozen,
         )
         self.banner = banner
         self.engine = Engine(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,18 +11,38 @@ from torch import nn
 from cmt_med.config.schema import Optimizer
 
 
-def optimiser(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW (fused), or SGD with Nesterov's momentum; the learning rate of each step is set by the step."""
-    groups = decay_groups(network, settings.weight_decay)
+def optimiser(
+    network: nn.Module, settings: Optimizer, levels: Mapping[str, int] | None = None
+) -> torch.optim.Optimizer:
+    """AdamW (fused), or SGD with Nesterov's momentum; the learning rate of each step is set by the step.
+
+    Args:
+        network: parameters that need no gradient are left out.
+        settings: of the config.
+        levels: for each parameter how many levels it lies above the decoder, for ``layer_decay``; None for one rate.
+    """
+    groups = parameter_groups(network, settings.weight_decay, settings.layer_decay, levels)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: matrices and kernels decay, biases, norms and position tables do not."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+def parameter_groups(
+    network: nn.Module, weight_decay: float, layer_decay: float = 1.0, levels: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: matrices and kernels decay, biases, norms and position tables do not.
+
+    Where there are ``levels``, a group for each of them, whose rate is the step's times ``scale``.
+    """
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    if levels is None:
+        found = {(0, True): [], (0, False): []}
     for name, parameter in network.named_parameters():
-        (kept if parameter.ndim <= 1 or "bias" in name.rpartition(".")[2] else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        if parameter.requires_grad:
+            decays = not (parameter.ndim <= 1 or "bias" in name.rpartition(".")[2])
+            found.setdefault((levels[name] if levels is not None else 0, decays), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
+        | ({"scale": layer_decay**level} if levels is not None else {})
+        for (level, decays), parameters in found.items()
+    ]

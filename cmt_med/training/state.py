@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class TrainingSetup:
         fingerprint: hash of config and split; a checkpoint of another one is refused.
         notes: what the plan changed, and why.
         augment: changes batches on the device, as drawn; None where they come changed.
+        frozen: parts of the network that training leaves as they are.
+        levels: for each parameter how many levels it lies above the decoder, for rates of their own; None for one rate.
     """
 
     network: nn.Module
@@ -54,6 +56,8 @@ class TrainingSetup:
     fingerprint: str
     notes: tuple[str, ...] = ()
     augment: Augment | None = None
+    frozen: tuple[nn.Module, ...] = ()
+    levels: Mapping[str, int] | None = None
 
 
 @dataclass
@@ -136,7 +140,7 @@ class Run:
     def __init__(self, parts: TrainingSetup, train: Train, settings: Optimizer, folder: Path) -> None:
         self.parts, self.train, self.settings, self.folder = parts, train, settings, folder
         self.main = idist.get_rank() == 0
-        self.optimizer = optimiser(parts.network, settings)
+        self.optimizer = optimiser(parts.network, settings, parts.levels)
         self.average = AveragedWeights(parts.network, train.ema)
         self.position = Position()
         self.pace = Pace()

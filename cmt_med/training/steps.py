@@ -35,6 +35,7 @@ def training_step(
     amp: bool,
     augment: Augment | None = None,
     compiled: bool = False,
+    frozen: Sequence[nn.Module] = (),
 ) -> Step:
     """One optimizer step on a group of batches, whose gradients are averaged.
 
@@ -48,6 +49,7 @@ def training_step(
         clip: largest norm of the gradient.
         amp: bf16 autocast on a GPU.
         augment: changes images and labels on the device, where batches come unchanged.
+        frozen: parts of the network that stay in eval mode, statistics included.
         compiled: run the network through torch.compile, for patches of one size; whatever else uses it does not.
 
     Returns:
@@ -64,8 +66,10 @@ def training_step(
         torch.manual_seed(keyed_seed(seed, number, idist.get_rank(), 0x57E9))
         rate = rate_at(number)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         network.train()
+        for part in frozen:
+            part.eval()
         buffers = list(plain.buffers())
         before = [buffer.clone() for buffer in buffers]  # a forward pass moves the statistics of a batch norm
         optimizer.zero_grad(set_to_none=True)

@@ -119,7 +119,7 @@ def longer(whole: Path) -> bytes:
 
 
 @pytest.mark.fault(4)
-@pytest.mark.parametrize("step", [1, 12, 22])
+@pytest.mark.parametrize("step", range(1, 28) if os.environ.get("CMT_SOAK") else [1, 12, 22])
 def test_interrupted_before_the_plan_was_made(whole: Path, longer: bytes, step: int) -> None:
     """A bound in minutes that does not bind: the weights are those of `train.epochs` alone, wherever the run was cut."""
     run = whole / f"minutes{step}"
