@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_VERBS = ("train", "infer", "evaluate", "inspect", "init", "compare", "view")
-_context.set_forkserver_preload([*(f"cmt_med.{verb}" for verb in _VERBS), "tests.processes"])
+# what the verbs import once they begin, which takes seconds
+_BODIES = ("runs.training", "runs.inference", "runs.evaluation", "runs.inspection", "runs.setup", "reports.comparison")
+_context.set_forkserver_preload([*(f"cmt_med.{body}" for body in _BODIES), "tests.processes"])
 
 
 class Running:
