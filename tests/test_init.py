@@ -18,7 +18,7 @@ from cmt_med.data.manifest import load_manifest
 from cmt_med.data.phantom_years import write_as_downloaded
 from cmt_med.init import init
 from cmt_med.launch.command import run_command
-from cmt_med.runs.prepare import regions_of
+from cmt_med.tasks.segmentation.task import Segmentation
 from cmt_med.train import train
 from tests.helpers import save, tiny_dataset
 from tests.processes import command
@@ -195,7 +195,7 @@ def test_other_organs_have_a_necrosis_too(tmp_path: Path, channels: list[str], l
     written = load_manifest(tmp_path / "my.json")
     assert written.regions is None
     assert list(written.labels)[1:] == [name if name == "ET" else name.lower() for name in labels]
-    assert regions_of(load_config(tmp_path / "my.yaml"), written) is None
+    assert Segmentation.from_data(load_config(tmp_path / "my.yaml"), written).regions is None
 
 
 @pytest.mark.fault(25)

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.volumes.decoder import Decoder, decode
+from cmt_med.data.volumes.decoder import SECONDS, Decoder, decode
 from tests.data.made import AFFINE, IMAGE, SHAPE, nifti
 
 
@@ -56,10 +56,11 @@ def test_crash_between_files_and_within_one(tmp_path: Path) -> None:
 
 
 def test_hang(tmp_path: Path) -> None:
-    decoder = Decoder(seconds=0.5)
+    decoder = Decoder()  # its start may take long beside other work
     path = nifti(tmp_path / "i.nii.gz")
     decoder.decode(path)
     assert decoder.process is not None
+    decoder.seconds = 0.5
     hung = decoder.process
     hung.send_signal(signal.SIGSTOP)
     began = time.monotonic()
@@ -68,6 +69,7 @@ def test_hang(tmp_path: Path) -> None:
     assert raised.value.code == "E_TIMEOUT"
     assert time.monotonic() - began < 5
     assert hung.poll() is not None  # ended and waited for
+    decoder.seconds = SECONDS
     assert np.array_equal(decoder.decode(path).array, IMAGE)
     decoder.close()
 
