@@ -19,7 +19,7 @@ __all__ = [
 
 
 LATER_KEYS: dict[tuple[str, ...], Any] = {
-    ("task",): "segmentation", ("data", "phantom"): False, ("optimizer", "name"): "adamw", ("optimizer", "betas"): (0.9, 0.99),
+    ("task",): "segmentation", ("optimizer", "name"): "adamw", ("optimizer", "betas"): (0.9, 0.99),
     ("optimizer", "momentum"): 0.99, ("optimizer", "layer_decay"): 1.0, ("network", "freeze"): None, ("train", "loss"): "dice_ce",
 }  # fmt: skip
 """Keys that came after runs had been begun without them, and the values that mean what those runs did."""

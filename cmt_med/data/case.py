@@ -15,7 +15,7 @@ class Case:
 
     ``images`` maps a channel to its file and, for a 4D file with several channels, the position in it (else None).
     ``group`` is the patient: splits never separate the cases of one group. ``sha256`` has the sums that files must have
-    (data/sums.py), for those that the case list names.
+    (:mod:`cmt_med.data.volumes.sums`), for those that the case list names.
     """
 
     name: str

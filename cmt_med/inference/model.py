@@ -22,9 +22,8 @@ from cmt_med.base.files import sha256, write_bytes, write_json
 from cmt_med.config.schema import Inference, PercentRange, Section, VoxelSize
 from cmt_med.data.preprocessing.fingerprint import Fingerprint
 from cmt_med.tasks import TASKS
-from cmt_med.tasks.segmentation.labels import LabelScheme, scheme_of
-from cmt_med.tasks.segmentation.target import Target
-from cmt_med.tasks.task import Task
+from cmt_med.tasks.segmentation.labels import LabelScheme
+from cmt_med.tasks.segmentation.task import Segmentation
 
 log = logging.getLogger(__name__)
 
@@ -139,18 +138,15 @@ class ModelCard(BaseModel):
         return task
 
     @property
-    def outputs(self) -> Task:
+    def outputs(self) -> Segmentation:
         """What the network was trained to predict."""
         regions = [region.model_dump() for region in self.regions] if self.regions is not None else None
-        return TASKS[self.task].from_card(self.labels, regions)
+        return Segmentation.from_card(self.labels, regions)
 
     @property
     def scheme(self) -> LabelScheme:
         """What the network's channels mean, and how probabilities become labels."""
-        regions = None
-        if self.regions is not None:
-            regions = [Target(region.name, tuple(region.values), region.write) for region in self.regions]
-        return scheme_of(self.labels, regions)
+        return self.outputs.scheme
 
     @property
     def probability_channels(self) -> list[dict[str, Any]]:

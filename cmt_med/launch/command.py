@@ -30,7 +30,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 def run_command(command: Callable[..., int | None], arguments: list[str] | None = None) -> int:
-    """Run one typer command function and return its exit code (docs: errors.py)."""
+    """Run one typer command function and return its exit code (:mod:`cmt_med.base.errors`)."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(context_settings=HELP_OPTIONS)(command)
     return run_app(app, arguments)

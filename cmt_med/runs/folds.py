@@ -44,7 +44,6 @@ from cmt_med.reports.scores import empty_rule_of
 from cmt_med.runs.prepare import bound_demo, ensure_phantom, prepare_data
 from cmt_med.runs.single import Request, clear_run, report_details, run_experiment
 from cmt_med.tasks.segmentation.choose import Choice, OutOfFoldCase, choose_settings
-from cmt_med.tasks.segmentation.labels import Regions
 
 MARKER = "finished.json"
 log = logging.getLogger(__name__)
@@ -302,7 +301,7 @@ def _gather(request: Request, manifest: Manifest) -> int:
         "members": [{"fold": i, "weights_sha256": card.weights_sha256, **card.provenance} for i, card in cards.items()],
     }
     chosen = first.inference
-    if experiment.inference.choose and isinstance(first.scheme, Regions) and scored.scores:
+    if experiment.inference.choose and first.scheme.overlapping and scored.scores:
         held = [
             OutOfFoldCase(n, fold_of[n], p.with_name(f"{n}_prob.nii.gz"), references[n], cases[n].sha256)
             for n, p in predictions.items()

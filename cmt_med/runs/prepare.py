@@ -66,11 +66,8 @@ def ensure_phantom(experiment: Experiment, overrides: Sequence[str]) -> None:
     A case list that the command line names is never made: a slip of the pen there must not become a data set.
     """
     path = Path(experiment.data.manifest)
-    if (
-        not experiment.data.phantom
-        or path.exists()
-        or "data.manifest" in {item.partition("=")[0].strip() for item in overrides}
-    ):
+    given = {item.partition("=")[0].strip() for item in overrides}
+    if not experiment.data.phantom or path.exists() or given & {"data", "data.manifest"}:
         return
     log.info("making phantom heads for a first run (%s)", path)
     make_phantom(path, path.parent / path.stem)
@@ -138,14 +135,7 @@ def _cache_all(cases: list[Case], channels: list[str], task: Task, experiment: E
 
     def one(case: Case) -> CachedCase | DataError:
         try:
-            return prepare(
-                case,
-                channels=channels,
-                labels=task.label_values,
-                settings=settings,
-                folder=folder,
-                target=task.target(case),
-            )
+            return prepare(case, channels=channels, labels=task.labels, settings=settings, folder=folder)
         except DataError as error:
             return error
 

@@ -267,7 +267,7 @@ def _report(
         "provenance": card.provenance,
         "rate_gflops": dense_convolution_rate(),
     }
-    if data.task.regions is not None:
+    if data.task.overlapping:
         extra["threshold_baseline"] = _threshold_baseline(data)
     metrics = scored.write_metrics(folder / "report", extra)
     save_model(folder / "model", card.model_copy(update={"validation": metrics["summary"]}), weights)

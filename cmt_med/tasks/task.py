@@ -16,7 +16,7 @@ from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.cache import CachedCase
 
 Batch = Mapping[str, Tensor]
-"""``image`` (B, C, *S) and what the task has to be told beside it: ``label`` (B, 1, *S) or (B, 1)."""
+"""``image`` (B, C, *S) and what the task has to be told beside it: ``label`` (B, 1, *S)."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,10 @@ class Task(Protocol):
     Attributes:
         name: of the task, as ``task:`` in a config and in a model card.
         monitor: what validation watches.
-        dense: the network's output is a map of its input, which sliding windows cover; else one vector for a whole image.
-        label_values: the values that label maps may have; None where no label map is read.
     """
 
     name: ClassVar[str]
     monitor: ClassVar[Metric]
-    dense: ClassVar[bool]
 
     @classmethod
     def from_data(cls, experiment: Experiment, manifest: Manifest) -> Task:
@@ -64,11 +61,8 @@ class Task(Protocol):
 
     @property
     def labels(self) -> dict[str, int]:
-        """Names and numbers of what is predicted."""
+        """Names of what is predicted, and their values in label maps."""
         ...
-
-    @property
-    def label_values(self) -> Mapping[str, int] | None: ...
 
     @property
     def regions(self) -> list[dict[str, Any]] | None:
@@ -76,8 +70,13 @@ class Task(Protocol):
         ...
 
     @property
+    def overlapping(self) -> bool:
+        """Whether targets are predicted independently, each with a threshold of its own."""
+        ...
+
+    @property
     def scored(self) -> dict[str, list[int]]:
-        """What is scored, with its label values; empty where the label is of the whole image."""
+        """What is scored, with its label values."""
         ...
 
     @property
@@ -87,10 +86,6 @@ class Task(Protocol):
 
     def has_target(self, case: Case) -> bool:
         """Return true for a case that can be learned from."""
-        ...
-
-    def target(self, case: Case) -> int | None:
-        """The number that a case's image is labelled with; None where a label map says it."""
         ...
 
     def check(self, settings: Inference) -> None:
@@ -110,7 +105,7 @@ class Task(Protocol):
         ...
 
     def set_outside(self, probabilities: Tensor, outside: Tensor) -> None:
-        """Write into probabilities (K, *S), where ``outside`` (*S) is true, that nothing is there; of dense tasks."""
+        """Write into probabilities (K, *S), where ``outside`` (*S) is true, that nothing is there."""
         ...
 
     def score(self, found: Tensor, entry: CachedCase, settings: Inference) -> Sequence[float]:

@@ -10,6 +10,7 @@ import pytest
 from cmt_med.base.errors import ConfigError
 from cmt_med.config.__main__ import main
 from cmt_med.config.reading import dump_config, load_config
+from cmt_med.config.schema import Experiment, without_later_keys
 
 BASE = """\
 name: x
@@ -120,3 +121,33 @@ def test_schema_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main() == 0
     schema = json.loads(capsys.readouterr().out)
     assert "max_minutes" in schema["$defs"]["Train"]["properties"]
+
+
+def test_keys_that_came_later_do_not_change_what_a_run_is_known_by() -> None:
+    """The keys of before, written out: a run begun with them is resumed, and one with a new key is another."""
+    content = {
+        "name": "x",
+        "output": "x",
+        "data": {"manifest": "m", "channels": ["a"]},
+        "train": {"epochs": 1, "patch_size": [8, 8, 8]},
+    }
+    plain = without_later_keys(Experiment.model_validate(content).model_dump())
+    assert plain.keys() == {
+        "name",
+        "output",
+        "seed",
+        "folds",
+        "data",
+        "network",
+        "augmentation",
+        "optimizer",
+        "train",
+        "inference",
+    }
+    assert plain["optimizer"].keys() == {"lr", "weight_decay", "warmup", "clip"}
+    assert plain["network"].keys() == {"name", "spatial_dims", "options", "pretrained"}
+    assert "loss" not in plain["train"]
+    changed = content | {"optimizer": {"betas": [0.9, 0.95]}, "network": {"freeze": "encoder"}}
+    other = without_later_keys(Experiment.model_validate(changed).model_dump())
+    assert other["optimizer"]["betas"] == (0.9, 0.95)
+    assert other["network"]["freeze"] == "encoder"

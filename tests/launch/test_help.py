@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -24,17 +23,13 @@ sys.exit(code)
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
 def test_help_imports_nothing_that_computes(arguments: list[str]) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(heavy=HEAVY), *arguments], check=False, capture_output=True, text=True,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert done.stderr.split() == []
-    # CPU time, which other work on the machine hardly changes; half a minute is for a machine that emulates another
-    assert after.ru_utime - before.ru_utime < 30
 
 
 def test_shell_completion_is_offered() -> None:

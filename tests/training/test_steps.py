@@ -11,17 +11,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cmt_med.config.schema import Augmentation, Data, Train
+from cmt_med.config.schema import Augmentation, Data, Optimizer, Train
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.patches.augment import augment
 from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.preprocessing.cache import prepare
 from cmt_med.data.preprocessing.pipeline import patches
 from cmt_med.networks import build_network
+from cmt_med.networks.weights.frozen import freeze_encoder
 from cmt_med.tasks.segmentation.labels import Classes
 from cmt_med.tasks.segmentation.target import Target
 from cmt_med.tasks.segmentation.task import Segmentation
 from cmt_med.training.averaging import AveragedWeights
+from cmt_med.training.optimiser import optimiser
 from cmt_med.training.progress import OutsideShare
 from cmt_med.training.steps import on_device, training_step
 from tests.helpers import tiny_dataset
@@ -92,3 +94,32 @@ def test_share_outside_the_network() -> None:
     assert 0.5 < share.value < 0.85
     share.clear()
     assert share.value == pytest.approx(0)
+
+
+def test_a_frozen_encoder_keeps_its_statistics_too() -> None:
+    """A batch norm moves in train mode even where no gradient flows."""
+    torch.manual_seed(0)
+    options = {
+        "stem_channels": 8,
+        "dims": (8, 16),
+        "depths": (1, 1),
+        "head_dim": 8,
+        "full_channels": 4,
+        "norm": "batch",
+    }
+    few = {"attention": ("identity", "identity"), "kv_strides": (1, 1)}
+    network = build_network("cmt_unetr", spatial_dims=2, in_channels=1, num_classes=2, **options, **few)
+    task = Segmentation(Classes([Target("one", (1,), 1)]), {"background": 0, "one": 1})
+    frozen = freeze_encoder(network)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    step = training_step(
+        network, optimiser(network, Optimizer()), task.loss, rate_at=lambda _: 0.1, average=AveragedWeights(network, 0.9),
+        seed=0, clip=10.0, amp=False, frozen=(frozen,),
+    )  # fmt: skip
+    batch = {"image": 3 + torch.randn(2, 1, 16, 16), "label": torch.randint(0, 2, (2, 1, 16, 16)).byte()}
+    step(SimpleNamespace(state=SimpleNamespace(iteration=1)), [batch])  # type: ignore[arg-type]
+    after = network.state_dict()
+    assert any("running_mean" in name for name in after if name.startswith("encoder."))
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]) or not name.startswith("encoder."), name
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())

@@ -66,7 +66,7 @@ def _of_itself(signs: Signs, by_name: Collection[str]) -> tuple[Convention, list
     if not by_name or strangers:
         if not by_name:
             why = f"case names such as {signs.cases[0]!r} are of no known challenge"
-            raise UnknownChallengeError(**vars(_question(why, signs)))
+            raise _question(why, signs, kind=UnknownChallengeError)
         raise _question(f"some case names are of {', '.join(sorted(by_name))}, but not {strangers[0]!r}", signs)
     fitting = [name for name in by_name if _contradiction(CONVENTIONS[name], signs) is None]
     reasons = [f"case names such as {signs.cases[0]}", f"label values {_listed(signs.values)}"]
@@ -191,7 +191,7 @@ def _require_one_numbering(by_name: Collection[str], cases: Sequence[str]) -> No
     )
 
 
-def _question(why: str, signs: Signs, likely: Collection[str] = ()) -> DataError:
+def _question(why: str, signs: Signs, likely: Collection[str] = (), *, kind: type[DataError] = DataError) -> DataError:
     values = {v for v in signs.values if v}
     choices: dict[frozenset[tuple[str, int]], list[Convention]] = {}  # those that number alike are one answer
     for convention in sorted(CONVENTIONS.values(), key=lambda c: c.name not in likely):
@@ -204,7 +204,7 @@ def _question(why: str, signs: Signs, likely: Collection[str] = ()) -> DataError
     fix = "no --convention agrees with all of that; correct the files, or write a case list that names the labels"
     if listed:
         fix = f"which convention do the labels follow? Answer with --convention WORD: {listed}"
-    return DataError(
+    return kind(
         "what the labels mean is not certain",
         where=f"label values {_listed(signs.values)}",
         why=why,

@@ -30,6 +30,7 @@ CACHE_VERSION = 3  # since 3, constant channels are zeros, and statistics are ke
 _IDENTITY = 2
 """Part of what a run knows its cases by; unlike ``CACHE_VERSION`` it stays, so that runs begun before can be resumed."""
 _CACHE_FIX = "set CMT_CACHE to a folder that you may write to, on a disk with room for the data set in float32"
+_FILES = ("image.npy", "label.npy", "points.npy")
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,6 @@ class CachedCase:
 
     name: str
     folder: Path
-    target: int | None = None
-    """The number that the image as a whole is labelled with; None where a label map says it."""
 
     def image(self) -> NDArray[np.float32]:
         """(C, *S), read-only."""
@@ -52,9 +51,7 @@ class CachedCase:
         return np.load(self.folder / "label.npy", mmap_mode="r", allow_pickle=False)
 
     def points(self) -> list[NDArray[np.signedinteger]]:
-        """For each label but background, voxels of it (n, 3); none without a label map."""
-        if self.target is not None:
-            return []
+        """For each label but background, voxels of it (n, 3)."""
         rows = np.load(self.folder / "points.npy", allow_pickle=False)
         return [rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0])]
 
@@ -69,9 +66,7 @@ class CachedCase:
         return found
 
     def values(self) -> set[int]:
-        """The labels that occur, without the background of a label map."""
-        if self.target is not None:
-            return {self.target}
+        """The labels that occur, without the background."""
         return {int(value) for value in np.unique(np.load(self.folder / "points.npy", allow_pickle=False)[:, 0])}
 
 
@@ -95,40 +90,26 @@ def default_cache_folder() -> Path:
 
 
 def prepare(
-    case: Case, *, channels: Sequence[str], labels: Mapping[str, int] | None, settings: Mapping[str, Any], folder: Path,
-    target: int | None = None,
-) -> CachedCase:  # fmt: skip
+    case: Case, *, channels: Sequence[str], labels: Mapping[str, int], settings: Mapping[str, Any], folder: Path
+) -> CachedCase:
     """The entry of a case, made if there is none for exactly these files and settings, or if it is damaged.
-
-    Args:
-        case: its files.
-        channels: by name, in order.
-        labels: names and values that its label map may have; None to read no label map.
-        settings: of the preprocessing.
-        folder: of the cache.
-        target: the number that the image as a whole is labelled with.
 
     Raises:
         DataError: from the gate, naming the case.
         OutputError: if the cache cannot be written.
     """
-    key = _key(case, channels, labels, settings)
-    entry = CachedCase(case.name, folder / f"{key}-{CACHE_VERSION}", target)
+    entry = CachedCase(case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}")
     if _is_whole(entry):
         return entry
-    with_label = labels is not None
-    loaded = load_case(case, channels, None if labels is None else list(labels.values()), need_label=with_label)
-    data = preprocessing(settings, with_label=with_label)(as_dictionary(loaded))
+    loaded = load_case(case, channels, list(labels.values()), need_label=True)
+    data = preprocessing(settings, with_label=True)(as_dictionary(loaded))
     image = np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)
-    arrays: dict[str, NDArray[Any]] = {"image.npy": image}
-    if with_label:
-        label = np.ascontiguousarray(data["label"].numpy(), dtype=np.uint8)
-        arrays |= {"label.npy": label, "points.npy": _sample_points(label[0])}
+    label = np.ascontiguousarray(data["label"].numpy(), dtype=np.uint8)
     try:
-        for name, array in arrays.items():
+        for name, array in zip(_FILES, (image, label, _sample_points(label[0])), strict=True):
             write_file(entry.folder / name, lambda stream, a=array: np.save(stream, a, allow_pickle=False))  # type: ignore[misc]
         # Written last: an entry without it was cut short and is made again.
-        sums = {name: sha256(entry.folder / name) for name in arrays}
+        sums = {name: sha256(entry.folder / name) for name in _FILES}
         statistics = case_statistics(loaded, channels, settings["clip"])
         described = {"version": CACHE_VERSION, "shape": list(image.shape), "sha256": sums, "statistics": statistics}
         write_json(entry.folder / "meta.json", described)
@@ -149,9 +130,7 @@ def _is_whole(entry: CachedCase) -> bool:
         return False
     try:
         sums = dict(json.loads(described.read_text(encoding="utf-8")).get("sha256", {}))
-        wrong = [name for name, digest in sums.items() if sha256(entry.folder / name) != digest] + ["image.npy"] * (
-            not sums
-        )
+        wrong = [name for name in _FILES if sha256(entry.folder / name) != sums.get(name)]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         wrong = [str(error)]
     if wrong:
@@ -162,14 +141,12 @@ def _is_whole(entry: CachedCase) -> bool:
     return not wrong
 
 
-def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int] | None, settings: Mapping[str, Any]) -> str:
+def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], settings: Mapping[str, Any]) -> str:
     files = {
         name: [content_of(case.images[name][0], case), case.images[name][1]] for name in channels if name in case.images
     }
-    label = case.label if labels is not None else None
-    extra = [content_of(path, case) if path is not None else None for path in (label, case.mask)]
-    values = None if labels is None else sorted(labels.values())
-    described = [_IDENTITY, files, extra, list(channels), values, dict(settings)]
+    extra = [content_of(path, case) if path is not None else None for path in (case.label, case.mask)]
+    described = [_IDENTITY, files, extra, list(channels), sorted(labels.values()), dict(settings)]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 

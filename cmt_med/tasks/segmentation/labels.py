@@ -1,6 +1,6 @@
 """The one scheme of labels: exclusive classes or overlapping regions, and how probabilities become labels.
 
-Nothing else in the package asks which of the two a network predicts.
+Nothing else in the package tells the two apart, but that thresholds are chosen, and compared with, where targets overlap.
 
 Letters: K channels of the network's output, D1, D2, D3 a volume.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ class LabelScheme(ABC):
     Attributes:
         targets: what is predicted, post-processed and scored; never the background.
     """
+
+    overlapping: ClassVar[bool]
+    """Whether targets are predicted independently, each with a threshold of its own."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self.targets = tuple(targets)
@@ -150,6 +153,8 @@ class LabelScheme(ABC):
 class Classes(LabelScheme):
     """Exclusive classes: each voxel has the most probable one. The background is a class of its own, channel 0."""
 
+    overlapping = False
+
     @property
     def channels(self) -> tuple[Target, ...]:
         return (BACKGROUND, *self.targets)
@@ -192,6 +197,8 @@ class Regions(LabelScheme):
 
     Each is painted over those before (BraTS: WT, TC, ET).
     """
+
+    overlapping = True
 
     @property
     def channels(self) -> tuple[Target, ...]:

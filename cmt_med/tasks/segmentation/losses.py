@@ -87,8 +87,10 @@ def class_loss(logits: Tensor, targets: Tensor, kind: Kind = "dice_ce") -> Tenso
     probabilities = log_probabilities.exp()
     if kind == "tversky":
         return batch_tversky_loss(probabilities[:, 1:], targets[:, 1:])
-    weight = (1.0 - probabilities) ** GAMMA if kind == "dice_focal" else 1.0
-    at_each_voxel = -(weight * log_probabilities * targets).sum(1).mean()
+    terms = log_probabilities * targets
+    if kind == "dice_focal":
+        terms = (1.0 - probabilities) ** GAMMA * terms
+    at_each_voxel = -terms.sum(1).mean()
     return at_each_voxel if kind == "ce" else batch_dice_loss(probabilities[:, 1:], targets[:, 1:]) + at_each_voxel
 
 

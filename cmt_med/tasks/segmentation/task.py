@@ -19,7 +19,7 @@ from cmt_med.data.conventions.regions import region_values
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.evaluation.overlap import case_overlaps
-from cmt_med.tasks.segmentation.labels import LabelScheme, Regions, scheme_of
+from cmt_med.tasks.segmentation.labels import LabelScheme, scheme_of
 from cmt_med.tasks.segmentation.losses import Kind, segmentation_loss
 from cmt_med.tasks.segmentation.target import Target
 from cmt_med.tasks.task import Batch, Metric
@@ -36,7 +36,6 @@ class Segmentation:
 
     name: ClassVar[str] = "segmentation"
     monitor: ClassVar[Metric] = Metric("dice", "Dice")
-    dense: ClassVar[bool] = True
 
     def __init__(self, scheme: LabelScheme, labels: dict[str, int], loss: Kind = "dice_ce") -> None:
         self.scheme, self.labels = scheme, labels
@@ -75,18 +74,18 @@ class Segmentation:
         return cls(scheme_of(labels, targets), labels)
 
     @property
-    def label_values(self) -> Mapping[str, int] | None:
-        return self.labels
-
-    @property
     def channels(self) -> int:
         return len(self.scheme.channels)
 
     @property
     def regions(self) -> list[dict[str, Any]] | None:
-        if not isinstance(self.scheme, Regions):
+        if not self.overlapping:
             return None
         return [{"name": t.name, "values": list(t.values), "write": t.write} for t in self.scheme.targets]
+
+    @property
+    def overlapping(self) -> bool:
+        return self.scheme.overlapping
 
     @property
     def scored(self) -> dict[str, list[int]]:
@@ -95,9 +94,6 @@ class Segmentation:
 
     def has_target(self, case: Case) -> bool:
         return case.label is not None
-
-    def target(self, case: Case) -> int | None:
-        return None
 
     def check(self, settings: Inference) -> None:
         self.scheme.check(settings)
@@ -127,4 +123,4 @@ class Segmentation:
 
     def identity(self) -> list[Any]:
         regions = [[target.name, list(target.values), target.write] for target in self.scheme.targets]
-        return [self.labels, regions if isinstance(self.scheme, Regions) else None]
+        return [self.labels, regions if self.overlapping else None]
