@@ -141,7 +141,7 @@ class ModelCard(BaseModel):
     def outputs(self) -> Segmentation:
         """What the network was trained to predict."""
         regions = [region.model_dump() for region in self.regions] if self.regions is not None else None
-        return Segmentation.from_card(self.labels, regions)
+        return TASKS[self.task].from_card(self.labels, regions)
 
     @property
     def scheme(self) -> LabelScheme:

@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from cmt_med.tasks.segmentation.task import Segmentation
-from cmt_med.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {"segmentation": Segmentation}
+TASKS = {"segmentation": Segmentation}
