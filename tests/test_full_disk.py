@@ -29,7 +29,7 @@ from cmt_med.data.preprocessing.cache import prepare
 from cmt_med.data.preprocessing.pipeline import preprocessing_settings
 from cmt_med.data.volumes.copies import write_list, write_repaired
 from cmt_med.data.volumes.gate import Grid
-from cmt_med.inference.folder import write_volume
+from cmt_med.data.volumes.written import write_volume
 from cmt_med.inference.model import ModelCard, load_model, save_model
 from cmt_med.reports.scores import score_folder, write_metrics
 from cmt_med.runs.folds import collect_models

@@ -53,8 +53,8 @@ class Experiment(Section):
             raise ValueError(
                 f"inference.window has {len(self.inference.window)} numbers, network.spatial_dims is {dims}"
             )
-        if (dims == 2) != (self.data.slice_axis is not None):
-            raise ValueError("data.slice_axis is for 2D networks, which need it; 3D networks must not have it")
+        if dims == 3 and self.data.slice_axis is not None:
+            raise ValueError("data.slice_axis is for 2D networks; 3D networks must not have it")
         if self.data.spacing is not None and len(self.data.spacing) != 3:
             raise ValueError("data.spacing needs three numbers")
         return self

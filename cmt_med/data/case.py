@@ -8,6 +8,9 @@ from pathlib import Path
 
 CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\Z")
 
+COLOURS = ("red", "green", "blue")
+"""The channels of a picture in colour, in their order."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -15,7 +18,8 @@ class Case:
 
     ``images`` maps a channel to its file and, for a 4D file with several channels, the position in it (else None).
     ``group`` is the patient: splits never separate the cases of one group. ``sha256`` has the sums that files must have
-    (:mod:`cmt_med.data.volumes.sums`), for those that the case list names.
+    (:mod:`cmt_med.data.volumes.sums`), for those that the case list names. ``colours`` are the label values of a mask in
+    colour, by 65536 R + 256 G + B; empty where pixels are label values themselves.
     """
 
     name: str
@@ -25,3 +29,4 @@ class Case:
     group: str = ""
     fold: int | None = None
     sha256: dict[Path, str] = field(default_factory=dict)
+    colours: dict[int, int] = field(default_factory=dict)

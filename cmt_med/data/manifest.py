@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class Manifest:
     """A data set: its cases, channels and labels.
 
     ``name`` is what the list calls it, if it does. Models carry that name, so it is never made of a file's or a folder's.
-    ``labels`` maps names (canonical, background first) to values in the files. ``convention`` is the challenge's way of
+    ``labels`` maps names (canonical, background first) to values in the files, ``colours`` those of masks in colour to values
+    (:class:`cmt_med.data.case.Case`). ``convention`` is the challenge's way of
     naming that the data set follows, as ``init`` found it, and ``regions`` what is segmented in it by default.
     """
 
@@ -52,6 +53,7 @@ class Manifest:
     test: tuple[Case, ...] = field(default=())
     convention: str = ""
     regions: tuple[Region, ...] | None = None
+    colours: dict[int, int] = field(default_factory=dict)
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -59,7 +61,8 @@ def load_manifest(path: Path) -> Manifest:
 
     Understood: ``training`` / ``test`` lists of ``{"image": ..., "label": ...}``, where an image is one 3D file, one 4D
     file, a list of files in the order of ``modality`` (or ``channel_names``), or a mapping from channel to file; optional
-    ``id``, ``group``, ``fold`` and ``mask`` (foreground) for each case; ``labels`` in either direction.
+    ``id``, ``group``, ``fold`` and ``mask`` (foreground) for each case; ``labels`` in either direction; ``colours`` of masks in
+    colour, from ``"#rrggbb"`` to a label value.
 
     Raises:
         DataError: E_MANIFEST, naming the entry.
@@ -97,6 +100,9 @@ def load_manifest(path: Path) -> Manifest:
     if not channels and cases:
         channels = tuple(cases[0].images)
     labels = _label_values(content, path, channels)
+    colours = _colours(content, path, labels)
+    if colours:
+        cases, test = (tuple(replace(case, colours=colours) for case in part) for part in (cases, test))
     return Manifest(
         path=path,
         name=str(content.get("name", "")),
@@ -107,12 +113,18 @@ def load_manifest(path: Path) -> Manifest:
         test=test,
         convention=_convention(content, path, labels),
         regions=_regions(content, path),
+        colours=colours,
     )
 
 
 def sums_of(cases: Iterable[Case]) -> dict[Path, str]:
     """The sums that the files of several cases must have."""
     return {path: digest for case in cases for path, digest in case.sha256.items()}
+
+
+def colours_of(cases: Iterable[Case]) -> dict[int, int]:
+    """The colours of several cases' masks, which are those of one case list."""
+    return {code: value for case in cases for code, value in case.colours.items()}
 
 
 def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | None = None) -> dict[str, Any]:
@@ -150,6 +162,7 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | N
         "demo": manifest.demo,
         "modality": {str(i): name for i, name in enumerate(manifest.channels)},
         "labels": {str(value): name for name, value in manifest.labels.items()},
+        **({"colours": {f"#{code:06x}": v for code, v in manifest.colours.items()}} if manifest.colours else {}),
         **({"convention": manifest.convention} if manifest.convention else {}),
         **({"regions": [region.model_dump() for region in manifest.regions]} if manifest.regions is not None else {}),
         "training": entries,
@@ -230,6 +243,20 @@ def _label_values(content: dict[str, Any], path: Path, channels: Sequence[str]) 
     if values and 0 not in values.values():
         raise _fault(path, "no label has the value 0", 'add "0": "background"')
     return dict(sorted(values.items(), key=lambda item: item[1]))
+
+
+def _colours(content: dict[str, Any], path: Path, labels: dict[str, int]) -> dict[int, int]:
+    """Colour -> label value; of nothing but colours, black is the background."""
+    listed = content.get("colours", {})
+    form = 'write "colours": {"#ff0000": 1}, with values that \'labels\' names'
+    if not isinstance(listed, dict):
+        raise _fault(path, "'colours' is not a mapping", form)
+    colours: dict[int, int] = {}
+    for colour, value in listed.items():
+        if not re.fullmatch("#[0-9a-fA-F]{6}", str(colour)) or value not in labels.values() or isinstance(value, bool):
+            raise _fault(path, f"colour {colour!r} stands for {value!r}", form)
+        colours[int(str(colour)[1:], 16)] = int(value)
+    return {0: 0} | colours if colours else {}
 
 
 def _convention(content: dict[str, Any], path: Path, labels: dict[str, int]) -> str:

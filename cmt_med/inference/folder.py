@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,19 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import CmtError, DataError, OutputError
-from cmt_med.base.files import sha256, write_bytes, write_json
+from cmt_med.base.files import sha256, write_json
 from cmt_med.compute.limits import USUAL_LIMITS, Limits, bounded, is_out_of_memory
 from cmt_med.compute.memory import bytes_free
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.names import require_distinct
 from cmt_med.data.preprocessing.fingerprint import case_statistics, unlike_training
-from cmt_med.data.preprocessing.pipeline import background_value
-from cmt_med.data.volumes.gate import Grid, Loaded, content_of, load_case
+from cmt_med.data.preprocessing.pipeline import background_value, seen_by
+from cmt_med.data.volumes.gate import Loaded, content_of, load_case
+from cmt_med.data.volumes.written import write_volume
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.predict import Ensemble
 from cmt_med.inference.prefetch import Prefetcher
@@ -33,9 +32,6 @@ log = logging.getLogger(__name__)
 AHEAD_BYTES = 1 << 28
 """Of images: while a larger case is computed, the next one is not read, nor is a larger one while another is computed. So what
 a large case takes at the most is not added to."""
-LONGEST_AXIS = 32767
-"""Voxels along an axis of a NIfTI-1 file, which counts them with 16 bits."""
-_NIFTI_ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 
 
 def infer_cases(
@@ -159,7 +155,7 @@ def _read(
     wanted: dict[str, Any] = {}
     if probabilities != "none":
         wanted = {"probabilities": probabilities, "probability_channels": card.probability_channels}
-    done = _is_done(Results.of(case.name, folder), key | wanted)
+    done = _is_done(Results.of(case, folder), key | wanted)
     return _Read(key | wanted, None if done else load_case(case, card.channels, room=room()))
 
 
@@ -173,7 +169,7 @@ def _infer_case(
     banner: str,
 ) -> bool:
     """Whether there was something to do; the following case is read meanwhile."""
-    results, card = Results.of(case.name, folder), predictor.card
+    results, card = Results.of(case, folder), predictor.card
     found = ahead.take(case)
     loaded = found.loaded
     if loaded is None:
@@ -183,13 +179,14 @@ def _infer_case(
     for stale in results.files:  # of other inputs, another model or other settings
         stale.unlink(missing_ok=True)
     source = case.images[card.channels[0]][0]
+    target = results.of_slices(loaded.grid.shape[2])
     if probabilities == "none":
         labels, removed = predictor.segment(loaded)
-        write_volume(results.labels, labels, loaded.grid, source)
+        write_volume(target, labels, loaded.grid, source)
     else:
         chances = predictor.probabilities(loaded)
         labels, removed = predictor.labels(chances, loaded.grid)
-        write_volume(results.labels, labels, loaded.grid, source)
+        write_volume(target, labels, loaded.grid, source)
         write_volume(
             results.chances, chances.movedim(0, -1).numpy(), loaded.grid, source, stored=np.dtype(probabilities)
         )
@@ -200,7 +197,8 @@ def _infer_case(
     counts = _counts(labels)
     volumes = {name: float(counts[values].sum()) * voxel_ml for name, values in card.targets.items()}
     if card.training_data is not None:
-        seen = case_statistics(replace(loaded, label=None), card.channels, card.preprocessing["clip"])
+        alone = seen_by(replace(loaded, label=None), card.preprocessing)
+        seen = case_statistics(alone, card.channels, card.preprocessing["clip"])
         resampled = card.preprocessing["spacing"] is not None
         flags += unlike_training(seen, volumes, card.training_data, resampled=resampled)
     write_json(
@@ -211,7 +209,7 @@ def _infer_case(
             "members": [member["weights_sha256"] for member in card.provenance.get("members", [])],
             "probabilities": probabilities,
             "probability_channels": found.key.get("probability_channels"),
-            "output_sha256": sha256(results.labels),
+            "output_sha256": sha256(target),
             "probabilities_sha256": sha256(results.chances) if probabilities != "none" else None,
             "volumes_ml": volumes,
             "flags": flags,
@@ -223,33 +221,6 @@ def _infer_case(
     return True
 
 
-def write_volume(
-    path: Path, array: NDArray[Any], grid: Grid, source: Path, *, stored: np.dtype[Any] | None = None
-) -> None:
-    """Write an array on ``grid`` as NIfTI, with the units and codes of the header of ``source``.
-
-    ``stored`` is the type in the file; numbers are scaled into it by the header's slope. The file is NIfTI-1, or NIfTI-2 where an
-    axis is longer than NIfTI-1 can count.
-    """
-    # A folder of DICOM slices may have any name.
-    header = nib.load(source).header if source.name.lower().endswith(_NIFTI_ENDINGS) and source.is_file() else None
-    image = (nib.Nifti2Image if max(array.shape) > LONGEST_AXIS else nib.Nifti1Image)(array, grid.affine)
-    image.header.set_xyzt_units("mm")
-    if stored is not None:
-        image.set_data_dtype(stored)
-    for name in ("xyzt_units", "qform_code", "sform_code"):
-        if isinstance(header, nib.Nifti1Header):
-            image.header[name] = header[name]
-    if int(image.header["sform_code"]) == 0 and int(image.header["qform_code"]) == 0:
-        image.set_sform(grid.affine, 1)
-    elif int(image.header["qform_code"]) > 0:
-        image.set_qform(grid.affine, int(image.header["qform_code"]))
-        if int(image.header["sform_code"]) > 0:
-            image.set_sform(grid.affine, int(image.header["sform_code"]))
-    content = image.to_bytes()
-    write_bytes(path, gzip.compress(content, 4, mtime=0) if path.name.endswith(".gz") else content)
-
-
 def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """How often each value occurs, (256,)."""
     return sum((np.bincount(part.ravel(), minlength=256) for part in labels), np.zeros(256, dtype=np.int64))
@@ -259,7 +230,8 @@ def _is_done(results: Results, key: Mapping[str, Any]) -> bool:
     content = read_record(results.record)
     if any(content.get(name) != value for name, value in key.items()):
         return False
-    wanted = {results.labels: "output_sha256"}
+    target = results.pages if results.pages is not None and results.pages.is_file() else results.labels
+    wanted = {target: "output_sha256"}
     if "probabilities" in key:
         wanted[results.chances] = "probabilities_sha256"
     return all(path.is_file() and sha256(path) == content.get(name) for path, name in wanted.items())

@@ -12,25 +12,43 @@ from typing import Any
 from cmt_med.base.errors import OutputError
 from cmt_med.data.case import Case
 from cmt_med.data.sources.discover import label_maps_in
+from cmt_med.data.volumes.endings import is_tiff, looks_like_picture
 
 
 @dataclass(frozen=True)
 class Results:
-    """Where the results of one case lie; ``chances`` are its probabilities."""
+    """Where the results of one case lie.
 
-    labels: Path
+    Attributes:
+        record: what is known of them.
+        labels: the label map: of a picture PNG, else NIfTI.
+        pages: the label map of a TIFF that has several pages; None where there can be none.
+        chances: the probabilities.
+    """
+
     record: Path
+    labels: Path
+    pages: Path | None
     chances: Path
 
     @classmethod
-    def of(cls, case: str, folder: Path) -> Results:
+    def of(cls, case: Case, folder: Path) -> Results:
         """Those of a case in a folder."""
-        return cls(folder / f"{case}.nii.gz", folder / f"{case}.json", folder / f"{case}_prob.nii.gz")
+        source = next(iter(case.images.values()))[0] if case.images else Path()
+        ending = ".png" if looks_like_picture(source) else ".nii.gz"
+        return cls(
+            folder / f"{case.name}.json", folder / f"{case.name}{ending}",
+            folder / f"{case.name}.tif" if is_tiff(source) else None, folder / f"{case.name}_prob.nii.gz",
+        )  # fmt: skip
+
+    def of_slices(self, count: int) -> Path:
+        """The label map of a case with so many slices."""
+        return self.pages if self.pages is not None and count > 1 else self.labels
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them, the record first: without it, the others count for nothing."""
-        return self.record, self.labels, self.chances
+        return self.record, self.labels, self.chances, *((self.pages,) if self.pages is not None else ())
 
 
 def require_own(folder: Path, cases: Sequence[Case]) -> None:
@@ -48,7 +66,7 @@ def require_own(folder: Path, cases: Sequence[Case]) -> None:
     for name in ("run.json", "failures.json"):
         _require(folder / name, inputs, ours=known is not None)
     for case in cases:
-        results = Results.of(case.name, folder)
+        results = Results.of(case, folder)
         record = read_record(results.record)
         ours = case.name in (known or ()) or (record.get("case") == case.name and "output_sha256" in record)
         for path in results.files:

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from cmt_med.base.errors import CmtError, DataError
 from cmt_med.data.volumes.decoder import decode
+from cmt_med.data.volumes.endings import volume_stem
 from cmt_med.data.volumes.gate import grid_of, load_labels
 from cmt_med.data.volumes.values import brightness
 from cmt_med.evaluation.overlap import mask_of
@@ -70,12 +71,9 @@ class Calibration:
 
 def probabilities_beside(prediction: Path) -> tuple[Path, Path] | None:
     """``CASE_prob.nii.gz`` and ``CASE.json`` beside ``CASE.nii.gz``, if the former is there."""
-    for ending in (".nii.gz", ".nii"):
-        if prediction.name.endswith(ending):
-            name = prediction.name.removesuffix(ending)
-            path = prediction.with_name(f"{name}_prob.nii.gz")
-            return (path, prediction.with_name(f"{name}.json")) if path.is_file() else None
-    return None
+    name = volume_stem(prediction)
+    path = prediction.with_name(f"{name}_prob.nii.gz")
+    return (path, prediction.with_name(f"{name}.json")) if path.is_file() else None
 
 
 def measure_reliability(
@@ -83,6 +81,7 @@ def measure_reliability(
     targets: Mapping[str, Sequence[int]],
     reference_targets: Mapping[str, Sequence[int]],
     digests: Mapping[Path, str] | None = None,
+    colours: Mapping[int, int] | None = None,
 ) -> Calibration:
     """Reliability of each target over cases, from the channel of its name.
 
@@ -97,7 +96,7 @@ def measure_reliability(
     read = 0
     for case, files in saved.items():
         try:
-            found, without = _read(case, files, targets, reference_targets, digests)
+            found, without = _read(case, files, targets, reference_targets, digests, colours)
         except CmtError as error:
             left_out.setdefault(error.what, []).append(case)
             continue
@@ -120,6 +119,7 @@ def _read(
     targets: Mapping[str, Sequence[int]],
     reference_targets: Mapping[str, Sequence[int]],
     digests: Mapping[Path, str] | None,
+    colours: Mapping[int, int] | None,
 ) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
     """The sums of each target that a channel is named after, and why others have none."""
     where = f"case {case}: {files.probabilities}"
@@ -132,7 +132,7 @@ def _read(
             f"{count} channels of probabilities, of which {files.record.name} names {len(channels)}", where=where,
             why="the files are not of one prediction", fix="predict again with --probabilities", code="E_NDIM",
         )  # fmt: skip
-    labels, grid = load_labels(files.reference, case, sums=digests)
+    labels, grid = load_labels(files.reference, case, sums=digests, colours=colours)
     if not grid.equals(grid_of(volume)):
         raise DataError("probabilities and reference lie on different grids", where=where, code="E_GRID")
     found, without = {}, []

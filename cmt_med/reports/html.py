@@ -71,7 +71,7 @@ def write_report(
     ranked = scored + undefined
     listing = Listing(
         tuple(
-            CaseFiles(name, predictions.get(name), references.get(name), case.images, case.sha256)
+            CaseFiles(name, predictions.get(name), references.get(name), case.images, case.sha256, case.colours)
             for name in ranked
             for case in (cases.get(name, Case(name, {})),)
         ),
@@ -174,7 +174,8 @@ def _calibration(listing: Listing) -> dict[str, Any] | None:
         return None
     sums = {path: digest for case in listing.cases for path, digest in case.sha256.items()}
     used = dict(sorted(saved.items())[:MAX_CASES])  # by name: a choice of the best or worst would show another model
-    found = measure_reliability(used, listing.targets, listing.reference_targets, sums)
+    colours = {code: value for case in listing.cases for code, value in case.colours.items()}
+    found = measure_reliability(used, listing.targets, listing.reference_targets, sums, colours)
     return {
         "picture": figures.reliability(found.curves),
         "curves": found.curves,

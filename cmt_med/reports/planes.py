@@ -34,7 +34,7 @@ def tinted(colour: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def three_planes(shown: Shown, point_mm: NDArray[np.float64]) -> bytes:
-    """A PNG of the planes through ``point_mm``, cut to the labels and 15 mm around them.
+    """A PNG of the planes through ``point_mm``, cut to the labels and 15 mm around them; of a single slice, that plane.
 
     The reference is a solid line in a light colour, the prediction a dashed one in the full colour over it.
     """
@@ -42,7 +42,8 @@ def three_planes(shown: Shown, point_mm: NDArray[np.float64]) -> bytes:
     at = np.linalg.solve(part.affine, [*point_mm, 1.0])[:3].round().astype(int)
     at = np.clip(at, 0, np.array(part.image.shape) - 1)
     scale = PANEL / max(n * s for n, s in zip(part.image.shape, part.spacing, strict=True))
-    panels = [_panel(part, axis, at, scale) for axis in (2, 1, 0)]
+    thin = [axis for axis in (2, 1, 0) if shown.image.shape[axis] == 1]  # of a picture, one plane says it all
+    panels = [_panel(part, axis, at, scale, lettered=not thin) for axis in thin or (2, 1, 0)]
     sheet = Image.new("RGB", (sum(p.width for p in panels) + 8 * 2, max(p.height for p in panels)))
     left = 0
     for panel in panels:
@@ -53,7 +54,7 @@ def three_planes(shown: Shown, point_mm: NDArray[np.float64]) -> bytes:
     return stream.getvalue()
 
 
-def _panel(part: Shown, axis: int, at: NDArray[np.int_], scale: float) -> Image.Image:
+def _panel(part: Shown, axis: int, at: NDArray[np.int_], scale: float, *, lettered: bool) -> Image.Image:
     across, up = (a for a in range(3) if a != axis)
     size = [max(1, round(part.image.shape[a] * part.spacing[a] * scale)) for a in (across, up)]
     columns, rows = (
@@ -81,11 +82,11 @@ def _panel(part: Shown, axis: int, at: NDArray[np.int_], scale: float) -> Image.
     image = Image.fromarray(picture)
     column = int((at[across] + 0.5) * size[0] / part.image.shape[across])
     row = size[1] - 1 - int((at[up] + 0.5) * size[1] / part.image.shape[up])
-    _annotate(image, axis, column, row)
+    _annotate(image, axis if lettered else None, column, row)
     return image
 
 
-def _annotate(image: Image.Image, axis: int, column: int, row: int) -> None:
+def _annotate(image: Image.Image, axis: int | None, column: int, row: int) -> None:
     draw = ImageDraw.Draw(image)
     width, height = image.size
     for line in (
@@ -95,6 +96,8 @@ def _annotate(image: Image.Image, axis: int, column: int, row: int) -> None:
         (width - 8, row, width, row),
     ):
         draw.line(line, fill=(255, 255, 0))
+    if axis is None:
+        return
     left, right, bottom, top = _LETTERS[axis]
     for place, anchor, letter in (
         ((10, height // 2), "lm", left), ((width - 10, height // 2), "rm", right),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cmt_med.data.case import Case
-from cmt_med.data.manifest import sums_of
+from cmt_med.data.manifest import colours_of, sums_of
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores
 from cmt_med.evaluation.overlap import EmptyRule
 from cmt_med.reports.html import write_report
@@ -50,6 +50,7 @@ class Evaluation:
             self.predictions, self.references, self.targets, reference_targets=self.reference_targets,
             reference_values=self.reference_values, predicted_values=self.predicted_values, rule=self.rule,
             tolerances=self.tolerances, lesions=self.lesions, sums=sums_of(self.cases.values()),
+            colours=colours_of(self.cases.values()),
         )  # fmt: skip
         return Scored(self, scores, failures)
 

@@ -49,6 +49,7 @@ def score_folder(
     tolerances: Sequence[float] = DEFAULT_TOLERANCES,
     lesions: str | None = None,
     sums: Mapping[Path, str] | None = None,
+    colours: Mapping[int, int] | None = None,
 ) -> tuple[dict[str, dict[str, Scores]], list[dict[str, str]]]:
     """Score every reference against the prediction of its name.
 
@@ -61,6 +62,7 @@ def score_folder(
         tolerances: of the normalised surface Dice, in mm.
         lesions: a name in ``LESION_RULES``, for lesion-wise scores; None for none.
         sums: SHA-256 that references must have, where the case list says so.
+        colours: label values of references in colour.
 
     Returns:
         case -> target -> scores, and the failures. A reference without a prediction is a failure, never left out
@@ -74,7 +76,7 @@ def score_folder(
         try:
             if case not in predictions:
                 raise DataError("there is no prediction", where=f"case {case}", fix="run infer on it", code="E_MISSING")
-            reference, grid = load_labels(reference_path, case, reference_values, sums=sums)
+            reference, grid = load_labels(reference_path, case, reference_values, sums=sums, colours=colours)
             predicted, found = load_labels(predictions[case], case, predicted_values)
             if not grid.equals(found):
                 raise DataError(

@@ -96,7 +96,9 @@ def _listing_of_runs(parts: Sequence[Path]) -> Listing:
         targets = targets or _targets(read_run(part / "validation"), part)
         predicted = predictions_in(part / "validation")
         for case in load_manifest(part / "held_out.json").cases:
-            cases.append(CaseFiles(case.name, predicted.get(case.name), case.label, case.images, case.sha256))
+            cases.append(
+                CaseFiles(case.name, predicted.get(case.name), case.label, case.images, case.sha256, case.colours)
+            )
     return Listing(tuple(cases), targets, targets)
 
 
@@ -110,7 +112,7 @@ def _listing_of_inference(folder: Path, run: RunRecord, images: Path | None) -> 
     cases = []
     for name, path in predicted.items():
         case = known.get(name, Case(name, {}))
-        cases.append(CaseFiles(name, path, case.label, case.images, case.sha256))
+        cases.append(CaseFiles(name, path, case.label, case.images, case.sha256, case.colours))
     return Listing(tuple(cases), {name: targets[name] for name in theirs}, theirs)
 
 

@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import write_json
-from cmt_med.data.case import Case
+from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.volumes.gate import Grid, load_case, load_labels
 from cmt_med.evaluation.overlap import mask_of
 from cmt_med.evaluation.surface import bounding_box
@@ -40,7 +40,7 @@ Targets = Mapping[str, Sequence[int]]
 class CaseFiles:
     """The files of one case; ``images`` maps a channel to its file and, for a 4D file, the position in it.
 
-    ``sha256`` has the sums that files must have, where the case list says so.
+    ``sha256`` has the sums that files must have, where the case list says so, ``colours`` what a reference in colour means.
     """
 
     name: str
@@ -48,6 +48,7 @@ class CaseFiles:
     reference: Path | None = None
     images: dict[str, tuple[Path, int | None]] = field(default_factory=dict)
     sha256: dict[Path, str] = field(default_factory=dict)
+    colours: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, c
     Args:
         files: of the case.
         targets, reference_targets: name -> label values, in the prediction and in the reference.
-        channel: which image; the last one by default. Without images, the background is black.
+        channel: which image; the last one by default, of a picture in colour the mean. Without images, the background is black.
 
     Raises:
         DataError: of the gate, or E_GRID if the files lie on different grids, or E_IO if there are none.
@@ -91,14 +92,16 @@ def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, c
     wanted = channel or next(reversed(files.images), None)
     if wanted is not None:
         # the volumes of a 4D file are read together: the gate wants them all named
-        loaded = load_case(Case(files.name, files.images, sha256=files.sha256), [wanted])
-        grid, found["image"] = loaded.grid, loaded.image[0]
+        in_colour = channel is None and tuple(files.images) == COLOURS
+        loaded = load_case(Case(files.name, files.images, sha256=files.sha256), COLOURS if in_colour else [wanted])
+        grid, found["image"] = loaded.grid, loaded.image.mean(axis=0) if in_colour else loaded.image[0]
     for kind, path, values in (
         ("predicted", files.prediction, targets),
         ("reference", files.reference, reference_targets),
     ):
         if path is not None:
-            labels, own = load_labels(path, files.name, sums=files.sha256)
+            colours = files.colours if kind == "reference" else None
+            labels, own = load_labels(path, files.name, sums=files.sha256, colours=colours)
             if grid is not None and not grid.equals(own):
                 raise DataError(
                     "the volumes lie on different grids", where=f"case {files.name}: {path}",
@@ -247,6 +250,7 @@ def write_listing(folder: Path, listing: Listing) -> None:
                     "reference": _relative(case.reference, folder),
                     "images": {n: [_relative(path, folder), at] for n, (path, at) in case.images.items()},
                     "sha256": {_relative(path, folder): digest for path, digest in case.sha256.items()},
+                    **({"colours": {str(code): value for code, value in case.colours.items()}} if case.colours else {}),
                 }
                 for case in listing.cases
             ],
@@ -273,6 +277,7 @@ def read_listing(folder: Path) -> Listing:
                     for n, (file, at) in entry["images"].items()
                 },
                 {folder / str(file): str(digest) for file, digest in entry.get("sha256", {}).items()},
+                {int(code): int(value) for code, value in entry.get("colours", {}).items()},
             )
             for entry in content["cases"]
         )

@@ -16,7 +16,7 @@ from cmt_med.base.files import require_writable_folder, write_json
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.data.conventions.names import MEAN
-from cmt_med.data.manifest import load_manifest, sums_of
+from cmt_med.data.manifest import colours_of, load_manifest, sums_of
 from cmt_med.data.sources.discover import label_maps_in
 from cmt_med.data.sources.predicted import RunRecord, read_run, targets_in
 from cmt_med.data.volumes.gate import load_labels
@@ -159,10 +159,11 @@ def _named_or_seen(targets: Mapping[str, Sequence[int]], expected: _References) 
     be scored as background.
     """
     seen = {0, *(expected.values or ())}.union(*targets.values(), *expected.targets.values())
-    sums = sums_of(expected.cases.values())
+    sums, colours = sums_of(expected.cases.values()), colours_of(expected.cases.values())
     for case, path in expected.files.items():
         with contextlib.suppress(CmtError):  # the scoring says what is wrong with it
-            seen |= set(np.flatnonzero(np.bincount(load_labels(path, case, sums=sums)[0].ravel(order="K"))).tolist())
+            label, _ = load_labels(path, case, sums=sums, colours=colours)
+            seen |= set(np.flatnonzero(np.bincount(label.ravel(order="K"))).tolist())
     return sorted(seen)
 
 

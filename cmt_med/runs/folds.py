@@ -303,7 +303,9 @@ def _gather(request: Request, manifest: Manifest) -> int:
     chosen = first.inference
     if experiment.inference.choose and first.scheme.overlapping and scored.scores:
         held = [
-            OutOfFoldCase(n, fold_of[n], p.with_name(f"{n}_prob.nii.gz"), references[n], cases[n].sha256)
+            OutOfFoldCase(
+                n, fold_of[n], p.with_name(f"{n}_prob.nii.gz"), references[n], cases[n].sha256, cases[n].colours
+            )
             for n, p in predictions.items()
             if n in scored.scores
         ]

@@ -31,8 +31,7 @@ from cmt_med.data.preprocessing.pipeline import preprocessing_settings, slice_ax
 from cmt_med.data.splits import split_cases
 from cmt_med.inference.model import load_model, member_folders
 from cmt_med.inference.predict import Windows
-from cmt_med.networks import FIXED, NETWORKS_VERSION, build_network
-from cmt_med.networks.encoders.cmt import CLASSIFIERS
+from cmt_med.networks import CLASSIFIERS, FIXED, NETWORKS_VERSION, build_network
 from cmt_med.networks.weights.frozen import freeze_encoder, levels_above
 from cmt_med.networks.weights.official import is_official
 from cmt_med.networks.weights.pretrained import load_pretrained, read_state_dict
@@ -125,8 +124,23 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
         ", ".join(f"{name} {value}" for name, value in task.labels.items()),
     )  # fmt: skip
     entries = _cache_all([*training, *validation], channels, task, experiment)
+    _require_slices(entries, experiment)
     _warn_of_missing_labels(entries[: len(training)], entries, task.labels)
     return Prepared(manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, task)
+
+
+def _require_slices(entries: Sequence[CachedCase], experiment: Experiment) -> None:
+    """Raise where volumes are to be cut into slices, and nothing says across which axis."""
+    if experiment.network.spatial_dims == 3 or experiment.data.slice_axis is not None:
+        return
+    thick = [entry for entry in entries if entry.image().shape[-1] > 1]
+    if thick:
+        shape = "×".join(map(str, thick[0].image().shape[1:]))
+        raise ConfigError(
+            "a 2D network needs to know how volumes are cut into slices", where="data.slice_axis",
+            why=f"case {thick[0].name} has {shape} voxels, which is no 2D image",
+            fix="--set data.slice_axis=2 (0, 1, 2 or all)",
+        )  # fmt: skip
 
 
 def _cache_all(cases: list[Case], channels: list[str], task: Task, experiment: Experiment) -> list[CachedCase]:
@@ -362,7 +376,8 @@ def windows(experiment: Experiment) -> Windows:
     settings = experiment.inference
     size = settings.window or experiment.train.patch_size
     patch = tuple(experiment.train.patch_size)
-    return Windows(tuple(size), settings.overlap, settings.batch_size, slice_axes(experiment.data), patch=patch)
+    axes = slice_axes(experiment.data, len(patch))
+    return Windows(tuple(size), settings.overlap, settings.batch_size, axes, patch=patch)
 
 
 def mirrored_axes(experiment: Experiment) -> list[int]:
@@ -370,7 +385,7 @@ def mirrored_axes(experiment: Experiment) -> list[int]:
     if experiment.augmentation.flip == 0:
         return []
     axes = experiment.augmentation.flip_axes
-    planes = slice_axes(experiment.data) or (None,)
+    planes = slice_axes(experiment.data, experiment.network.spatial_dims) or (None,)
     seen = [[axis for axis in range(3) if axis != plane] for plane in planes]  # by each kind of slice
     mirrored = [{axes_seen[i] for i in (range(len(axes_seen)) if axes is None else axes)} for axes_seen in seen]
     # Of slices in three planes: what is mirrored in every plane that shows it.

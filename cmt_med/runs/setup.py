@@ -32,6 +32,7 @@ from cmt_med.data.sources.foreign import Scan, scan
 from cmt_med.data.splits import split_cases
 
 PATCHES = (128, 96, 64, 48, 32, 16)
+PATCHES_2D = (256, 192, 128, 96, 64, 32)
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +61,7 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     manifest = _manifest(found, seen, style, labels, listed)
     failures = [{"case": p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]]
     write_json(listed, manifest_content(manifest, manifest.cases, listed.parent))
-    write_text(output, _config(output, listed, manifest, seen, found.title))
+    write_text(output, _config(output, listed, manifest, seen, found))
     if failures:
         write_json(output.parent / "failures.json", failures)
     else:
@@ -102,7 +103,7 @@ def _convention(found: Scan, seen: Survey, asked: str | None) -> tuple[Conventio
     if asked is None and found.convention:
         return recognise(signs, found.convention, origin="the case list's convention")
     if asked is None and found.named and not set(found.named) & set(TUMOUR_LABELS):
-        return None, ["the case list names the labels"]
+        return None, ["the values in the masks" if found.pictures else "the case list names the labels"]
     try:
         return recognise(signs, asked)
     except UnknownChallengeError:
@@ -130,13 +131,14 @@ def _manifest(found: Scan, seen: Survey, style: Convention | None, labels: dict[
         demo=found.demo or seen.demo,
         convention=style.name if style is not None else "",
         regions=tuple(regions) if regions else None,
+        colours=dict(found.colours),
     )
 
 
 # ---- the config
 
 
-def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey, title: str) -> str:
+def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey, found: Scan) -> str:
     environment = Environment(  # noqa: S701 - YAML, where HTML's escapes would be wrong; names are quoted as JSON
         loader=PackageLoader("cmt_med", "templates"),
         undefined=StrictUndefined,
@@ -150,21 +152,22 @@ def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey, title:
         output=output,
         manifest=_quoted(listed.name),
         channels=[_quoted(name) for name in manifest.channels],
-        data_set=" ".join(title.split()),  # on one line: it stands in a comment
+        data_set=" ".join(found.title.split()),  # on one line: it stands in a comment
         convention=manifest.convention,
         brats=manifest.regions is not None,
         folds=5 if patients >= 5 else max(2, patients),
-        patch=_patch(seen),
+        dims=2 if found.pictures else 3,
+        patch=_patch(seen, 2 if found.pictures else 3),
         spacing=_spacing(seen),
         cases=len(manifest.cases),
         patients=patients,
     )
 
 
-def _patch(seen: Survey) -> list[int]:
-    """The largest patch up to 128³ that the middle of the cases fills; the plan scales it to the device."""
-    middle = np.median(np.array(seen.shapes), axis=0)
-    return [next((p for p in PATCHES if p <= n * 1.15), PATCHES[-1]) for n in middle]
+def _patch(seen: Survey, dims: int) -> list[int]:
+    """The largest patch up to 128³ or 256² that the middle of the cases fills; the plan scales it to the device."""
+    middle, sizes = np.median(np.array(seen.shapes), axis=0)[:dims], PATCHES if dims == 3 else PATCHES_2D
+    return [next((p for p in sizes if p <= n * 1.15), sizes[-1]) for n in middle]
 
 
 def _spacing(seen: Survey) -> list[float] | None:
@@ -199,8 +202,11 @@ def _told(
     for region in manifest.regions or ():
         yield f"region:     {region.name} = {' + '.join(region.labels)}, written as {region.write}"
     shapes = Counter(seen.shapes).most_common(1)[0][0]
-    yield (f"size:       foreground mostly {'×'.join(map(str, shapes))} voxels of "
-          f"{'×'.join(f'{v:g}' for v in np.median(np.array(seen.spacings), axis=0))} mm")  # fmt: skip
+    if found.pictures:
+        yield f"size:       mostly {'×'.join(map(str, shapes[:2]))} pixels"
+    else:
+        yield (f"size:       foreground mostly {'×'.join(map(str, shapes))} voxels of "
+              f"{'×'.join(f'{v:g}' for v in np.median(np.array(seen.spacings), axis=0))} mm")  # fmt: skip
     lacking = [name for name in style.suffixes if name not in manifest.channels] if style is not None else []
     if lacking:
         yield (

@@ -200,7 +200,7 @@ def _card(experiment: Experiment, data: Prepared, outcome: Outcome, network: tor
         labels=data.task.labels,
         regions=[RegionCard(**region) for region in data.task.regions] if data.task.regions is not None else None,
         preprocessing=preprocessing_settings(experiment.data),
-        slice_axes=list(slice_axes(experiment.data)),
+        slice_axes=list(slice_axes(experiment.data, experiment.network.spatial_dims)),
         mirrored_axes=mirrored_axes(experiment),
         window=experiment.inference.window or experiment.train.patch_size,
         patch=experiment.train.patch_size,

@@ -20,7 +20,8 @@ from cmt_med.data.manifest import load_manifest
 from cmt_med.data.volumes.gate import load_labels
 from cmt_med.data.volumes.grid import Grid
 from cmt_med.data.volumes.sums import volume_sum
-from cmt_med.inference.folder import AHEAD_BYTES, LONGEST_AXIS, infer_cases, write_volume
+from cmt_med.data.volumes.written import LONGEST_AXIS, write_volume
+from cmt_med.inference.folder import AHEAD_BYTES, infer_cases
 from cmt_med.inference.model import save_model
 from cmt_med.inference.results import predictions_in
 from tests.data.made import IMAGE, LABEL, nifti

@@ -23,10 +23,10 @@ from cmt_med.base.errors import OutputError
 from cmt_med.base.files import sha256, write_file, write_json
 from cmt_med.data.case import Case
 from cmt_med.data.preprocessing.fingerprint import case_statistics
-from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing
+from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing, seen_by
 from cmt_med.data.volumes.gate import content_of, load_case
 
-CACHE_VERSION = 3  # since 3, constant channels are zeros, and statistics are kept
+CACHE_VERSION = 4  # since 4, statistics leave out a mask that nothing depends on
 _IDENTITY = 2
 """Part of what a run knows its cases by; unlike ``CACHE_VERSION`` it stays, so that runs begun before can be resumed."""
 _CACHE_FIX = "set CMT_CACHE to a folder that you may write to, on a disk with room for the data set in float32"
@@ -101,7 +101,7 @@ def prepare(
     entry = CachedCase(case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}")
     if _is_whole(entry):
         return entry
-    loaded = load_case(case, channels, list(labels.values()), need_label=True)
+    loaded = seen_by(load_case(case, channels, list(labels.values()), need_label=True), settings)
     data = preprocessing(settings, with_label=True)(as_dictionary(loaded))
     image = np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)
     label = np.ascontiguousarray(data["label"].numpy(), dtype=np.uint8)

@@ -6,6 +6,7 @@ Keys of the dictionaries: ``image`` (C, *S) float32, ``label`` (1, *S) integers,
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,12 @@ FOREGROUND_MARGIN = 4  # voxels kept around the foreground
 def background_value(channel: NDArray[np.float32]) -> float | None:
     """The value outside the object, if there is one: that of more than half of the voxels on the volume's faces.
 
+    Of a single slice, its edges.
+
     Not every data set has zero there (the five BRATS-2013 patients have a negative constant).
     """
-    faces = np.concatenate([np.take(channel, index, axis).ravel() for axis in range(3) for index in (0, -1)])
+    axes = [axis for axis in range(3) if channel.shape[axis] > 1] or range(3)
+    faces = np.concatenate([np.take(channel, index, axis).ravel() for axis in axes for index in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
     most = int(np.argmax(counts))
     return float(values[most]) if counts[most] > 0.5 * faces.size else None
@@ -151,6 +155,12 @@ def preprocessing(data: Data | Mapping[str, Any], *, with_label: bool) -> Compos
     return Compose(steps)
 
 
+def seen_by(loaded: Loaded, settings: Mapping[str, Any]) -> Loaded:
+    """A case as these settings look at it: without its mask, where nothing depends on that."""
+    used = settings["crop_foreground"] or settings["normalise"] == "foreground" or settings.get("foreground_channel")
+    return loaded if used else replace(loaded, mask=None)
+
+
 def preprocessing_settings(data: Data) -> dict[str, Any]:
     """What :func:`preprocessing` depends on; part of the model and of the cache's key."""
     return {
@@ -247,9 +257,13 @@ def _cut(array: NDArray[Any], start: Sequence[int], size: Sequence[int]) -> Tens
 
 def patches(data: Data, train: Train, margin: Sequence[int]) -> RandPatchd:
     """The cutting of an experiment's patches, with a margin around them."""
-    return RandPatchd(["image", "label"], train.patch_size, margin, train.foreground_fraction, slice_axes(data))
+    return RandPatchd(
+        ["image", "label"], train.patch_size, margin, train.foreground_fraction, slice_axes(data, len(train.patch_size))
+    )
 
 
-def slice_axes(data: Data) -> tuple[int, ...]:
-    """The axes of the volume that 2D slices lie across; none in 3D."""
-    return () if data.slice_axis is None else (0, 1, 2) if data.slice_axis == "all" else (data.slice_axis,)
+def slice_axes(data: Data, spatial_dims: int) -> tuple[int, ...]:
+    """The axes of the volume that 2D slices lie across; none in 3D. 2D images are volumes of one slice, across the last."""
+    if spatial_dims == 3:
+        return ()
+    return (0, 1, 2) if data.slice_axis == "all" else (2 if data.slice_axis is None else data.slice_axis,)

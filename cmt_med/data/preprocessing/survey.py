@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
@@ -20,6 +16,7 @@ from cmt_med.compute.memory import no_memory
 from cmt_med.data.case import Case
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.preprocessing.pipeline import foreground_of
+from cmt_med.data.volumes import nifti
 from cmt_med.data.volumes.flags import copied_channels
 from cmt_med.data.volumes.gate import load_case
 
@@ -105,15 +102,8 @@ def _look(case: Case, channels: Sequence[str]) -> _Seen:
     inside = foreground_of(loaded)
     values = None if loaded.label is None else [int(v) for v in np.unique(loaded.label)]
     copies = copied_channels(channels, loaded.image)
-    return _Seen(values, copies, _box(inside), loaded.grid.spacing, _says_phantom(next(iter(case.images.values()))[0]))
-
-
-def _says_phantom(path: Path) -> bool:
-    """Whether a NIfTI header's description carries the banner that the phantom writes."""
-    with contextlib.suppress(ImageFileError, OSError):
-        header = nib.load(path).header
-        return isinstance(header, nib.Nifti1Header) and BANNER.encode() in bytes(header["descrip"])
-    return False
+    demo = BANNER.encode() in nifti.description(next(iter(case.images.values()))[0])
+    return _Seen(values, copies, _box(inside), loaded.grid.spacing, demo)
 
 
 def _box(inside: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_med.base.errors import ConfigError, DataError
-from cmt_med.data.case import CASE_NAME, Case
+from cmt_med.data.case import CASE_NAME, COLOURS, Case
 from cmt_med.data.conventions.brats import CONVENTIONS
 from cmt_med.data.conventions.names import (
     LABEL_WORDS,
@@ -22,8 +22,9 @@ from cmt_med.data.conventions.names import (
 )
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.sources.foreign import read_table
+from cmt_med.data.sources.pictures import are_pictures, image_cases
 from cmt_med.data.sources.walk import walk
-from cmt_med.data.volumes.endings import looks_like_volume, volume_stem
+from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
 from cmt_med.data.volumes.formats import is_series
 from cmt_med.data.volumes.streams import io_error, readable_name
 
@@ -51,7 +52,8 @@ def find_cases(path: Path, channels: Sequence[str]) -> Found:
 
     Args:
         path: a ``.json`` case list (all of its cases), or the folder of a ``dataset.json``; a ``.csv`` table; a volume,
-            which is a file or a folder of DICOM slices (for networks with one channel); a folder of volumes; a folder of
+            which is a file or a folder of DICOM slices (for networks with one channel); a 2D image, or a folder of them, if
+            no volumes lie beside them (:mod:`cmt_med.data.sources.pictures`); a folder of volumes; a folder of
             one case, or of case folders at any depth, with volumes named by channel (``NAME_t1ce.nii.gz``). A
             ``NAME_mask`` beside them is the case's foreground, label maps are left alone.
         channels: what the network needs, by canonical name.
@@ -76,6 +78,8 @@ def find_cases(path: Path, channels: Sequence[str]) -> Found:
         for note in table.notes:
             log.warning("%s: %s", readable_name(path), note)
         found = Found(table.cases, table.problems)
+    elif are_pictures(path):
+        _add_pictures(found, path, channels)
     elif path.is_file() or is_series(path):
         _add_cases(found, [path], channels)
         if not found.cases and not found.problems:
@@ -110,7 +114,11 @@ def label_maps_in(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         name = volume_stem(path)
-        if path.name.startswith(".") or not looks_like_volume(path) or path.is_dir() or name.endswith("_prob"):
+        known = looks_like_volume(path) or looks_like_picture(path)
+        if path.name.startswith(".") or not known or path.is_dir() or name.endswith("_prob"):
+            continue
+        if name in found and looks_like_picture(path) != looks_like_picture(found[name]):
+            found[name] = path if looks_like_volume(path) else found[name]  # the other is a preview
             continue
         if name in found:
             raise DataError(
@@ -148,6 +156,19 @@ def case_of_channels(files: Mapping[str, Path], channels: Sequence[str]) -> Case
     if not CASE_NAME.match(name):
         raise _unnamed(name, one)
     return Case(name, {n: (p, None) for n, p in images.items()})
+
+
+def _add_pictures(found: Found, path: Path, channels: Sequence[str]) -> None:
+    """A case for each picture; where the network takes several channels that are no colours, files named by channel."""
+    if len(channels) > 1 and tuple(channels) != COLOURS:
+        _add_cases(
+            found, filter(looks_like_picture, walk(path, MAX_DEPTH, found.problems, is_leaf=is_series)), channels
+        )
+        return
+    pictures = image_cases(path, channels)
+    for note in pictures.notes:
+        log.warning("%s: %s", readable_name(path), note)
+    found.cases, found.problems = pictures.cases, pictures.problems
 
 
 def _volumes(folder: Path, found: Found) -> Iterator[Path]:

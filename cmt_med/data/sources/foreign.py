@@ -23,8 +23,9 @@ from cmt_med.data.conventions.names import (
     place_of,
 )
 from cmt_med.data.manifest import listed_file, load_manifest
+from cmt_med.data.sources.pictures import are_pictures, labelled_pictures
 from cmt_med.data.sources.walk import walk
-from cmt_med.data.volumes.endings import looks_like_volume, volume_stem
+from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
 
 MAX_DEPTH = 5
 MAX_CSV_BYTES = 200_000_000
@@ -52,6 +53,8 @@ class Scan:
         demo: whether the list says that its volumes are synthetic.
         notes: what was read in an unusual way, a line each.
         problems: cases that were left out, and why.
+        colours: of label maps in colour (``Case.colours``).
+        pictures: whether the images are 2D.
     """
 
     title: str
@@ -64,6 +67,8 @@ class Scan:
     demo: bool = False
     notes: list[str] = field(default_factory=list)
     problems: list[DataError] = field(default_factory=list)
+    colours: dict[int, int] = field(default_factory=dict)
+    pictures: bool = False
 
 
 @dataclass
@@ -95,13 +100,23 @@ def scan(path: Path) -> Scan:
             why="it is not a folder" if path.exists() else "it does not exist",
             fix="give a folder of cases, a dataset.json or a CSV table", code="E_IO",
         )  # fmt: skip
-    return _from_folder(path)
+    return _from_pictures(path) if are_pictures(path) else _from_folder(path)
+
+
+def _from_pictures(path: Path) -> Scan:
+    found = labelled_pictures(path)
+    result = Scan(path.resolve().name, cases=found.cases, channels=list(found.channels), named=found.labels)
+    result.notes, result.problems, result.colours, result.pictures = found.notes, found.problems, found.colours, True
+    _keep_complete(result)
+    return result
 
 
 def _from_list(path: Path) -> Scan:
     manifest = load_manifest(path)
     result = Scan(manifest.name or path.stem, manifest.name, list(manifest.cases), list(manifest.channels))
     result.named, result.convention, result.demo = manifest.labels, manifest.convention, manifest.demo
+    result.colours = manifest.colours
+    result.pictures = all(looks_like_picture(file) for case in manifest.cases for file, _ in case.images.values())
     _keep_complete(result)
     return result
 

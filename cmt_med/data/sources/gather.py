@@ -16,6 +16,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel
 from cmt_med.data.manifest import load_manifest
+from cmt_med.data.sources.pictures import are_pictures, image_cases, labelled_pictures
 from cmt_med.data.volumes.endings import looks_like_volume, volume_stem
 from cmt_med.data.volumes.formats import kind_of
 from cmt_med.data.volumes.recognise import DICOM
@@ -62,6 +63,8 @@ def gather(path: Path) -> Gathered:
         os.lstat(path)
     except (OSError, ValueError) as error:
         raise io_error(error, path) from error
+    if are_pictures(path):
+        return _of_pictures(path, "folder of 2D images" if folder else "file")
     if folder:
         return _from_folder(path)
     if path.suffix.lower() == ".json":
@@ -69,6 +72,15 @@ def gather(path: Path) -> Gathered:
         cases = [*manifest.cases, *manifest.test]
         return Gathered("case list", path, cases, manifest.channels, manifest.labels)
     return Gathered("file", cases=[_case(volume_stem(path), {_role(path)[1]: path})])
+
+
+def _of_pictures(path: Path, kind: str) -> Gathered:
+    try:
+        found = labelled_pictures(path)
+    except DataError as error:  # label maps that are none: the images can be looked at all the same
+        found = image_cases(path, None)
+        found.problems.append(error)
+    return Gathered(kind, None, found.cases, found.channels, found.labels, problems=found.problems)
 
 
 def _from_folder(root: Path) -> Gathered:

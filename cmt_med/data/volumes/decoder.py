@@ -72,23 +72,25 @@ class Decoder:
         self._deadline = 0.0
         self._channel: socket.socket | None = None
 
-    def decode(self, path: Path, check: Check | None = None) -> Volume:
+    def decode(self, path: Path, check: Check | None = None, *, labels: bool = False) -> Volume:
         """Read a volume: a file or the folder of a DICOM series.
 
         Args:
             path: of the volume.
             check: is given what the header says before anything is allocated for the voxels; what it raises is passed on.
+            labels: whether it is a label map, which matters for pictures alone.
 
         Raises:
             DataError: from the readers; E_TIMEOUT, E_MEMORY, E_DECODE if the worker did not survive the file.
         """
-        return self._asked(path.absolute(), {}, partial(self._volume, check=check))
+        request: dict[str, Any] = {"labels": True} if labels else {}
+        return self._asked(path.absolute(), request, partial(self._volume, check=check))
 
     def repair(self, path: Path, *, label: bool) -> Repair | None:
         """What :func:`cmt_med.data.volumes.repair.repaired` makes of a file, an image or a label map; the errors are the same."""
         return self._asked(path.absolute(), {"repair": "label" if label else "image"}, self._repair)
 
-    def _asked(self, path: Path, request: dict[str, str], answer: Callable[[Path], _Answer | DataError]) -> _Answer:
+    def _asked(self, path: Path, request: dict[str, Any], answer: Callable[[Path], _Answer | DataError]) -> _Answer:
         answered = False
         try:
             channel = self._connected()
@@ -218,9 +220,9 @@ class Decoder:
 _here = threading.local()
 
 
-def decode(path: Path, check: Check | None = None) -> Volume:
+def decode(path: Path, check: Check | None = None, *, labels: bool = False) -> Volume:
     """Read a volume through this thread's worker; see :meth:`Decoder.decode`."""
-    return _decoder().decode(path, check)
+    return _decoder().decode(path, check, labels=labels)
 
 
 def repair(path: Path, *, label: bool) -> Repair | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,14 +11,14 @@ import numpy as np
 
 from cmt_med.base.errors import DataError
 from cmt_med.compute.memory import no_memory
-from cmt_med.data.case import Case
+from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.volumes.decoder import Volume, decode
 from cmt_med.data.volumes.flags import flags_of
-from cmt_med.data.volumes.gate import grid_of, require_same_grid
+from cmt_med.data.volumes.gate import as_listed, grid_of, require_same_grid
 from cmt_med.data.volumes.grid import Grid
 from cmt_med.data.volumes.streams import readable_name
 from cmt_med.data.volumes.sums import check_sums
-from cmt_med.data.volumes.values import label_counts, statistics
+from cmt_med.data.volumes.values import from_colours, label_counts, statistics
 
 
 @dataclass
@@ -94,9 +94,9 @@ def examine(case: Case, channels: Sequence[str], allowed: Sequence[int] | None, 
         _file(report, case, path, "+".join(name for name, _ in parts), seen, look)
     if case.label is not None:
         values = allowed if allowed is not None else range(256)
-        _file(report, case, case.label, "label", seen, partial(_label, allowed=values))
+        _file(report, case, case.label, "label", seen, partial(_label, allowed=values, colours=case.colours))
     if case.mask is not None:
-        _file(report, case, case.mask, "mask", seen, partial(_label, allowed=None))
+        _file(report, case, case.mask, "mask", seen, partial(_label, allowed=None, colours={}))
     _check_grids(report, seen.grids)
     report.flags += [flag for file in report.files for flag in file.flags]
     return report
@@ -111,7 +111,7 @@ def _file(
     try:
         if path in case.sha256:
             check_sums(path, case.sha256[path])
-        volume = decode(path)
+        volume = decode(path, labels=role in ("label", "mask"))
         _describe(volume, found)
         seen.grids.append((found, grid_of(volume), where))
         look(volume, where, found)
@@ -150,8 +150,10 @@ def _image(
     volume: Volume, where: str, found: FileReport, parts: Sequence[tuple[str, int | None]], seen: _Seen, report: CaseReport,
     listed: bool,
 ) -> None:  # fmt: skip
-    extra = volume.stored.shape[3:]
     named = [position for _, position in parts if position is not None]
+    if listed:
+        volume = as_listed(volume, len(named) or None, where)
+    extra = volume.stored.shape[3:]
     if len(extra) > 1 or (listed and extra != ((len(named),) if named else ())):
         expected = f"{len(named)} channels in one file" if named else "3D"
         raise DataError(
@@ -159,7 +161,9 @@ def _image(
             why="channels would be matched to the wrong names",
             fix="name each channel under 'modality' in the case list, or save one volume alone", code="E_NDIM",
         )  # fmt: skip
-    if extra and not named:
+    if extra == (3,) and not named and volume.stored.is_picture:
+        parts = [(name, i) for i, name in enumerate(COLOURS)]
+    elif extra and not named:
         found.notes = (*found.notes, f"{extra[0]} volumes in one file: a case list has to name them under 'modality'")
         parts = [(f"volume {i + 1}", i) for i in range(extra[0])]
     low, high = np.inf, -np.inf
@@ -173,7 +177,11 @@ def _image(
     found.range = (low, high)
 
 
-def _label(volume: Volume, where: str, found: FileReport, allowed: Sequence[int] | None) -> None:
+def _label(
+    volume: Volume, where: str, found: FileReport, allowed: Sequence[int] | None, colours: Mapping[int, int]
+) -> None:
+    if colours:
+        volume = from_colours(volume, colours, where)
     if len(volume.stored.shape) != 3:
         raise DataError(
             f"the label map has the shape {volume.stored.shape}", where=where, why="one label for each voxel is expected",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.volumes import metaimage, nifti, nrrd
-from cmt_med.data.volumes.endings import VOXELS_BESIDE, looks_like_volume
+from cmt_med.data.volumes.endings import PICTURE_ENDINGS, VOXELS_BESIDE, looks_like_volume
 from cmt_med.data.volumes.header import Opened
-from cmt_med.data.volumes.recognise import DICOM, META, NIFTI, NRRD, PAIR, Kind, recognise
+from cmt_med.data.volumes.recognise import DICOM, META, NIFTI, NRRD, PAIR, PICTURES, Kind, recognise
 from cmt_med.data.volumes.streams import Stream, io_error, readable_name
 
 _READERS: dict[Kind, tuple[Callable[[Path, Stream], Opened], tuple[str, ...]]] = {
@@ -50,8 +50,12 @@ def kind_of(path: Path) -> Kind:
         return recognise(stream.peek(1024), compressed=stream.compressed, size=stream.size)
 
 
-def open_volume(path: Path) -> Opened:
+def open_volume(path: Path, *, labels: bool = False) -> Opened:
     """Understand the header of a volume: a file, or the folder of a DICOM series.
+
+    Args:
+        path: of the volume.
+        labels: of a picture, read palettes and colours as label numbers (:func:`cmt_med.data.volumes.pictures.read`).
 
     Raises:
         DataError: E_IO for what cannot be opened, E_FORMAT for what is no volume, saying what it is; the readers' errors.
@@ -67,10 +71,16 @@ def open_volume(path: Path) -> Opened:
         kind = recognise(stream.peek(1024), compressed=stream.compressed, size=stream.size)
         if kind is DICOM:
             return _open_dicom(path)
+        if kind in PICTURES:
+            _require_name(kind, PICTURE_ENDINGS, path, compressed=stream.compressed)
+            from cmt_med.data.volumes import pictures  # Pillow and tifffile, which few data sets need
+
+            return pictures.read(path, stream, labels=labels)
         if kind not in _READERS:
             raise DataError(
                 f"not a volume but {kind.what}" if not kind.what.startswith("in ") else f"the file is {kind.what}",
-                where=readable_name(path), why="NIfTI, NRRD, MetaImage and DICOM are read", fix=kind.fix, code="E_FORMAT",
+                where=readable_name(path), why="NIfTI, NRRD, MetaImage, DICOM and pictures are read", fix=kind.fix,
+                code="E_FORMAT",
             )  # fmt: skip
         reader, endings = _READERS[kind]
         _require_name(kind, endings, path, compressed=stream.compressed)
@@ -118,8 +128,8 @@ def _open_dicom(path: Path) -> Opened:
 
 def _require_name(kind: Kind, endings: tuple[str, ...], path: Path, *, compressed: bool) -> None:
     lower = path.name.lower()
-    if kind in (NRRD, META) and compressed:
-        raise _misnamed(f"{kind.what} inside gzip", path, "unpack it; its voxels can be compressed inside")
+    if kind not in (NIFTI, PAIR) and compressed:
+        raise _misnamed(f"{kind.what} inside gzip", path, "unpack it; such files can be compressed inside")
     wanted = [e for e in endings if e.endswith(".gz") == compressed] if kind in (NIFTI, PAIR) else list(endings)
     if not lower.endswith(tuple(wanted)):
         state = ", gzip-compressed," if compressed else ", not compressed," if lower.endswith(".gz") else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,10 @@ from cmt_med.data.volumes.grid import Grid, corner_distance
 from cmt_med.data.volumes.header import VolumeHeader
 from cmt_med.data.volumes.streams import readable_name
 from cmt_med.data.volumes.sums import check_sums, content_key
-from cmt_med.data.volumes.values import brightness
+from cmt_med.data.volumes.values import brightness, from_colours
 from cmt_med.data.volumes.values import labels as label_values
 
-__all__ = ["Grid", "Loaded", "content_of", "grid_of", "load_case", "load_labels", "require_same_grid"]
+__all__ = ["Grid", "Loaded", "as_listed", "content_of", "grid_of", "load_case", "load_labels", "require_same_grid"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def load_case(
         path, position = case.images[name]
         where = f"case {case.name}: {path}"
         if path not in opened:
-            opened[path] = _read(path, case, ndim=3 if position is None else 4, check=fits)
+            opened[path] = _read(path, case, channels=None if position is None else len(case.images), check=fits)
             if position is not None:
                 _require_all_planes(opened[path], case, where)
         grid = require_same_grid(grid, grid_of(opened[path]), where)
@@ -88,7 +88,7 @@ def load_case(
     label = mask = None
     if labels is not None and case.label is not None:
         where = f"case {case.name}: {case.label}"
-        volume = _read(case.label, case, ndim=3)
+        volume = _read_labels(case.label, case)
         require_same_grid(grid, grid_of(volume), where)
         label = label_values(volume, labels, where)
     elif need_label:
@@ -103,7 +103,12 @@ def load_case(
 
 
 def load_labels(
-    path: Path, case: str, allowed: Sequence[int] | None = None, *, sums: Mapping[Path, str] | None = None
+    path: Path,
+    case: str,
+    allowed: Sequence[int] | None = None,
+    *,
+    sums: Mapping[Path, str] | None = None,
+    colours: Mapping[int, int] | None = None,
 ) -> tuple[NDArray[np.uint8], Grid]:
     """Read one label volume (D1, D2, D3) and its grid; the errors are those of :func:`load_case`.
 
@@ -112,8 +117,9 @@ def load_labels(
         case: its name, for messages.
         allowed: label values that may occur; None for any from 0 to 255.
         sums: what the case list says of files (``Case.sha256``); a volume that is among them must have that sum.
+        colours: label values of a mask in colour (``Case.colours``).
     """
-    volume = _read(path, Case(case, {}, sha256=dict(sums or {})), ndim=3)
+    volume = _read_labels(path, Case(case, {}, sha256=dict(sums or {}), colours=dict(colours or {})))
     where = f"case {case}: {path}"
     return label_values(volume, allowed if allowed is not None else range(256), where), grid_of(volume)
 
@@ -123,14 +129,16 @@ def grid_of(volume: Volume) -> Grid:
     return Grid(volume.stored.shape[:3], np.array(volume.stored.affine, dtype=np.float64))
 
 
-def _read(path: Path, case: Case, *, ndim: int, check: Check | None = None) -> Volume:
+def _read(path: Path, case: Case, *, channels: int | None, check: Check | None = None, labels: bool = False) -> Volume:
+    """A file of a case: a 3D volume, or one with so many channels on a fourth axis."""
     try:
         if path in case.sha256:
             check_sums(path, case.sha256[path])
-        volume = decode(path, check)
+        volume = decode(path, check, labels=labels)
     except DataError as error:
         raise _of_case(error, case) from error
-    shape = volume.stored.shape
+    volume = as_listed(volume, channels, f"case {case.name}: {path}")
+    shape, ndim = volume.stored.shape, 3 if channels is None else 4
     if len(shape) != ndim:
         several = ndim == 3
         raise DataError(
@@ -142,6 +150,44 @@ def _read(path: Path, case: Case, *, ndim: int, check: Check | None = None) -> V
             else "correct 'modality' in the case list",
             code="E_NDIM",
         )
+    return volume
+
+
+def _read_labels(path: Path, case: Case) -> Volume:
+    volume = _read(path, case, channels=None, labels=True)
+    return from_colours(volume, case.colours, f"case {case.name}: {path}") if case.colours else volume
+
+
+def as_listed(volume: Volume, channels: int | None, where: str) -> Volume:
+    """A picture with as many channels as the case list has of it; other volumes as they are.
+
+    Shades of grey are red, green and blue alike, and a picture whose colours are alike everywhere is one in grey, however it
+    was saved.
+
+    Args:
+        volume: as read.
+        channels: that the case list names for the file; None for one that is the whole file.
+        where: case and file, for messages.
+
+    Raises:
+        DataError: E_CHANNEL, for a picture in colour where one channel is expected.
+    """
+    stored, array = volume.stored, volume.array
+    if not stored.is_picture:
+        return volume
+    if channels == 3 and array.ndim == 3:
+        shape = (*stored.shape, 3)
+        return Volume(replace(stored, shape=shape), np.broadcast_to(array[..., None], shape))
+    if channels is None and array.ndim == 4 and stored.shape[3] == 3:
+        first = array[..., 0]
+        if not (np.array_equal(first, array[..., 1]) and np.array_equal(first, array[..., 2])):
+            raise DataError(
+                "the picture is in colour, and one channel is expected", where=where,
+                why="which of red, green and blue is meant is not known",
+                fix='write "modality": {"0": "red", "1": "green", "2": "blue"} in the case list, or save the picture in grey',
+                code="E_CHANNEL",
+            )  # fmt: skip
+        return Volume(replace(stored, shape=stored.shape[:3], channels_first=False), first)
     return volume
 
 
@@ -187,7 +233,7 @@ def _require_all_planes(volume: Volume, case: Case, where: str) -> None:
 
 def _mask(path: Path, case: Case, grid: Grid) -> NDArray[np.bool_]:
     where = f"case {case.name}: {path}"
-    volume = _read(path, case, ndim=3)
+    volume = _read(path, case, channels=None, labels=True)
     require_same_grid(grid, grid_of(volume), where)
     mask = label_values(volume, (0, 1), where, binary=True) > 0
     if not mask.any():

@@ -14,6 +14,10 @@ from cmt_med.base.errors import DataError
 from cmt_med.data.volumes.streams import MAX_BYTES, MAX_VOXELS
 
 MAX_AXES = 7
+PICTURE = "picture"
+"""What the names of the formats of 2D images end in."""
+IN_COLOUR = 1 << 24
+"""Added to the number of a colour, 65536 R + 256 G + B, in a label map, where smaller numbers are labels."""
 DTYPES = frozenset({"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"})
 
 
@@ -39,6 +43,11 @@ class VolumeHeader:
     intercept: float = 0.0
     channels_first: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the file is a 2D image (or a TIFF of several), whose pixels have no size in mm."""
+        return self.format.endswith(PICTURE)
 
     @property
     def size(self) -> int:

@@ -5,6 +5,7 @@ Sources: nifti1.h (R. Cox, 2003-2007) and nifti2.h (2011), https://nifti.nimh.ni
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 from collections.abc import Iterator
@@ -96,6 +97,14 @@ def parse(head: bytes, where: str) -> Header:
         why="its length and its magic word do not fit together (was it copied as a text file?)",
         fix="copy the file again, or convert the original again", code="E_HEADER",
     )  # fmt: skip
+
+
+def description(path: Path) -> bytes:
+    """What a NIfTI-1 header says of its volume in 80 bytes; nothing, of any other file."""
+    with contextlib.suppress(DataError), contextlib.closing(Stream(path)) as stream:
+        head = stream.peek(348)
+        return head[148:228] if parse(head, "").version == 1 else b""
+    return b""
 
 
 def patched(head: bytes, header: Header, changes: dict[str, tuple[float, ...]]) -> bytes:

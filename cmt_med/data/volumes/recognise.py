@@ -18,6 +18,13 @@ PAIR = Kind("the header of a NIfTI pair")
 NRRD = Kind("an NRRD file")
 META = Kind("a MetaImage file")
 DICOM = Kind("a DICOM file")
+PNG = Kind("a PNG picture")
+JPEG = Kind("a JPEG picture")
+GIF = Kind("a GIF picture")
+TIFF = Kind("a TIFF picture")
+BMP = Kind("a BMP picture")
+WEBP = Kind("a WebP picture")
+PICTURES = frozenset((PNG, JPEG, GIF, TIFF, BMP, WEBP))
 
 _UNPACK = "unpack it, and give the image that is in it"
 _AGAIN = "download or copy the image again"
@@ -39,11 +46,14 @@ _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"\xfd7zXZ", Kind("compressed with xz", "unpack it, or compress it with gzip")),
     (0, b"\x28\xb5\x2f\xfd", Kind("compressed with zstd", "unpack it, or compress it with gzip")),
     (0, b"%PDF", Kind("a PDF document", _NO_IMAGE)),
-    (0, b"\x89PNG", Kind("a PNG picture", "pictures have no voxel size; give the volume")),
-    (0, b"\xff\xd8\xff", Kind("a JPEG picture", "pictures have no voxel size; give the volume")),
-    (0, b"GIF8", Kind("a GIF picture", "pictures have no voxel size; give the volume")),
-    (0, b"II*\0", Kind("a TIFF picture", "pictures have no place in the patient; give the volume")),
-    (0, b"MM\0*", Kind("a TIFF picture", "pictures have no place in the patient; give the volume")),
+    (0, b"\x89PNG", PNG),
+    (0, b"\xff\xd8\xff", JPEG),
+    (0, b"GIF8", GIF),
+    (0, b"II*\0", TIFF),
+    (0, b"MM\0*", TIFF),
+    (0, b"II+\0", TIFF),  # BigTIFF
+    (0, b"MM\0+", TIFF),
+    (8, b"WEBPVP8", WEBP),
     (0, b"\x89HDF", Kind("an HDF5 file (MINC-2, MATLAB 7.3 or other)", _CONVERT.format("mnc2nii, if it is MINC"))),
     (0, b"CDF\x01", Kind("a NetCDF file (MINC-1 or other)", _CONVERT.format("mnc2nii, if it is MINC"))),
     (0, b"MATLAB 5.0", Kind("a MATLAB file", "save the array with its affine as .nii.gz")),
@@ -84,6 +94,8 @@ def recognise(head: bytes, *, compressed: bool, size: int) -> Kind:
     for at, signature, kind in _SIGNATURES:
         if head[at : at + len(signature)] == signature:
             return kind
+    if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0":
+        return BMP
     return _text_or_noise(head)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import EllipsisType
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.volumes.decoder import Volume
+from cmt_med.data.volumes.header import IN_COLOUR
 
 LABEL_TOLERANCE = 1e-3
 LARGEST = 1e12
@@ -157,7 +158,57 @@ def _each_slab_of_labels(
             fix="resample the label map with nearest neighbour, or threshold it", code="E_LABEL",
         )  # fmt: skip
     if not binary:
+        if volume.stored.is_picture:
+            _require_no_shades(sorted(found), allowed, where)
         check_values(sorted(found), allowed, where)
+
+
+def from_colours(volume: Volume, colours: Mapping[int, int], where: str) -> Volume:
+    """The label map of a mask in colour.
+
+    Args:
+        volume: as :func:`cmt_med.data.volumes.pictures.read` reads it.
+        colours: 65536 R + 256 G + B -> label value.
+        where: file, for messages.
+
+    Raises:
+        DataError: E_LABEL for a colour that stands for no label.
+    """
+    found, places = np.unique(volume.array, return_inverse=True)
+    seen = [int(code) - IN_COLOUR if code >= IN_COLOUR else int(code) * 0x010101 for code in found]  # shades of grey
+    strange = [colour for colour in seen if colour not in colours]
+    if strange:
+        raise DataError(
+            f"the mask has the colour{'s' if len(strange) > 1 else ''} {', '.join(f'#{c:06x}' for c in strange[:8])}",
+            where=where, why=f"{len(strange)} of its {len(found)} colours stand for no label",
+            fix="name them under 'colours' in the case list; many colours beside those of labels come from a JPEG, or from "
+            "smoothing: save the mask as PNG, without", code="E_LABEL",
+        )  # fmt: skip
+    values = np.array([colours[colour] for colour in seen], dtype=np.uint8)[places].reshape(volume.array.shape)
+    return Volume(replace(volume.stored, dtype="<u1"), values)
+
+
+MOST_SHADES = 8
+"""Shades of grey in a mask, above which they are smoothed edges, unless they are numbered from 0 on."""
+
+
+def _require_no_shades(found: Sequence[int], allowed: Sequence[int], where: str) -> None:
+    """Raise for a mask whose shades of grey come from a JPEG or from smoothing."""
+    if found[-1] >= IN_COLOUR:
+        listed = ", ".join(f"#{value - IN_COLOUR:06x}" for value in found[:8])
+        raise DataError(
+            "the mask is in colour", where=where, why=f"what {listed} mean is not known",
+            fix="name them under 'colours' in the case list (\"#ff0000\": 1), as cmt-med init does", code="E_LABEL",
+        )  # fmt: skip
+    strange = [value for value in found if value not in set(allowed)]
+    anything = len(allowed) == 256 and found[-1] > 127  # nothing is known of what the values mean
+    if len(found) > MOST_SHADES and (len(strange) > 2 or anything):
+        raise DataError(
+            f"the mask has {len(found)} shades of grey: {_listed(found)}", where=where,
+            why="shades between the labels stand for none: it was saved as JPEG, smoothed, or resampled with interpolation",
+            fix="save it again as PNG or TIFF without smoothing; a threshold at half the largest value brings two labels back",
+            code="E_LABEL",
+        )  # fmt: skip
 
 
 def check_values(found: Sequence[int], allowed: Sequence[int], where: str) -> None:

@@ -31,7 +31,8 @@ def main() -> int:
     with channel.makefile("rb") as requests, contextlib.suppress(_GoneError):
         for request in requests:
             asked = json.loads(request)
-            _answer(Path(os.fsdecode(bytes.fromhex(asked["path"]))), asked.get("repair"), channel)
+            path = Path(os.fsdecode(bytes.fromhex(asked["path"])))
+            _answer(path, asked.get("repair"), channel, labels=asked.get("labels", False))
     return 0
 
 
@@ -51,10 +52,10 @@ class _GoneError(Exception):
     """The other side has closed the socket."""
 
 
-def _opened(path: Path, repair: str | None) -> tuple[dict[str, Any], Iterable[bytes]]:
+def _opened(path: Path, repair: str | None, *, labels: bool) -> tuple[dict[str, Any], Iterable[bytes]]:
     """What is to be said first, and the bytes that follow."""
     if repair is None:
-        opened = open_volume(path)
+        opened = open_volume(path, labels=labels)
         return {"stored": asdict(opened.stored)}, opened.content
     from cmt_med.data.volumes.repair import repaired  # stands on the decoder, which stands on this process
 
@@ -62,11 +63,11 @@ def _opened(path: Path, repair: str | None) -> tuple[dict[str, Any], Iterable[by
     return ({"done": []}, ()) if found is None else ({"done": found.done, "size": found.size}, found.content)
 
 
-def _answer(path: Path, repair: str | None, channel: socket.socket) -> None:
+def _answer(path: Path, repair: str | None, channel: socket.socket, *, labels: bool) -> None:
     begun = False
     last: dict[str, Any] = {}
     try:
-        said, content = _opened(path, repair)
+        said, content = _opened(path, repair, labels=labels)
         for piece in content:
             if not begun:  # only now is it known that the file can hold what its header claims
                 _send(channel, _json(said))

@@ -29,13 +29,14 @@ WORTH = 1e-3  # a smaller gain in mean Dice is not worth a setting
 
 @dataclass(frozen=True)
 class OutOfFoldCase:
-    """A case with a prediction by a network that has not seen it; ``sums`` are those of its case list (``Case.sha256``)."""
+    """A case with a prediction by a network that has not seen it; ``sums`` and ``colours`` are those of the case."""
 
     name: str
     fold: int
     probabilities: Path
     reference: Path
     sums: Mapping[Path, str] = field(default_factory=dict)
+    colours: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _read(case: OutOfFoldCase, outputs: Sequence[Target]) -> tuple[NDArray[np.fl
     several = len(channels) > 1
     files = Case(case.name, {name: (case.probabilities, i if several else None) for i, name in enumerate(channels)})
     loaded = load_case(files, channels)
-    reference, grid = load_labels(case.reference, case.name, sums=case.sums)
+    reference, grid = load_labels(case.reference, case.name, sums=case.sums, colours=case.colours)
     return loaded.image, reference, float(np.prod(grid.spacing))
 
 

@@ -15,11 +15,12 @@ import pydicom
 import pytest
 import SimpleITK
 from numpy.typing import NDArray
+from PIL import Image
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import Case
 from cmt_med.data.volumes.decoder import decode
-from cmt_med.data.volumes.gate import grid_of, load_case
+from cmt_med.data.volumes.gate import as_listed, grid_of, load_case
 from cmt_med.data.volumes.values import brightness
 
 TABLE = [
@@ -55,6 +56,8 @@ def reference(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
             nib.load(path) if ".img" not in path.name else nib.load(path.with_name(path.name.replace("img", "hdr")))
         )
         return np.asanyarray(loaded.dataobj), loaded.affine
+    if path.suffix == ".jpeg":
+        return np.asarray(Image.open(path).convert("L")).T[..., None], np.diag([1.0, -1, 1, 1])
     image = SimpleITK.ReadImage(str(path))
     return SimpleITK.GetArrayFromImage(image).T, _affine(image)
 
@@ -78,7 +81,7 @@ def test_verdict(real_data: Path, name: str, expected: str) -> None:
     assert verdict(path) == expected
     if expected.startswith("read"):
         voxels, affine = reference(path)
-        volume = decode(path)
+        volume = as_listed(decode(path), None, "x")
         found = brightness(volume, "x")
         np.testing.assert_array_equal(found, voxels.reshape(found.shape).astype(np.float32))
         np.testing.assert_allclose(grid_of(volume).affine, affine, atol=1e-5)
