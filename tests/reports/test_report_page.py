@@ -117,7 +117,8 @@ def test_a_fold_of_the_hippocampus(tmp_path: Path, real_data: Path, offline: Any
     network = ("network.options={stem_channels: 8, dims: [8, 16], depths: [1, 1], head_dim: 8, full_channels: 4,"
                " attention: [lightweight, lightweight], kv_strides: [4, 2]}")  # fmt: skip
     sets = [f"data.manifest={hippocampus(real_data, tmp_path, 10)}", "data.split={by: fold, fold: 0, folds: 5}", network,
-            "data.workers=0", "train.epochs=40", "optimizer.lr=1e-2", "augmentation.affine=0.0"]  # fmt: skip
+            "data.workers=0", "train.epochs=36", "optimizer.lr=1e-2", "augmentation.affine=0.0",
+            "train.patch_size=[32, 40, 32]", "inference.window=[32, 40, 32]"]  # fmt: skip
     arguments = ["--config", str(CONFIGS / "hippocampus.yaml"), "--output", str(tmp_path / "run")]
     assert run_command(train, [*arguments, *[part for one in sets for part in ("--set", one)]]) == 0
     metrics = json.loads((tmp_path / "run/report/metrics.json").read_text())
