@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from cmt_med.base.errors import NetworkError
 from cmt_med.blocks.conv import check_channels, check_spatial_dims
 from cmt_med.networks.cmt_unetr import PAPER_UNETRS, cmt_unetr, cmt_unetr_pyramid
-from cmt_med.networks.encoders.cmt import CLASSIFIERS
+from cmt_med.networks.encoders.cmt import PAPER_NETWORKS
+from cmt_med.networks.heads.classifier import cmt_classifier, monai_densenet
 from cmt_med.networks.peers import (
     monai_dynunet,
     monai_mednext,
@@ -25,10 +26,11 @@ from cmt_med.networks.peers import (
 )
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "cmt_ti": CLASSIFIERS["cmt_ti"],
-    "cmt_xs": CLASSIFIERS["cmt_xs"],
-    "cmt_s": CLASSIFIERS["cmt_s"],
-    "cmt_b": CLASSIFIERS["cmt_b"],
+    "cmt_ti": PAPER_NETWORKS["cmt_ti"],
+    "cmt_xs": PAPER_NETWORKS["cmt_xs"],
+    "cmt_s": PAPER_NETWORKS["cmt_s"],
+    "cmt_b": PAPER_NETWORKS["cmt_b"],
+    "cmt_classifier": cmt_classifier,
     "cmt_unetr": cmt_unetr,
     "cmt_unetr_pyramid": cmt_unetr_pyramid,
     "cmt_unetr_ti": PAPER_UNETRS["cmt_unetr_ti"],
@@ -41,7 +43,11 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "monai_segresnet": monai_segresnet,
     "monai_dynunet": monai_dynunet,
     "monai_mednext": monai_mednext,
+    "monai_densenet": monai_densenet,
 }
+
+CLASSIFIERS = (*PAPER_NETWORKS, "cmt_classifier", "monai_densenet")
+"""Names of the networks that answer once for a whole image; all others answer for each position."""
 
 NETWORKS_VERSION = 2
 """Counts up when a name and its options come to mean another network: runs begun before cannot be resumed."""
@@ -65,7 +71,7 @@ def build_network(
         name: a key of ``NETWORKS``.
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
-        num_classes: channels of the result; None, for ``CLASSIFIERS`` only: no classifier, the result is the pyramid.
+        num_classes: channels of the result; None, for our own ``CLASSIFIERS`` only: no classifier, the result is the pyramid.
         deep_supervision: in train mode, return a list of logits, finest first.
         options: keyword arguments of that network.
 
@@ -108,11 +114,12 @@ def build_network(
         options["deep_supervision"] = deep_supervision
     elif deep_supervision:
         raise NetworkError(f"{name} has no deep supervision", where="deep_supervision=True", fix="set it to false")
-    if num_classes is None and name not in CLASSIFIERS:
+    headless = [key for key in CLASSIFIERS if key.startswith("cmt_")]
+    if num_classes is None and name not in headless:
         raise NetworkError(
             f"{name} needs a number of classes",
             where="num_classes=None",
-            fix=f"only {', '.join(CLASSIFIERS)} can do without",
+            fix=f"only {', '.join(headless)} can do without",
         )
     try:
         network = builder(spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes, **options)

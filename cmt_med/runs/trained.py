@@ -10,8 +10,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cmt_med.base.errors import DataError, NetworkError
 from cmt_med.inference.model import ModelCard
-from cmt_med.networks import build_network
-from cmt_med.networks.encoders.cmt import CLASSIFIERS
+from cmt_med.networks import CLASSIFIERS, build_network
 
 
 def trained_network(card: ModelCard, weights: Mapping[str, Tensor]) -> nn.Module:

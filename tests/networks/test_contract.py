@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cmt_med.base.errors import NetworkError
-from cmt_med.networks import NETWORKS, build_network
-from cmt_med.networks.encoders.cmt import CLASSIFIERS
+from cmt_med.networks import CLASSIFIERS, NETWORKS, build_network
 
 SOAK = bool(os.environ.get("CMT_SOAK"))
 SIZES = {2: [(32, 48), (37, 21), (5, 64)], 3: [(16, 32, 16), (17, 11, 23), (3, 20, 9)]}
@@ -23,6 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cmt_xs": {"input_size": 64},
     "cmt_s": {"input_size": 64},
     "cmt_b": {"input_size": 64},
+    "cmt_classifier": TINY,
     "cmt_unetr": TINY,
     "cmt_unetr_pyramid": TINY | {"dims": (16, 24, 32, 40)},
     "cmt_unetr_ti": {"input_size": 64},
@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "monai_segresnet": {"init_filters": 8},
     "monai_dynunet": {"filters": (8, 16, 24, 32)},
     "monai_mednext": {"variant": "S"},
+    "monai_densenet": {"init_features": 8, "growth_rate": 8, "block_config": (2, 2, 2, 2)},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "window": {"attention": ("window",) * 3},

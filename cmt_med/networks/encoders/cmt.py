@@ -231,4 +231,4 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-CLASSIFIERS: dict[str, Callable[..., CMT]] = {name: partial(CMT, name) for name in PAPER}
+PAPER_NETWORKS: dict[str, Callable[..., CMT]] = {name: partial(CMT, name) for name in PAPER}

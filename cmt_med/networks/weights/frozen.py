@@ -15,7 +15,7 @@ def freeze_encoder(network: nn.Module) -> nn.Module:
     Raises:
         NetworkError: if the network has no encoder of its own.
     """
-    encoder = getattr(network, "encoder", None)
+    encoder = getattr(network, "encoder", getattr(network, "backbone", None))
     if not isinstance(encoder, nn.Module):
         raise NetworkError(
             "this network has no encoder to freeze", where="network.freeze=encoder",
@@ -24,7 +24,7 @@ def freeze_encoder(network: nn.Module) -> nn.Module:
     return encoder.requires_grad_(False).eval()
 
 
-_LEVEL = re.compile(r"^encoder\.(?:merges|stages|positions|norms)\.(\d+)\.")
+_LEVEL = re.compile(r"^(?:encoder|backbone)\.(?:merges|stages|positions|norms)\.(\d+)\.")
 
 
 def levels_above(network: nn.Module) -> dict[str, int]:
@@ -43,5 +43,7 @@ def levels_above(network: nn.Module) -> dict[str, int]:
     found = {}
     for name in names:
         match = _LEVEL.match(name)
-        found[name] = stages - int(match[1]) if match else stages + 1 if name.startswith("encoder.") else 0
+        found[name] = (
+            stages - int(match[1]) if match else stages + 1 if name.startswith(("encoder.", "backbone.")) else 0
+        )
     return found

@@ -97,6 +97,7 @@ def transfer(network: nn.Module, state: Mapping[str, Tensor], channels: ChannelM
     """
     own = network.state_dict()
     layers = dict(network.named_modules())
+    state = {_own_name(name, own): tensor for name, tensor in state.items()}
     account, loaded = Account(left_over=[name for name in state if name not in own]), {}
     for name, target in own.items():
         if name not in state:
@@ -128,6 +129,14 @@ def transfer(network: nn.Module, state: Mapping[str, Tensor], channels: ChannelM
     network.load_state_dict(own | loaded, strict=True)
     channels_last_weights(network)
     return account
+
+
+def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
+    """The name of a tensor in this network: the paper's networks call ``backbone`` what the others call ``encoder``."""
+    for theirs, ours in (("encoder.", "backbone."), ("backbone.", "encoder.")):
+        if name.startswith(theirs) and name not in own and ours + name.removeprefix(theirs) in own:
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def _with_channels(source: Tensor, target: Tensor, layer: nn.Module, channels: ChannelMap) -> Tensor | None:
