@@ -15,7 +15,10 @@ def compare(
     reports: Annotated[
         list[str], typer.Argument(help="Report folders, two or more: DIR, NAME=DIR, or NAME=DIR,DIR of folds or seeds.")
     ],
-    metric: Annotated[str, typer.Option(help="What to compare: dice, hd95, nsd_1mm, ...")] = "dice",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What to compare: dice, hd95, nsd_1mm, ...; of classes correct, brier, log_loss."),
+    ] = None,
     common: Annotated[bool, typer.Option("--common", help="Compare the cases that all reports have.")] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for compare.json; default: print only.")] = None,
     debug: Debug = False,

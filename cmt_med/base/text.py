@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 # Beside control characters (category C), those that draw nothing or change the direction of what follows.
 _UNSEEN = {"Zl", "Zp"}
@@ -32,6 +33,14 @@ def visible(text: object, limit: int | None = None) -> str:
 def counted(number: int, noun: str) -> str:
     """``1 case``, ``2 cases``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+_READ_AS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def as_text(value: Any) -> Any:
+    """A cell of a table as a spreadsheet takes it for text: with an apostrophe before what it would compute."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_READ_AS_FORMULA) else value
 
 
 def visible_lines(text: str) -> str:

@@ -65,6 +65,9 @@ class Data(Section):
     spacing: list[VoxelSize] | None = Field(None, description="voxel size in mm to resample to; null keeps it")
     crop_foreground: bool = Field(False, description="crop to the part that differs from the background")
     normalise: Literal["image", "foreground"] = Field("image", description="voxels that z-scores are taken over")
+    enlarge: bool = Field(
+        True, description="where whole images are classified: scale small ones up; false keeps sizes in mm comparable"
+    )
     clip: PercentRange | None = Field(
         None, strict=False, description="percentiles that brightness is clipped to, per channel"
     )

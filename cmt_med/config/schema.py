@@ -13,14 +13,15 @@ from cmt_med.config.sections import PercentRange, Section, VoxelSize
 from cmt_med.config.training import Augmentation, Optimizer, Train
 
 __all__ = [
-    "Augmentation", "Data", "Experiment", "Inference", "Network", "Optimizer", "PercentRange", "Region", "Section", "Split",
-    "Train", "VoxelSize", "without_later_keys",
+    "Augmentation", "Data", "Experiment", "Inference", "Network", "Optimizer", "PercentRange", "Region",
+    "Section", "Split", "Train", "VoxelSize", "without_later_keys",
 ]  # fmt: skip
 
 
 LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("task",): "segmentation", ("optimizer", "name"): "adamw", ("optimizer", "betas"): (0.9, 0.99),
     ("optimizer", "momentum"): 0.99, ("optimizer", "layer_decay"): 1.0, ("network", "freeze"): None, ("train", "loss"): "dice_ce",
+    ("data", "enlarge"): True,
 }  # fmt: skip
 """Keys that came after runs had been begun without them, and the values that mean what those runs did."""
 
@@ -31,7 +32,9 @@ class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     output: str = Field(min_length=1, description="run folder")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    task: Literal["segmentation"] = Field("segmentation", description="what the network is trained to do")
+    task: Literal["segmentation"] = Field(
+        "segmentation", description="what the network is trained to do"
+    )
     folds: Annotated[int, Field(ge=2)] | None = Field(
         None, description="cross-validation: a network for each fold, all cases scored by one that has not seen them"
     )

@@ -19,7 +19,8 @@ class Case:
     ``images`` maps a channel to its file and, for a 4D file with several channels, the position in it (else None).
     ``group`` is the patient: splits never separate the cases of one group. ``sha256`` has the sums that files must have
     (:mod:`cmt_med.data.volumes.sums`), for those that the case list names. ``colours`` are the label values of a mask in
-    colour, by 65536 R + 256 G + B; empty where pixels are label values themselves.
+    colour, by 65536 R + 256 G + B; empty where pixels are label values themselves. ``class_name`` is what the image as a whole
+    shows; empty if nothing says so.
     """
 
     name: str
@@ -30,3 +31,4 @@ class Case:
     fold: int | None = None
     sha256: dict[Path, str] = field(default_factory=dict)
     colours: dict[int, int] = field(default_factory=dict)
+    class_name: str = ""

@@ -30,7 +30,7 @@ from cmt_med.data.conventions.names import (
 from cmt_med.data.volumes.endings import volume_stem
 
 MAX_MANIFEST_BYTES = 200_000_000
-CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256")
+CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256", "class")
 """What is read of a case; other keys are left alone, unless they look like a slip of the pen."""
 
 
@@ -41,7 +41,8 @@ class Manifest:
     ``name`` is what the list calls it, if it does. Models carry that name, so it is never made of a file's or a folder's.
     ``labels`` maps names (canonical, background first) to values in the files, ``colours`` those of masks in colour to values
     (:class:`cmt_med.data.case.Case`). ``convention`` is the challenge's way of
-    naming that the data set follows, as ``init`` found it, and ``regions`` what is segmented in it by default.
+    naming that the data set follows, as ``init`` found it, and ``regions`` what is segmented in it by default. ``classes`` are
+    those of whole images, in the order in which they are numbered.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Manifest:
     convention: str = ""
     regions: tuple[Region, ...] | None = None
     colours: dict[int, int] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -62,7 +64,8 @@ def load_manifest(path: Path) -> Manifest:
     Understood: ``training`` / ``test`` lists of ``{"image": ..., "label": ...}``, where an image is one 3D file, one 4D
     file, a list of files in the order of ``modality`` (or ``channel_names``), or a mapping from channel to file; optional
     ``id``, ``group``, ``fold`` and ``mask`` (foreground) for each case; ``labels`` in either direction; ``colours`` of masks in
-    colour, from ``"#rrggbb"`` to a label value.
+    colour, from ``"#rrggbb"`` to a label value; ``class`` for each case, what it shows as a whole, and ``classes`` for the order
+    of these, which else is that of their names.
 
     Raises:
         DataError: E_MANIFEST, naming the entry.
@@ -114,6 +117,7 @@ def load_manifest(path: Path) -> Manifest:
         convention=_convention(content, path, labels),
         regions=_regions(content, path),
         colours=colours,
+        classes=_classes(content, path, cases),
     )
 
 
@@ -152,6 +156,8 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | N
         for key, file in (("label", case.label), ("mask", case.mask)):
             if file is not None:
                 entry[key] = place(file)
+        if case.class_name:
+            entry["class"] = case.class_name
         if case.fold is not None:
             entry["fold"] = case.fold
         if case.sha256:
@@ -163,6 +169,7 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | N
         "modality": {str(i): name for i, name in enumerate(manifest.channels)},
         "labels": {str(value): name for name, value in manifest.labels.items()},
         **({"colours": {f"#{code:06x}": v for code, v in manifest.colours.items()}} if manifest.colours else {}),
+        **({"classes": list(manifest.classes)} if manifest.classes else {}),
         **({"convention": manifest.convention} if manifest.convention else {}),
         **({"regions": [region.model_dump() for region in manifest.regions]} if manifest.regions is not None else {}),
         "training": entries,
@@ -259,6 +266,21 @@ def _colours(content: dict[str, Any], path: Path, labels: dict[str, int]) -> dic
     return {0: 0} | colours if colours else {}
 
 
+def _classes(content: dict[str, Any], path: Path, cases: Sequence[Case]) -> tuple[str, ...]:
+    """Names of the classes of whole images, as listed, else sorted."""
+    found = {case.class_name for case in cases if case.class_name}
+    listed = content.get("classes")
+    if listed is None:
+        return tuple(sorted(found))
+    if not isinstance(listed, list) or not all(isinstance(name, str) and name for name in listed):
+        raise _fault(path, "'classes' is not a list of names", 'write "classes": ["benign", "malignant"]')
+    if len(set(listed)) < len(listed) or found - set(listed):
+        strange = sorted(found - set(listed))
+        what = f"the class {strange[0]!r} is not among 'classes'" if strange else "'classes' names one twice"
+        raise _fault(path, what, f"list each class once; cases have {', '.join(sorted(found))}")
+    return tuple(listed)
+
+
 def _convention(content: dict[str, Any], path: Path, labels: dict[str, int]) -> str:
     word: Any = content.get("convention") or ""
     if word and (not isinstance(word, str) or word not in CONVENTIONS):
@@ -320,6 +342,9 @@ def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case
             path, f"{where} has a sum for {strange[0].name!r}, which is none of its files",
             "write the file as in image, label or mask, or make the sums with inspect --hash",
         )  # fmt: skip
+    class_name = entry.get("class", "")
+    if not isinstance(class_name, str | int) or isinstance(class_name, bool):
+        raise _fault(path, f"{where} has the class {class_name!r}", "write a name")
     fold = entry.get("fold")
     if fold is not None and not (isinstance(fold, int) and fold >= 0):
         raise _fault(path, f"{where} has fold {fold!r}", "use whole numbers from 0 on")
@@ -331,6 +356,7 @@ def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case
         group=str(entry.get("group", name)),
         fold=fold,
         sha256=sums,
+        class_name=str(class_name),
     )
 
 

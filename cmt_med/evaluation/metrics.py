@@ -1,4 +1,4 @@
-"""All scores of a case: overlap, surface distances, volumes and lesions, with one table of their names and units.
+"""All scores of a case: overlap, surface distances, volumes, lesions and classes, with one table of their names and units.
 
 What a score is where a mask is empty (R reference, P prediction; "ratios" are Dice, IoU, sensitivity, precision and
 surface Dice, "distances" are HD, HD95 and ASSD):
@@ -70,6 +70,9 @@ METRICS: dict[str, Metric] = {
     "absolute_relative_volume_error": Metric("absolute relative volume error", "", "lower"),
     "lesion_dice": Metric("lesion-wise Dice", "", "higher"),
     "lesion_hd95": Metric("lesion-wise HD95", "mm", "lower"),
+    "correct": Metric("accuracy", "", "higher"),
+    "brier": Metric("Brier score", "", "lower"),
+    "log_loss": Metric("log loss", "", "lower"),
 }
 LESION_COUNTS = ("n_lesions", "n_lesions_detected", "n_lesions_missed", "n_lesions_false_positive")
 FACTS = ("reference_voxels", "predicted_voxels", "reference_ml", "predicted_ml")  # what a row holds besides scores

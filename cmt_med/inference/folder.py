@@ -23,19 +23,36 @@ from cmt_med.data.preprocessing.pipeline import background_value, seen_by
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 from cmt_med.data.volumes.written import write_volume
 from cmt_med.inference.model import ModelCard
-from cmt_med.inference.predict import Ensemble
+from cmt_med.inference.predict import Ensemble, Predictor
 from cmt_med.inference.prefetch import Prefetcher
 from cmt_med.inference.results import Results, read_record, require_own
+from cmt_med.inference.whole import WholeEnsemble
 
 Probabilities = Literal["none", "float32", "uint8"]
+Engine = Ensemble | WholeEnsemble
 log = logging.getLogger(__name__)
 AHEAD_BYTES = 1 << 28
 """Of images: while a larger case is computed, the next one is not read, nor is a larger one while another is computed. So what
 a large case takes at the most is not added to."""
 
 
+def engine_of(predictors: Sequence[Predictor], *, written: ModelCard | None = None) -> Engine:
+    """Models together, as their task wants them.
+
+    Args:
+        predictors: at least one.
+        written: the card in the numbers to write, where label maps are written; None for the models' own.
+
+    Raises:
+        ConfigError: if they predict different things.
+    """
+    if predictors[0].card.outputs.dense:
+        return Ensemble(predictors, written=written)
+    return WholeEnsemble(predictors)
+
+
 def infer_cases(
-    predictor: Ensemble,
+    predictor: Engine,
     cases: Sequence[Case],
     folder: Path,
     *,
@@ -48,7 +65,7 @@ def infer_cases(
 
     Args:
         predictor: the model or models.
-        cases: to segment.
+        cases: to predict.
         folder: for the results.
         probabilities: whether ``CASE_prob.nii.gz`` is written, and how: uint8 keeps steps of 1/255.
         banner: written into every record, for phantom data.
@@ -94,13 +111,15 @@ def infer_cases(
             failures.append({"case": case.name} | fault.as_dict())
             log.error("%d/%d %s failed\n%s", number, len(cases), case.name, fault.message(), exc_info=not memory)
     write_json(folder / "failures.json", failures)
+    if isinstance(predictor, WholeEnsemble):
+        predictor.finish(folder, cases)
     _write_run(folder, predictor, cases, failures, banner, complete=True)
     return failures
 
 
 def _write_run(
     folder: Path,
-    predictor: Ensemble,
+    predictor: Engine,
     cases: Sequence[Case],
     failures: Sequence[Mapping[str, str]],
     banner: str,
@@ -113,6 +132,7 @@ def _write_run(
         {
             "complete": complete,
             "model": card.name,
+            "task": card.task,
             "weights_sha256": card.weights_sha256,
             "labels": card.labels,
             "targets": card.targets,
@@ -153,14 +173,14 @@ def _read(
         "regions": [region.model_dump() for region in card.regions] if card.regions is not None else None,
     }
     wanted: dict[str, Any] = {}
-    if probabilities != "none":
+    if probabilities != "none" and card.outputs.dense:
         wanted = {"probabilities": probabilities, "probability_channels": card.probability_channels}
-    done = _is_done(Results.of(case, folder), key | wanted)
+    done = _is_done(Results.of(case, folder), key | wanted, dense=card.outputs.dense)
     return _Read(key | wanted, None if done else load_case(case, card.channels, room=room()))
 
 
 def _infer_case(
-    predictor: Ensemble,
+    predictor: Engine,
     case: Case,
     folder: Path,
     ahead: Prefetcher[Case, _Read],
@@ -178,47 +198,49 @@ def _infer_case(
         ahead.begin(following)
     for stale in results.files:  # of other inputs, another model or other settings
         stale.unlink(missing_ok=True)
-    source = case.images[card.channels[0]][0]
-    target = results.of_slices(loaded.grid.shape[2])
-    if probabilities == "none":
-        labels, removed = predictor.segment(loaded)
-        write_volume(target, labels, loaded.grid, source)
+    if isinstance(predictor, WholeEnsemble):
+        said, volumes = predictor.answer(loaded), dict[str, float]()
     else:
-        chances = predictor.probabilities(loaded)
-        labels, removed = predictor.labels(chances, loaded.grid)
-        write_volume(target, labels, loaded.grid, source)
-        write_volume(
-            results.chances, chances.movedim(0, -1).numpy(), loaded.grid, source, stored=np.dtype(probabilities)
-        )
-    voxel_ml = float(np.prod(loaded.grid.spacing)) / 1000.0
-    flags = list(loaded.flags)
-    if not labels.any():
-        flags.append("the mask is empty")
-    counts = _counts(labels)
-    volumes = {name: float(counts[values].sum()) * voxel_ml for name, values in card.targets.items()}
+        said, volumes = _label_map(predictor, loaded, results, case.images[card.channels[0]][0], probabilities)
+    flags = [*loaded.flags, *said.pop("flags", ())]
     if card.training_data is not None:
         alone = seen_by(replace(loaded, label=None), card.preprocessing)
         seen = case_statistics(alone, card.channels, card.preprocessing["clip"])
         resampled = card.preprocessing["spacing"] is not None
         flags += unlike_training(seen, volumes, card.training_data, resampled=resampled)
-    write_json(
-        results.record,
-        found.key
-        | {
-            "case": case.name,
-            "members": [member["weights_sha256"] for member in card.provenance.get("members", [])],
-            "probabilities": probabilities,
-            "probability_channels": found.key.get("probability_channels"),
-            "output_sha256": sha256(target),
-            "probabilities_sha256": sha256(results.chances) if probabilities != "none" else None,
-            "volumes_ml": volumes,
-            "flags": flags,
-            "removed": removed.as_dict(),
-            "background": {n: background_value(c) for n, c in zip(card.channels, loaded.image, strict=True)},
-            "notice": banner,
-        },
-    )
+    members = [member["weights_sha256"] for member in card.provenance.get("members", [])]
+    background = {n: background_value(c) for n, c in zip(card.channels, loaded.image, strict=True)}
+    about = {"case": case.name, "members": members, "flags": flags, "background": background, "notice": banner}
+    write_json(results.record, found.key | said | about)
     return True
+
+
+def _label_map(
+    ensemble: Ensemble, loaded: Loaded, results: Results, source: Path, probabilities: Probabilities
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Write the label map of a case; returns what its record says, and the volume of each target in mL."""
+    card, target = ensemble.card, results.of_slices(loaded.grid.shape[2])
+    if probabilities == "none":
+        labels, removed = ensemble.segment(loaded)
+        write_volume(target, labels, loaded.grid, source)
+    else:
+        chances = ensemble.probabilities(loaded)
+        labels, removed = ensemble.labels(chances, loaded.grid)
+        write_volume(target, labels, loaded.grid, source)
+        stored = np.dtype(probabilities)
+        write_volume(results.chances, chances.movedim(0, -1).numpy(), loaded.grid, source, stored=stored)
+    counts, voxel_ml = _counts(labels), float(np.prod(loaded.grid.spacing)) / 1000.0
+    volumes = {name: float(counts[values].sum()) * voxel_ml for name, values in card.targets.items()}
+    kept = probabilities != "none"
+    return {
+        "probabilities": probabilities,
+        "probability_channels": card.probability_channels if kept else None,
+        "output_sha256": sha256(target),
+        "probabilities_sha256": sha256(results.chances) if kept else None,
+        "volumes_ml": volumes,
+        "removed": removed.as_dict(),
+        "flags": [] if labels.any() else ["the mask is empty"],
+    }, volumes
 
 
 def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -226,10 +248,12 @@ def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     return sum((np.bincount(part.ravel(), minlength=256) for part in labels), np.zeros(256, dtype=np.int64))
 
 
-def _is_done(results: Results, key: Mapping[str, Any]) -> bool:
+def _is_done(results: Results, key: Mapping[str, Any], *, dense: bool) -> bool:
     content = read_record(results.record)
-    if any(content.get(name) != value for name, value in key.items()):
+    if not content or any(content.get(name) != value for name, value in key.items()):
         return False
+    if not dense:
+        return True  # the record is all there is
     target = results.pages if results.pages is not None and results.pages.is_file() else results.labels
     wanted = {target: "output_sha256"}
     if "probabilities" in key:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import (
     Annotated,
     Any,
     Literal,  # pydantic needs this one before Python 3.12
+    cast,
 )
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -21,9 +23,11 @@ from cmt_med.base.errors import DataError
 from cmt_med.base.files import sha256, write_bytes, write_json
 from cmt_med.config.schema import Inference, PercentRange, Section, VoxelSize
 from cmt_med.data.preprocessing.fingerprint import Fingerprint
+from cmt_med.data.volumes.streams import MAX_VOXELS
 from cmt_med.tasks import TASKS
 from cmt_med.tasks.segmentation.labels import LabelScheme
 from cmt_med.tasks.segmentation.task import Segmentation
+from cmt_med.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,14 @@ class _Preprocessing(Section):
     normalise: Literal["image", "foreground"]
     clip: PercentRange | None = Field(strict=False)
     foreground_channel: bool = False
+    size: list[_Edge] | None = Field(None, min_length=3, max_length=3)  # of whole images
+    enlarge: bool = True
+
+    @model_validator(mode="after")
+    def _modest(self) -> _Preprocessing:
+        if self.size is not None and math.prod(self.size) > MAX_VOXELS:
+            raise ValueError(f"size {self.size} is larger than any image")
+        return self
 
 
 class RegionCard(BaseModel):
@@ -111,6 +123,8 @@ class ModelCard(BaseModel):
             raise ValueError(f"window {self.window} is far smaller than the patch of training: a case would take hours")
         if (self.network.get("in_channels"), self.network.get("num_classes")) != (inputs, self.outputs.channels):
             raise ValueError("channels, labels or regions are not as many as the network's")
+        if self.outputs.dense != (self.preprocessing.get("size") is None):
+            raise ValueError("preprocessing.size is for networks that answer for whole images, which need it")
         if 0 not in self.labels.values() or len(set(self.labels.values())) != len(self.labels):
             raise ValueError("labels need a background, 0, and a number of its own for each")
         return self
@@ -138,15 +152,15 @@ class ModelCard(BaseModel):
         return task
 
     @property
-    def outputs(self) -> Segmentation:
+    def outputs(self) -> Task:
         """What the network was trained to predict."""
         regions = [region.model_dump() for region in self.regions] if self.regions is not None else None
         return TASKS[self.task].from_card(self.labels, regions)
 
     @property
     def scheme(self) -> LabelScheme:
-        """What the network's channels mean, and how probabilities become labels."""
-        return self.outputs.scheme
+        """What the network's channels mean, and how probabilities become labels; of networks that segment."""
+        return cast(Segmentation, self.outputs).scheme
 
     @property
     def probability_channels(self) -> list[dict[str, Any]]:
@@ -155,11 +169,13 @@ class ModelCard(BaseModel):
 
     @property
     def targets(self) -> dict[str, list[int]]:
-        """What is scored: each region, or each label but background, with its label values.
+        """What is scored: each region, or each label but background, with its label values; of whole images nothing.
 
         Without a label that is written in the same number as one before it (:func:`renumbered` does so with NET, where a
         numbering knows NCR alone): nothing tells the two apart there.
         """
+        if not self.outputs.dense:
+            return {}
         values = list(self.labels.values())
         hidden = {name for i, (name, value) in enumerate(self.labels.items()) if value in values[:i]}
         return {t.name: list(t.values) for t in self.scheme.targets if t.name not in hidden}

@@ -68,7 +68,7 @@ def require_own(folder: Path, cases: Sequence[Case]) -> None:
     for case in cases:
         results = Results.of(case, folder)
         record = read_record(results.record)
-        ours = case.name in (known or ()) or (record.get("case") == case.name and "output_sha256" in record)
+        ours = case.name in (known or ()) or (record.get("case") == case.name and "weights_sha256" in record)
         for path in results.files:
             _require(path, inputs, ours=ours)
 

@@ -26,20 +26,21 @@ from cmt_med.reports.saved import (
     require_same_references,
     require_same_rules,
     score_table,
+    usual_metric,
 )
 
 OVER_TARGETS = "mean over targets"
 
 
 def compare_reports(
-    reports: list[str], *, metric: str = "dice", common: bool = False, output: Path | None = None
+    reports: list[str], *, metric: str | None = None, common: bool = False, output: Path | None = None
 ) -> int:
     """Compare reports, print the tables, and return the exit code; arguments as of ``cmt-med compare``.
 
     Raises:
         ConfigError: for less than two reports or a score that cannot be compared; DataError: for reports that do not match.
     """
-    legend = _comparable(metric)
+    legend = None if metric is None else _comparable(metric)  # a slip of the pen is found before anything is read
     if len(reports) < 2:
         raise ConfigError(
             "one report compares with nothing",
@@ -50,6 +51,8 @@ def compare_reports(
     if output is not None:
         require_writable_folder(output)
     pooled = _named([_read(text) for text in reports])
+    metric = metric or usual_metric(pooled[0])
+    legend = legend or _comparable(metric)
     require_same_rules(pooled)
     require_same_references(pooled)
     cases = common_cases(pooled, intersect=common)

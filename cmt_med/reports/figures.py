@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cmt_med.base.text import visible
 from cmt_med.reports.calibration import Reliability
 from cmt_med.reports.planes import PALETTE
+from cmt_med.tasks.sections import Chart
 
 MAX_TARGETS = 24  # in one figure
 _NAME = 26  # letters of a target's name in a figure
@@ -43,9 +44,9 @@ def curve_points(rows: Sequence[Mapping[str, Any]], score: str) -> dict[str, NDA
     return {name: np.array(points, dtype=float).T for name, points in found.items()}
 
 
-def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """Loss and validation Dice over minutes, from the rows of ``log.jsonl``; None if there are none."""
-    losses, scores = curve_points(rows, "loss"), curve_points(rows, "dice")
+def training_curves(rows: Sequence[Mapping[str, Any]], score: str = "dice", title: str = "Dice") -> bytes | None:
+    """Loss and a validation score over minutes, from the rows of ``log.jsonl``; None if there are none."""
+    losses, scores = curve_points(rows, "loss"), curve_points(rows, score)
     if not losses:
         return None
     several = len(losses) > 1
@@ -58,7 +59,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
         for name, points in scores.items():
             right.plot(*points, "o-", color=colours[name], ms=3)
         left.set(xlabel="minutes", ylabel="training loss")
-        right.set(xlabel="minutes", ylabel="validation Dice")
+        right.set(xlabel="minutes", ylabel=f"validation {title}")
         if several:
             left.legend(fontsize=8, frameon=False)
         return _png(figure)
@@ -132,6 +133,21 @@ def bland_altman(cases: Cases, targets: Sequence[str]) -> bytes | None:
         axes.set(xlabel="mean volume (mL)", ylabel="prediction - reference (mL)")
 
     return _panels(targets, draw) if cases else None
+
+
+def chart(content: Chart) -> bytes:
+    """Lines between 0 and 1."""
+    with _drawing() as figure:
+        figure.set_size_inches(4.4, 4)
+        axes = figure.subplots()
+        if content.diagonal:
+            axes.plot([0, 1], [0, 1], color=_INK, lw=0.8, ls=":")
+        for i, (name, points) in enumerate(content.lines.items()):
+            axes.plot(*points, color=_COLOURS[i % len(_COLOURS)], lw=1.4, marker="o", ms=2, label=visible(name, _NAME))
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel=content.across, ylabel=content.up)
+        if len(content.lines) > 1:
+            axes.legend(fontsize=8, frameon=False)
+        return _png(figure)
 
 
 def reliability(curves: Mapping[str, Reliability]) -> bytes | None:

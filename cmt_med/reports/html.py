@@ -83,7 +83,7 @@ def write_report(
     headlines = {name: _headline(metrics["cases"][name], targets) for name in ranked}
     gallery = make_gallery(listing, headlines, scored=len(scored), embed=script is not None)
     style = style_sheet()
-    page = _environment().get_template("report.html.j2").render(
+    page = page_environment().get_template("report.html.j2").render(
         title=title,
         banner=banner,
         metrics=metrics,
@@ -98,12 +98,12 @@ def write_report(
         pictures_stated=PICTURES,
         lesion_counts=LESION_COUNTS,
         settings=settings,
-        details={name: _flat(content) for name, content in (_run_details(metrics) | dict(details or {})).items()},
+        details=run_details(metrics, details),
         style=style,
         script=script if gallery.embedded else None,
         viewer_cases=json_for_page({"labels": label_list(targets), "cases": gallery.embedded}),
         viewer_missing=HOW_TO_BUILD if script is None else "",
-        policy=_policy(style, script if gallery.embedded else None),
+        policy=page_policy(style, script if gallery.embedded else None),
     )  # fmt: skip
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -123,7 +123,8 @@ def rank_cases(
     return scored, undefined
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """The templates of pages, with their filters; everything is escaped."""
     environment = Environment(
         loader=PackageLoader("cmt_med.reports"), autoescape=select_autoescape(default=True), trim_blocks=True,
         lstrip_blocks=True,
@@ -133,7 +134,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _policy(style: str, script: str | None) -> str:
+def page_policy(style: str, script: str | None) -> str:
     """The content-security-policy: this style, this script, pictures inside the page, and nothing from anywhere."""
     scripts = "'none'" if script is None else policy_hash(script)
     return (
@@ -202,6 +203,11 @@ def _run_details(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         "Provenance": metrics.get("provenance") or (trained if isinstance(trained, dict) else None),
     }
     return {name: content for name, content in found.items() if content}
+
+
+def run_details(metrics: Mapping[str, Any], more: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, str]]:
+    """What a page says about where scores and predictions come from: what ``metrics.json`` says, and more."""
+    return {name: _flat(content) for name, content in (_run_details(metrics) | dict(more or {})).items()}
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, str]:

@@ -54,6 +54,12 @@ def three_planes(shown: Shown, point_mm: NDArray[np.float64]) -> bytes:
     return stream.getvalue()
 
 
+def whole_picture(shown: Shown) -> bytes:
+    """A PNG of the planes through the middle of an image, or of its only plane."""
+    middle = (shown.affine @ [*((n - 1) / 2 for n in shown.image.shape), 1.0])[:3]
+    return three_planes(shown, middle)
+
+
 def _panel(part: Shown, axis: int, at: NDArray[np.int_], scale: float, *, lettered: bool) -> Image.Image:
     across, up = (a for a in range(3) if a != axis)
     size = [max(1, round(part.image.shape[a] * part.spacing[a] * scale)) for a in (across, up)]

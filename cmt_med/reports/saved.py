@@ -163,6 +163,14 @@ def require_same_references(reports: Sequence[SavedReport]) -> None:
         for case, rows in report.cases.items():
             for target, row in rows.items():
                 known, earlier = seen.setdefault((case, target), (row, report))
+                if known.get("reference_class") != row.get("reference_class"):
+                    raise DataError(
+                        "the references differ: another class", where=f"case {case} in {_place(earlier)} and {_place(report)}",
+                        why="a difference of scores would not be one of predictions",
+                        fix="evaluate both against the same references", code="E_REFERENCE",
+                    )  # fmt: skip
+                if "reference_voxels" not in row:
+                    continue
                 if known["reference_voxels"] != row["reference_voxels"] or not math.isclose(
                     known["reference_ml"], row["reference_ml"], rel_tol=_SAME_VOLUME
                 ):
@@ -257,6 +265,12 @@ def score_table(report: SavedReport, cases: Sequence[str], metric: str) -> dict[
     }
 
 
+def usual_metric(report: SavedReport) -> str:
+    """What reports are compared by unless something else is asked for: Dice, or of classes the share of right ones."""
+    row = next(iter(next(iter(report.cases.values())).values()))
+    return "dice" if "dice" in row else "correct"
+
+
 def _averaged(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """One case of several seeds: the mean of each score, NaN where a seed does not define it."""
     averaged: dict[str, dict[str, float]] = {}
@@ -267,7 +281,7 @@ def _averaged(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, di
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, float]:
-    if not set(FACTS) <= set(row):
+    if not set(FACTS) <= set(row) and "reference_class" not in row:
         raise KeyError(", ".join(FACTS))
     return {str(name): float("nan") if value is None else float(value) for name, value in row.items()}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from cmt_med.base.errors import CmtError, DataError
 from cmt_med.base.files import write_json, write_text
+from cmt_med.base.text import as_text
 from cmt_med.data.conventions.brats import CONVENTIONS
 from cmt_med.data.volumes.gate import load_labels
 from cmt_med.evaluation.lesions import LesionRule, lesion_rule_named
@@ -26,8 +27,6 @@ from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule, missed_text
 from cmt_med.evaluation.summary import score_names, summarise
 
 SCHEMA_VERSION = 2  # 1 had Dice and volumes alone, under the names that they still have
-
-_READ_AS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 log = logging.getLogger(__name__)
 
@@ -136,18 +135,13 @@ def write_metrics(
     write_json(folder / "metrics.json", metrics)
     table = io.StringIO()
     writer = csv.writer(table)
-    notice = [_as_text(str(extra["notice"]))] if extra.get("notice") else []
+    notice = [as_text(str(extra["notice"]))] if extra.get("notice") else []
     writer.writerow(["case", "target", *names] + ["notice"] * len(notice))
     for case, rows in scored.items():
         for target, row in rows.items():
-            writer.writerow([_as_text(case), _as_text(target), *(row[name] for name in names), *notice])
+            writer.writerow([as_text(case), as_text(target), *(row[name] for name in names), *notice])
     write_text(folder / "metrics.csv", table.getvalue())
     return metrics
-
-
-def _as_text(name: str) -> str:
-    """A name as a spreadsheet takes it for text: with an apostrophe before what it would compute."""
-    return f"'{name}" if name.startswith(_READ_AS_FORMULA) else name
 
 
 def _lesion_rule_content(lesions: str | None) -> dict[str, Any] | None:

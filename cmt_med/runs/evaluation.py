@@ -17,15 +17,18 @@ from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.data.conventions.names import MEAN
 from cmt_med.data.manifest import colours_of, load_manifest, sums_of
-from cmt_med.data.sources.discover import label_maps_in
+from cmt_med.data.sources.discover import find_cases, label_maps_in
 from cmt_med.data.sources.predicted import RunRecord, read_run, targets_in
 from cmt_med.data.volumes.gate import load_labels
 from cmt_med.evaluation.lesions import lesion_rule_named
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_tolerances
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
+from cmt_med.reports.answers import AnswerEvaluation
 from cmt_med.reports.provenance import describe_evaluation
 from cmt_med.reports.publish import Evaluation
 from cmt_med.reports.scores import empty_rule_of
+from cmt_med.tasks import TASKS
+from cmt_med.tasks.task import whole_image_task
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ def score_predictions(
     if lesions is not None:
         lesion_rule_named(lesions)
     run = _run_of(predictions)
+    if run.task in TASKS and not TASKS[run.task].dense:
+        return _score_answers(predictions, references, output, run, labels)
     targets = _targets(labels, run)
     expected = _references(references, targets, run, predictions, by_name=not labels)
     targets = {name: values for name, values in targets.items() if name in expected.targets}
@@ -62,11 +67,7 @@ def score_predictions(
             "otherwise, as in a data set as downloaded, give its case list (cmt-med init writes one)",
             code="E_MISSING",
         )
-    if output.resolve() == predictions.resolve():
-        raise ConfigError(
-            "the report would lie among the predictions", where=f"--output {output}",
-            why="both have a failures.json", fix="give another folder",
-        )  # fmt: skip
+    _require_apart(output, predictions)
     require_writable_folder(output)
     unnamed = bool(labels) and run.labels is None
     known = _named_or_seen(targets, expected) if unnamed else _values_of(run)
@@ -78,10 +79,7 @@ def score_predictions(
         raise _misnumbered(scored.failures, predictions)
     for name in _nowhere(scored.scores, targets):
         log.warning("%s is in no reference and no prediction (label %s)", name, ", ".join(map(str, targets[name])))
-    if scored.failures:
-        write_json(output / "failures.json", scored.failures)
-    else:
-        (output / "failures.json").unlink(missing_ok=True)
+    _write_failures(output, scored.failures)
     options = {
         "predictions": predictions, "references": references, "output": output, "labels": labels, "empty": empty,
         "tolerance": tolerance, "lesion_wise": lesion_wise,
@@ -91,6 +89,56 @@ def score_predictions(
     report = scored.write_page(output, f"Evaluation of {run.model or predictions.name}")
     print(f"report: {report}")
     return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
+
+
+def _score_answers(predictions: Path, references: Path, output: Path, run: RunRecord, labels: list[str] | None) -> int:
+    """Score answers for whole images: references are a case list or table with classes, or a folder for each class."""
+    if labels:
+        raise ConfigError(
+            "--labels is for label maps",
+            where="--labels",
+            why=f"these are predictions of {run.task}",
+            fix="leave it out",
+        )
+    names = run.labels or {}
+    task = whole_image_task(TASKS[run.task].from_card(names, None))
+    cases = {
+        case.name: case for case in find_cases(references, run.channels or ["image"]).cases if task.has_target(case)
+    }
+    if run.cases is not None and set(run.cases) & set(cases):
+        cases = {name: case for name, case in cases.items() if name in set(run.cases)}
+    if not cases:
+        raise DataError(
+            "no reference has a class", where=str(references), why="nothing says what the images show",
+            fix='give a case list with "class" for each case, a table with a column class, or a folder for each class',
+            code="E_LABEL",
+        )  # fmt: skip
+    _require_apart(output, predictions)
+    scored = AnswerEvaluation(task, dict.fromkeys(cases, predictions), cases, run.notice).score()
+    require_writable_folder(output)
+    _write_failures(output, scored.failures)
+    options = {"predictions": predictions, "references": references, "output": output}
+    described = describe_evaluation(
+        options, references, {name: next(iter(c.images.values()))[0] for name, c in cases.items()}
+    )
+    scored.write_metrics(output, {"run": run.model_dump(exclude_unset=True), "evaluation": described})
+    print(f"report: {scored.write_page(output, f'Evaluation of {run.model or predictions.name}')}")
+    return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
+
+
+def _require_apart(output: Path, predictions: Path) -> None:
+    if output.resolve() == predictions.resolve():
+        raise ConfigError(
+            "the report would lie among the predictions", where=f"--output {output}",
+            why="both have a failures.json", fix="give another folder",
+        )  # fmt: skip
+
+
+def _write_failures(output: Path, failures: Sequence[Mapping[str, str]]) -> None:
+    if failures:
+        write_json(output / "failures.json", list(failures))
+    else:
+        (output / "failures.json").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -31,18 +31,16 @@ from cmt_med.compute.machine import stop_listening
 from cmt_med.config.reading import dump_config
 from cmt_med.config.schema import Experiment, Inference, Split, without_later_keys
 from cmt_med.data.case import Case
-from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.data.manifest import Manifest, load_manifest
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.volumes.gate import content_of
 from cmt_med.inference.model import load_model, save_model
-from cmt_med.inference.results import predictions_in
 from cmt_med.networks import NETWORKS_VERSION
 from cmt_med.reports.provenance import shared_and_own
-from cmt_med.reports.publish import Evaluation
-from cmt_med.reports.scores import empty_rule_of
 from cmt_med.runs.prepare import bound_demo, ensure_phantom, prepare_data
+from cmt_med.runs.scoring import scored_cases
 from cmt_med.runs.single import Request, clear_run, report_details, run_experiment
+from cmt_med.tasks import TASKS
 from cmt_med.tasks.segmentation.choose import Choice, OutOfFoldCase, choose_settings
 
 MARKER = "finished.json"
@@ -154,7 +152,7 @@ def check_folds(experiment: Experiment, overrides: Sequence[str]) -> Manifest:
     assert experiment.folds is not None  # by the callers
     ensure_phantom(experiment, overrides)
     manifest = load_manifest(Path(experiment.data.manifest))
-    labelled = [case for case in manifest.cases if case.label is not None]
+    labelled = [case for case in manifest.cases if TASKS[experiment.task].has_target(case)]
     named = {case.fold for case in labelled}
     if None not in named and named and named != set(range(experiment.folds)):
         raise ConfigError(
@@ -180,7 +178,7 @@ def _contents(manifest: Manifest) -> list[list[str | None]]:
     return [
         [content_of(path, case) if path is not None else None for path in (*images, case.label, case.mask)]
         for case in manifest.cases
-        if case.label is not None
+        if case.label is not None or case.class_name
         for images in [sorted({path for path, _ in case.images.values()})]
     ]
 
@@ -285,29 +283,22 @@ def _gather(request: Request, manifest: Manifest) -> int:
     for i in range(experiment.folds):
         for case in load_manifest(fold_folder(experiment, i) / "held_out.json").cases:
             cases[case.name], fold_of[case.name] = case, i
-    references = {name: case.label for name, case in cases.items() if case.label is not None}
     folds = {i: fold_folder(experiment, i) for i in range(experiment.folds)}
-    predicted = {i: predictions_in(fold / "validation") for i, fold in folds.items()}
-    predictions = {n: predicted[fold_of[n]][n] for n in references if n in predicted[fold_of[n]]}
     cards = {i: load_model(fold)[0] for i, fold in folds.items()}
     first = cards[0]
-    scored = Evaluation(
-        predictions, references, first.targets, cases, empty_rule_of(manifest.convention), lesions_of(manifest.convention),
-        banner=banner,
-    ).score()  # fmt: skip
+    places = {name: folds[i] / "validation" for name, i in fold_of.items()}
+    scored = scored_cases(first, places, cases, manifest.convention, banner)
     extra: dict[str, Any] = {
         "selection": "Out-of-fold: each case is scored by the network that has not seen it.",
         "folds": fold_of,
         "members": [{"fold": i, "weights_sha256": card.weights_sha256, **card.provenance} for i, card in cards.items()],
     }
     chosen = first.inference
-    if experiment.inference.choose and first.scheme.overlapping and scored.scores:
+    if experiment.inference.choose and first.outputs.overlapping and scored.scores:
         held = [
-            OutOfFoldCase(
-                n, fold_of[n], p.with_name(f"{n}_prob.nii.gz"), references[n], cases[n].sha256, cases[n].colours
-            )
-            for n, p in predictions.items()
-            if n in scored.scores
+            OutOfFoldCase(n, fold_of[n], places[n] / f"{n}_prob.nii.gz", case.label, case.sha256, case.colours)
+            for n, case in cases.items()
+            if n in scored.scores and case.label is not None
         ]
         begun = time.monotonic()
         choice = choose_settings(held, first.scheme.targets, first.inference)

@@ -16,9 +16,9 @@ from cmt_med.data.conventions.names import disagreements
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.sources.discover import Found, case_of_channels, find_cases
 from cmt_med.inference.cards import joint_card, renumbered, with_settings
-from cmt_med.inference.folder import Probabilities, infer_cases
+from cmt_med.inference.folder import Probabilities, engine_of, infer_cases
 from cmt_med.inference.model import ModelCard, load_model, member_folders
-from cmt_med.inference.predict import Ensemble, Predictor
+from cmt_med.inference.predict import Predictor
 from cmt_med.runs.trained import trained_network
 
 log = logging.getLogger(__name__)
@@ -55,13 +55,15 @@ def infer_into(
     found = find_cases(input, channels) if input is not None else Found([_from_options(channel or [], channels)])
     written = _written(joint_card(cards), found, convention)
     require_writable_folder(output)
-    ensemble = Ensemble([Predictor(trained_network(c, w), c, pick_device(device)) for c, w in members], written=written)
+    predictors = [Predictor(trained_network(c, w), c, pick_device(device)) for c, w in members]
+    ensemble = engine_of(predictors, written=written)
     banner = BANNER if ensemble.card.provenance.get("demo") else ""
     if banner:
         log.warning("%s: the model was trained on synthetic volumes", banner)
     log.info(
-        "%s; labels written: %s",
+        "%s; %s: %s",
         counted(len(members), "network"),
+        "labels written" if ensemble.card.outputs.dense else "classes",
         ", ".join(f"{n} {v}" for n, v in ensemble.card.labels.items()),
     )
     kept: Probabilities = "float32" if probabilities else "none"
@@ -72,7 +74,8 @@ def infer_into(
             ensemble, found.cases, output, probabilities=kept, banner=banner, limits=limits, problems=found.problems
         )
     count = len(found.cases) + len(found.problems)
-    print(f"{count - len(failures)} of {count} cases segmented in {output}")
+    what = "segmented" if ensemble.card.outputs.dense else "classified"
+    print(f"{count - len(failures)} of {count} cases {what} in {output}")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
 
@@ -84,11 +87,11 @@ def _written(card: ModelCard, found: Found, convention: str | None) -> ModelCard
         DataError: E_CONVENTION, if nobody asked, the input's lack one, and a number would have two meanings.
     """
     names = [case.name for case in found.cases]
-    if convention is not None:
+    if convention is not None and card.outputs.dense:
         chosen = named_convention(convention, names)
         return renumbered(card, chosen.labels, chosen.name)
     labels = found.labels or labels_by_name(names)
-    if labels is None:
+    if labels is None or not card.outputs.dense:
         return card
     try:
         return renumbered(card, labels)

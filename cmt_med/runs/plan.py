@@ -54,7 +54,8 @@ def fit_device(
     given = {item.partition("=")[0].strip() for item in overrides}
     patch, batch, notes = list(train.patch_size), train.batch_size, []
     dims = len(patch)
-    if not {"train.patch_size", "train"} & given:
+    whole = not data.task.dense  # images have been brought to that size
+    if not whole and not {"train.patch_size", "train"} & given:
         longest = [_round_up(n) for n in largest_shape(data)]
         if dims == 3 and any(p > n for p, n in zip(patch, longest, strict=True)):
             patch = [min(p, n) for p, n in zip(patch, longest, strict=True)]
@@ -66,7 +67,7 @@ def fit_device(
         notes.append(f"train.batch_size {batch} -> {CPU_BATCH[dims]}: on a CPU, a batch is computed in turn")
         batch = CPU_BATCH[dims]
     changed = _with(experiment, patch, batch)
-    if not {"train.batch_size", "train.patch_size", "train"} & given:
+    if not whole and not {"train.batch_size", "train.patch_size", "train"} & given:
         changed, more = _into_memory(changed, data, device)
         notes += more
     else:

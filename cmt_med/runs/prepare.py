@@ -26,12 +26,13 @@ from cmt_med.data.patches.augment import augment
 from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.phantom import BANNER, make_phantom
 from cmt_med.data.preprocessing.cache import CachedCase, default_cache_folder, prepare
+from cmt_med.data.preprocessing.pipeline import WholeImaged, preprocessing_settings, slice_axes, whole_image_settings
 from cmt_med.data.preprocessing.pipeline import patches as cut_patches
-from cmt_med.data.preprocessing.pipeline import preprocessing_settings, slice_axes
 from cmt_med.data.splits import split_cases
 from cmt_med.inference.model import load_model, member_folders
 from cmt_med.inference.predict import Windows
-from cmt_med.networks import CLASSIFIERS, FIXED, NETWORKS_VERSION, build_network
+from cmt_med.networks import CLASSIFIERS, FIXED, NETWORKS, NETWORKS_VERSION, build_network
+from cmt_med.networks.encoders.cmt import PAPER
 from cmt_med.networks.weights.frozen import freeze_encoder, levels_above
 from cmt_med.networks.weights.official import is_official
 from cmt_med.networks.weights.pretrained import load_pretrained, read_state_dict
@@ -115,6 +116,7 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
         names = [case.name for case in manifest.cases if not task.has_target(case)]
         log.warning("%s without a label left out: %s", counted(len(names), "case"), ", ".join(names[:5]))
     training, validation = split_cases(labelled, settings.split, experiment.seed)
+    task = task.with_training(training)
     if limit is not None:  # of both sides in proportion; what is held out stays held out
         held_out = min(len(validation), max(1, round(limit * len(validation) / len(labelled)))) if validation else 0
         training, validation = training[: max(1, limit - held_out)], validation[:held_out]
@@ -145,11 +147,13 @@ def _require_slices(entries: Sequence[CachedCase], experiment: Experiment) -> No
 
 def _cache_all(cases: list[Case], channels: list[str], task: Task, experiment: Experiment) -> list[CachedCase]:
     folder = default_cache_folder()
-    settings = preprocessing_settings(experiment.data)
+    settings = settings_of(experiment, task)
 
     def one(case: Case) -> CachedCase | DataError:
         try:
-            return prepare(case, channels=channels, labels=task.labels, settings=settings, folder=folder)
+            return prepare(
+                case, channels=channels, labels=task.labels, settings=settings, folder=folder, target=task.target(case)
+            )
         except DataError as error:
             return error
 
@@ -169,18 +173,27 @@ def _cache_all(cases: list[Case], channels: list[str], task: Task, experiment: E
     return [result for result in results if isinstance(result, CachedCase)]
 
 
+def settings_of(experiment: Experiment, task: Task) -> dict[str, Any]:
+    """The preprocessing of an experiment's cases; part of the model."""
+    if task.dense:
+        return preprocessing_settings(experiment.data)
+    return whole_image_settings(experiment.data, experiment.train.patch_size)
+
+
 def _warn_of_missing_labels(training: list[CachedCase], entries: list[CachedCase], labels: Mapping[str, int]) -> None:
     """Say which label maps are empty, and which labels no case shows the network: more often a slip than meant so."""
-    empty = [entry.name for entry in entries if not entry.values()]
+    empty = [entry.name for entry in entries if not entry.values()]  # never of classes, which are not empty
     if empty:
         log.warning(
             "%s: the label map is empty (%s%s); if something should be there, look at the file", counted(len(empty), "case"),
             ", ".join(empty[:5]), ", ..." if len(empty) > 5 else "",
         )  # fmt: skip
     shown = {value for entry in training for value in entry.values()}
-    missing = [f"{name} ({value})" for name, value in labels.items() if value != 0 and value not in shown]
+    missing = [
+        f"{name} ({value})" for name, value in labels.items() if (value != 0 or 0 in shown) and value not in shown
+    ]
     if missing:
-        log.warning("no training case has the label %s: the network cannot learn it", ", ".join(missing))
+        log.warning("no training case has the label or class %s: the network cannot learn it", ", ".join(missing))
 
 
 def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
@@ -191,13 +204,20 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
         DataError: E_WEIGHTS, if pretrained weights cannot be read.
     """
     settings = experiment.network
-    if settings.name in CLASSIFIERS:
+    dense = TASKS[experiment.task].dense
+    if settings.name in CLASSIFIERS and dense:
+        paper = settings.name.removeprefix("cmt_") if settings.name in PAPER else ""
         raise ConfigError(
             "this network classifies whole images",
             where=f"network.name={settings.name}",
-            why="segmentation needs a decoder",
-            fix=f"use cmt_unetr_{settings.name.removeprefix('cmt_')}, which has the same encoder",
+            why=f"{experiment.task} needs a decoder",
+            fix=f"use {f'cmt_unetr_{paper}' if paper else 'cmt_unetr'}, which has an encoder of its kind",
         )
+    if settings.name in NETWORKS and settings.name not in CLASSIFIERS and not dense:
+        raise ConfigError(
+            "this network answers for each position", where=f"network.name={settings.name}",
+            why=f"{experiment.task} needs one answer for a whole image", fix=f"use one of {', '.join(CLASSIFIERS)}",
+        )  # fmt: skip
     fixed = [key for key in settings.options if key in FIXED]
     if fixed:
         raise ConfigError(
@@ -208,7 +228,7 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
     network = build_network(
         settings.name, spatial_dims=settings.spatial_dims,
         in_channels=len(experiment.data.channels) + int(experiment.data.foreground_channel), num_classes=2,
-        deep_supervision=experiment.train.deep_supervision, **settings.options,
+        deep_supervision=experiment.train.deep_supervision and dense, **settings.options,
     )  # fmt: skip
     if settings.pretrained is not None and (fresh or not has_checkpoints(Path(experiment.output))):
         channels = [canonical_channel(name) for name in experiment.data.channels]
@@ -223,6 +243,7 @@ def has_checkpoints(folder: Path) -> bool:
 def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
     """The experiment's network, as seeded, without pretrained weights."""
     torch.manual_seed(experiment.seed)
+    deep_supervision = deep_supervision and data.task.dense
     return build_network(**network_arguments(experiment, data), deep_supervision=deep_supervision)
 
 
@@ -308,9 +329,13 @@ def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Mod
     settings = experiment.train
     on_device = next(network.parameters()).device.type != "cpu"
     change = augment(experiment.data, settings, experiment.augmentation)
+    axes = slice_axes(experiment.data, experiment.network.spatial_dims)
+    dense = data.task.dense
     patches = PatchSet(
-        data.training_entries, cut_patches(experiment.data, settings, change.margin), change,
-        patches_per_case=settings.patches_per_case, seed=experiment.seed, apply=not on_device,
+        data.training_entries,
+        cut_patches(experiment.data, settings, change.margin) if dense else WholeImaged(["image"], change.margin, axes),
+        change, patches_per_case=settings.patches_per_case, seed=experiment.seed, apply=not on_device,
+        balanced=data.task.balanced,
     )  # fmt: skip
     world, rank = idist.get_world_size(), idist.get_rank()
     if settings.batch_size % world:

@@ -33,6 +33,8 @@ from cmt_med.data.splits import split_cases
 
 PATCHES = (128, 96, 64, 48, 32, 16)
 PATCHES_2D = (256, 192, 128, 96, 64, 32)
+WHOLE_2D, WHOLE_3D = 128, 96
+"""Longest edge of whole images: what a CPU trains on in minutes; a GPU can have more."""
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +53,9 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     seen = _look(found)
     if not seen.cases:
         raise seen.problems[0]
+    classes = sorted({case.class_name for case in seen.cases if case.class_name})
+    if classes:
+        return _set_up_classes(found, seen, classes, output, listed)
     if not seen.labelled:
         lost = any(case.label is not None for case in found.cases)
         raise seen.problems[0] if lost else _unlabelled(path)
@@ -59,19 +64,53 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     if not labels:
         raise _unnamed(path, seen)
     manifest = _manifest(found, seen, style, labels, listed)
-    failures = [{"case": p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]]
     write_json(listed, manifest_content(manifest, manifest.cases, listed.parent))
     write_text(output, _config(output, listed, manifest, seen, found))
-    if failures:
-        write_json(output.parent / "failures.json", failures)
-    else:
-        (output.parent / "failures.json").unlink(missing_ok=True)
+    failures = _note_failures(found, seen, output.parent)
     experiment = load_config(output)
     for line in _told(manifest, seen, found, style, reasons, failures):
         print(visible(line))
     _print_plan(experiment, manifest)
     print(f"config:    {output}\ncase list: {listed}\nnext:      cmt-med train --config {output} --dry-run")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
+
+
+def _set_up_classes(found: Scan, seen: Survey, classes: list[str], output: Path, listed: Path) -> int:
+    """Write config and case list for images with classes, and say what was found."""
+    channels = tuple(found.channels)
+    manifest = Manifest(
+        listed, found.name, tuple(seen.cases), channels, {}, found.demo or seen.demo, classes=tuple(classes)
+    )
+    write_json(listed, manifest_content(manifest, manifest.cases, listed.parent))
+    write_text(output, _config(output, listed, manifest, seen, found))
+    failures = _note_failures(found, seen, output.parent)
+    load_config(output)
+    counts = Counter(case.class_name for case in manifest.cases)
+    patients = len({case.group for case in manifest.cases})
+    for line in (
+        f"data set:   {found.title}, {len(manifest.cases)} cases of {patients} patients",
+        f"classes:    {', '.join(f'{name} ({counts[name]} cases)' for name in classes)}",
+        f"channels:   {', '.join(channels)}",
+        *(f"note:       {note}" for note in found.notes),
+        *(f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}" for failure in failures),
+    ):
+        print(visible(line))
+    if patients == len(manifest.cases):
+        print(
+            "patients:   not known: each image counts as one; name them under 'group' in the case list, or scores are optimistic"
+        )
+    print(f"config:    {output}\ncase list: {listed}\nnext:      cmt-med train --config {output} --dry-run")
+    return EXIT_SOME_FAILED if failures else EXIT_DONE
+
+
+def _note_failures(found: Scan, seen: Survey, folder: Path) -> list[dict[str, str]]:
+    """Write ``failures.json`` of what was left out, or remove that of before."""
+    failures = [{"case": p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]]
+    if failures:
+        write_json(folder / "failures.json", failures)
+    else:
+        (folder / "failures.json").unlink(missing_ok=True)
+    return failures
 
 
 def _require_free(output: Path, listed: Path, *, force: bool) -> None:
@@ -157,7 +196,8 @@ def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey, found:
         brats=manifest.regions is not None,
         folds=5 if patients >= 5 else max(2, patients),
         dims=2 if found.pictures else 3,
-        patch=_patch(seen, 2 if found.pictures else 3),
+        classes=list(manifest.classes),
+        patch=_whole(seen, found) if manifest.classes else _patch(seen, 2 if found.pictures else 3),
         spacing=_spacing(seen),
         cases=len(manifest.cases),
         patients=patients,
@@ -168,6 +208,15 @@ def _patch(seen: Survey, dims: int) -> list[int]:
     """The largest patch up to 128³ or 256² that the middle of the cases fills; the plan scales it to the device."""
     middle, sizes = np.median(np.array(seen.shapes), axis=0)[:dims], PATCHES if dims == 3 else PATCHES_2D
     return [next((p for p in sizes if p <= n * 1.15), sizes[-1]) for n in middle]
+
+
+def _whole(seen: Survey, found: Scan) -> list[int]:
+    """The size that whole images are brought to: of 2D images a square, of volumes what the largest one fills."""
+    shapes = np.array(seen.shapes)
+    if found.pictures:
+        side = int(np.median(shapes.max(axis=1)))
+        return [min(WHOLE_2D, max(32, side // 32 * 32))] * 2
+    return [min(WHOLE_3D, -(-int(n) // 16) * 16) for n in shapes.max(axis=0)]
 
 
 def _spacing(seen: Survey) -> list[float] | None:

@@ -38,18 +38,14 @@ from cmt_med.compute.machine import (
 from cmt_med.compute.ranks import ProcessGroup
 from cmt_med.config.reading import changed_settings, dump_config
 from cmt_med.config.schema import Experiment
-from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.data.manifest import load_manifest, manifest_content
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.preprocessing.fingerprint import fingerprint_of
-from cmt_med.data.preprocessing.pipeline import preprocessing_settings, slice_axes
+from cmt_med.data.preprocessing.pipeline import slice_axes
 from cmt_med.evaluation.baseline import ThresholdBaseline
-from cmt_med.inference.folder import Probabilities, infer_cases
+from cmt_med.inference.folder import Probabilities, engine_of, infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
-from cmt_med.inference.predict import Ensemble, Predictor
-from cmt_med.inference.results import predictions_in
-from cmt_med.reports.publish import Evaluation
-from cmt_med.reports.scores import empty_rule_of
+from cmt_med.inference.predict import Predictor
 from cmt_med.runs.plan import fit_device
 from cmt_med.runs.prepare import (
     Prepared,
@@ -61,9 +57,11 @@ from cmt_med.runs.prepare import (
     network_arguments,
     plain_network,
     prepare_data,
+    settings_of,
     start_network,
     training_setup,
 )
+from cmt_med.runs.scoring import scored_cases
 from cmt_med.runs.trained import trained_network
 from cmt_med.training.faults import explained
 from cmt_med.training.fit import Outcome, fit
@@ -199,7 +197,7 @@ def _card(experiment: Experiment, data: Prepared, outcome: Outcome, network: tor
         task=data.task.name,
         labels=data.task.labels,
         regions=[RegionCard(**region) for region in data.task.regions] if data.task.regions is not None else None,
-        preprocessing=preprocessing_settings(experiment.data),
+        preprocessing=settings_of(experiment, data.task),
         slice_axes=list(slice_axes(experiment.data, experiment.network.spatial_dims)),
         mirrored_axes=mirrored_axes(experiment),
         window=experiment.inference.window or experiment.train.patch_size,
@@ -248,15 +246,10 @@ def _report(
     card, weights = load_model(folder / "model")
     predicted = folder / "validation"
     kept: Probabilities = "uint8" if experiment.inference.choose and experiment.folds is not None else "none"
-    ensemble = Ensemble([Predictor(trained_network(card, weights), card, device)])
-    failures = infer_cases(ensemble, data.validation, predicted, probabilities=kept, banner=banner)
-    references = {case.name: case.label for case in data.validation if case.label is not None}
-    predictions = {name: path for name, path in predictions_in(predicted).items() if name in references}
-    convention = data.manifest.convention
-    scored = Evaluation(
-        predictions, references, card.targets, {case.name: case for case in data.validation}, empty_rule_of(convention),
-        lesions_of(convention), banner=banner,
-    ).score()  # fmt: skip
+    engine = engine_of([Predictor(trained_network(card, weights), card, device)])
+    failures = infer_cases(engine, data.validation, predicted, probabilities=kept, banner=banner)
+    cases = {case.name: case for case in data.validation}
+    scored = scored_cases(card, dict.fromkeys(cases, predicted), cases, data.manifest.convention, banner)
     scored.add_failures(failures)
     selection = {
         "last": "The last averaged weights: these cases chose nothing.",

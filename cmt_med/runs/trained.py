@@ -26,8 +26,9 @@ def trained_network(card: ModelCard, weights: Mapping[str, Tensor]) -> nn.Module
             network = build_network(**card.network)
     except (NetworkError, MemoryError) as error:
         raise _fault(card, getattr(error, "why", "") or "it does not fit into memory") from error
-    if card.network["name"] in CLASSIFIERS:
-        raise _fault(card, f"{card.network['name']} tells classes of whole images apart")
+    if (card.network["name"] in CLASSIFIERS) == card.outputs.dense:
+        answers = "for each position" if not card.outputs.dense else "once for a whole image"
+        raise _fault(card, f"{card.network['name']} answers {answers}, and its task is {card.task}")
     own = network.state_dict()
     wrong = sorted(own.keys() ^ weights.keys()) or [key for key in own if own[key].shape != weights[key].shape]
     if wrong:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from cmt_med.config.schema import Experiment, Inference
 from cmt_med.data.case import Case
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.cache import CachedCase
+from cmt_med.tasks.sections import Assessment
 
 Batch = Mapping[str, Tensor]
-"""``image`` (B, C, *S) and what the task has to be told beside it: ``label`` (B, 1, *S)."""
+"""``image`` (B, C, *S) and what the task has to be told beside it: ``label`` (B, 1, *S), or ``class`` (B,)."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,13 @@ class Task(Protocol):
     Attributes:
         name: of the task, as ``task:`` in a config and in a model card.
         monitor: what validation watches.
+        dense: whether the network answers for each position, in windows; else once for a whole image
+            (:class:`WholeImageTask`).
     """
 
     name: ClassVar[str]
     monitor: ClassVar[Metric]
+    dense: ClassVar[bool]
 
     @classmethod
     def from_data(cls, experiment: Experiment, manifest: Manifest) -> Task:
@@ -84,8 +88,22 @@ class Task(Protocol):
         """Channels of the network's output."""
         ...
 
-    def has_target(self, case: Case) -> bool:
+    @staticmethod
+    def has_target(case: Case) -> bool:
         """Return true for a case that can be learned from."""
+        ...
+
+    def target(self, case: Case) -> int | None:
+        """What is learned of a case beside its files: the number of its class; None where that is a label map."""
+        ...
+
+    def with_training(self, cases: Sequence[Case]) -> Task:
+        """The task once it is known which cases are trained on."""
+        ...
+
+    @property
+    def balanced(self) -> bool:
+        """Whether training shows each class equally often."""
         ...
 
     def check(self, settings: Inference) -> None:
@@ -119,3 +137,38 @@ class Task(Protocol):
     def identity(self) -> list[Any]:
         """What a run's checkpoints depend on beside its config; of JSON."""
         ...
+
+
+class WholeImageTask(Task, Protocol):
+    """A task whose network answers once for a whole image: what its records, tables and reports say."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Of ``predictions.csv``, behind the case."""
+        ...
+
+    def record(self, probabilities: Tensor) -> dict[str, Any]:
+        """What a case's record says, from its probabilities (K,)."""
+        ...
+
+    def row(self, record: Mapping[str, Any]) -> list[Any]:
+        """The values of :attr:`columns`, from a record."""
+        ...
+
+    def assess(
+        self, records: Mapping[str, Mapping[str, Any]], cases: Mapping[str, Case], failures: Sequence[Mapping[str, str]]
+    ) -> Assessment:
+        """Score records against the classes of cases.
+
+        Args:
+            records: case name -> record.
+            cases: those that were to be predicted, with their classes.
+            failures: what could not be scored; it is counted.
+        """
+        ...
+
+
+def whole_image_task(task: Task) -> WholeImageTask:
+    """A task that is not dense, as what it is."""
+    assert not task.dense  # by the callers
+    return cast(WholeImageTask, task)

@@ -112,12 +112,13 @@ def on_device(batch: Mapping[str, Any], device: torch.device, augment: Augment |
     """A batch as the task's loss takes it, changed as drawn where it comes unchanged.
 
     Returns:
-        ``image`` (B, C, *S), channels-last, and ``label``: a label map (B, 1, *S), or a number for each image (B, 1).
+        ``image`` (B, C, *S), channels-last, ``label`` (B, 1, *S), and ``class`` (B,) where cases have one.
     """
     images, labels = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
     if augment is not None:
         images, labels = augment(images, labels, batch["drawn"])
-    return {"image": channels_last(images), "label": labels}
+    whole = {"class": batch["class"].to(device, non_blocking=True)} if "class" in batch else {}
+    return {"image": channels_last(images), "label": labels} | whole
 
 
 def batch_groups(loader: Iterator[dict[str, Any]], count: int) -> Iterator[list[dict[str, Any]]]:

@@ -15,6 +15,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Inference
 from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.inference.predict import Windows, predict_probabilities
+from cmt_med.inference.whole import whole_probabilities
 from cmt_med.tasks.task import Task
 
 Validate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
@@ -47,7 +48,11 @@ def validator(entries: Sequence[CachedCase], windows: Windows, task: Task, setti
             number, entry = numbered
             image = torch.from_numpy(np.array(entry.image())).to(device)
             try:
-                found = predict_probabilities(network, image, windows, task)
+                found = (
+                    predict_probabilities(network, image, windows, task)
+                    if task.dense
+                    else whole_probabilities(network, image, task, slice_axes=windows.slice_axes)
+                )
             except DataError as error:
                 raise DataError(
                     error.what, where=f"case {entry.name}, validated while training", code=error.code,

@@ -22,6 +22,7 @@ from cmt_med.base.errors import ConfigError, Interrupted
 from cmt_med.base.files import LOCK_NAME
 from cmt_med.config.schema import Train
 from cmt_med.data.patches.loader import patch_batches
+from cmt_med.data.patches.sampler import Order, shuffled
 from cmt_med.inference.model import load_model
 from cmt_med.networks import build_network
 from cmt_med.training.averaging import AveragedWeights
@@ -191,6 +192,9 @@ class _Stuck(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def __len__(self) -> int:
         return 8
+
+    def order(self) -> Order:
+        return shuffled(len(self), self.seed)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         if key[1] == 3:

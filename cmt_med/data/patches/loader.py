@@ -10,18 +10,18 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from cmt_med.data.patches import sampler
 from cmt_med.data.patches.augment import Augment
 from cmt_med.data.preprocessing.cache import CachedCase
-from cmt_med.data.preprocessing.pipeline import RandPatchd
+from cmt_med.data.preprocessing.pipeline import RandPatchd, WholeImaged
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +49,31 @@ class PatchSet(Dataset[dict[str, Any]]):
         patches_per_case: in an epoch.
         seed: with epoch and index, the key of everything random.
         apply: change the patch here; else it keeps its margin, and what was drawn comes with it, for the device.
+        balanced: show each class equally often, where cases have one.
     """
 
     def __init__(
         self,
         entries: Sequence[CachedCase],
-        cut: RandPatchd,
+        cut: RandPatchd | WholeImaged,
         augment: Augment,
         *,
         patches_per_case: int,
         seed: int,
         apply: bool,
+        balanced: bool = False,
     ) -> None:
         self.entries, self.cut, self.augment = list(entries), cut, augment
         self.patches_per_case, self.seed, self.apply = patches_per_case, seed, apply
-        self.points = [entry.points() for entry in self.entries]
+        self.points = [entry.points() if entry.target is None else [] for entry in self.entries]
+        self.balanced = balanced
+
+    def order(self) -> sampler.Order:
+        """In which the items of each epoch come."""
+        if not self.balanced:
+            return sampler.shuffled(len(self), self.seed)
+        classes = [entry.target for entry in self.entries if entry.target is not None]
+        return sampler.balanced(classes * self.patches_per_case, self.seed)
 
     def __len__(self) -> int:
         return len(self.entries) * self.patches_per_case
@@ -73,42 +83,19 @@ class PatchSet(Dataset[dict[str, Any]]):
         case = index % len(self.entries)
         entry = self.entries[case]
         self.cut.set_random_state(seed=keyed_seed(self.seed, epoch, index))
-        patch = self.cut({"image": entry.image(), "label": entry.label(), "points": self.points[case]})
+        content: dict[Any, Any] = {"image": entry.image()}
+        if entry.target is None:
+            content |= {"label": entry.label(), "points": self.points[case]}
+        patch = self.cut(content)
         drawn = self.augment.draw(np.random.default_rng([self.seed, epoch, index, 0xA0A0]))
         image, label = patch["image"].float(), patch["label"].to(torch.uint8)
         result = {"image": image, "label": label, "case": torch.tensor(case)}
+        if entry.target is not None:
+            result["class"] = torch.tensor(entry.target)
         if not self.apply:
             return result | {"drawn": drawn}
         images, labels = self.augment(image[None], label[None], {name: value[None] for name, value in drawn.items()})
         return result | {"image": images[0], "label": labels[0]}
-
-
-class KeyedBatches(Sampler[list[tuple[int, int]]]):
-    """The endless stream of batches of one rank, from step ``start`` on.
-
-    Sample j of the stream is item ``j mod n`` of epoch ``j div n``'s permutation, which is keyed by (seed, epoch).
-    """
-
-    def __init__(self, length: int, *, batch_size: int, seed: int, start: int, rank: int = 0, world: int = 1) -> None:
-        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
-        self.rank, self.world = rank, world
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step = self.start
-        while True:
-            first = step * self.batch_size
-            batch = [self._key(first + i) for i in range(self.batch_size)]
-            yield batch[self.rank :: self.world]
-            step += 1
-
-    def _key(self, sample: int) -> tuple[int, int]:
-        epoch, position = divmod(sample, self.length)
-        return epoch, int(_permutation(self.seed, epoch, self.length)[position])
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, length: int) -> np.typing.NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch, 0x0DE5]).permutation(length)
 
 
 def keyed_seed(*key: int) -> int:
@@ -128,12 +115,15 @@ def patch_batches(
 ) -> Iterator[dict[str, Any]]:
     """Batches ``{"image": (B, C, *S), "label": (B, 1, *S), "case": (B,)}`` without end, from step ``start`` on.
 
-    Where the patches are still to be changed, they have a margin, and ``"drawn"`` says how (:mod:`cmt_med.data.patches.augment`).
+    ``"class"`` (B,) is there where cases have one. Where the patches are still to be changed, they have a margin, and
+    ``"drawn"`` says how (:mod:`cmt_med.data.patches.augment`).
     ``batch_size`` counts all ranks together. A worker that takes longer than ``seconds``, or is gone, is a RuntimeError.
     """
     if workers and not _fits_into_shared_memory(patches, batch_size // world, workers):
         workers = 0
-    stream = KeyedBatches(len(patches), batch_size=batch_size, seed=patches.seed, start=start, rank=rank, world=world)
+    stream = sampler.KeyedBatches(
+        patches.order(), length=len(patches), batch_size=batch_size, start=start, rank=rank, world=world
+    )
     loader = DataLoader(
         patches,
         batch_sampler=stream,

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CachedCase:
-    """A preprocessed case; its arrays are opened as memory maps."""
+    """A preprocessed case; its arrays are opened as memory maps.
+
+    ``target`` is the number of its class, for tasks that answer for whole images; such a case has no label map.
+    """
 
     name: str
     folder: Path
+    target: int | None = None
 
     def image(self) -> NDArray[np.float32]:
         """(C, *S), read-only."""
@@ -57,8 +61,9 @@ class CachedCase:
 
     @property
     def identity(self) -> str:
-        """The hash of the case's files and settings, whatever version of the cache holds it."""
-        return self.folder.name.partition("-")[0]
+        """The hash of the case's files and settings, whatever version of the cache holds it, and its class."""
+        key = self.folder.name.partition("-")[0]
+        return key if self.target is None else f"{key}:{self.target}"
 
     def statistics(self) -> dict[str, Any]:
         """Of the case as it was read: see :func:`cmt_med.data.preprocessing.fingerprint.case_statistics`."""
@@ -66,7 +71,9 @@ class CachedCase:
         return found
 
     def values(self) -> set[int]:
-        """The labels that occur, without the background."""
+        """The labels that occur, without the background; or the class."""
+        if self.target is not None:
+            return {self.target}
         return {int(value) for value in np.unique(np.load(self.folder / "points.npy", allow_pickle=False)[:, 0])}
 
 
@@ -90,26 +97,46 @@ def default_cache_folder() -> Path:
 
 
 def prepare(
-    case: Case, *, channels: Sequence[str], labels: Mapping[str, int], settings: Mapping[str, Any], folder: Path
+    case: Case,
+    *,
+    channels: Sequence[str],
+    labels: Mapping[str, int],
+    settings: Mapping[str, Any],
+    folder: Path,
+    target: int | None = None,
 ) -> CachedCase:
     """The entry of a case, made if there is none for exactly these files and settings, or if it is damaged.
+
+    Args:
+        case: its files.
+        channels: wanted of it, in order.
+        labels: name -> value in its label map.
+        settings: of :func:`cmt_med.data.preprocessing.pipeline.preprocessing`.
+        folder: of all entries.
+        target: number of its class, where that is all that is learned; its label map is left alone then.
 
     Raises:
         DataError: from the gate, naming the case.
         OutputError: if the cache cannot be written.
     """
-    entry = CachedCase(case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}")
+    if target is not None:
+        case, labels = replace(case, label=None), {}
+    entry = CachedCase(case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}", target)
     if _is_whole(entry):
         return entry
-    loaded = seen_by(load_case(case, channels, list(labels.values()), need_label=True), settings)
-    data = preprocessing(settings, with_label=True)(as_dictionary(loaded))
+    dense = target is None
+    loaded = seen_by(load_case(case, channels, list(labels.values()) if dense else None, need_label=dense), settings)
+    data = preprocessing(settings, with_label=dense)(as_dictionary(loaded))
     image = np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)
-    label = np.ascontiguousarray(data["label"].numpy(), dtype=np.uint8)
+    arrays: dict[str, NDArray[Any]] = {"image.npy": image}
+    if dense:
+        label = np.ascontiguousarray(data["label"].numpy(), dtype=np.uint8)
+        arrays |= {"label.npy": label, "points.npy": _sample_points(label[0])}
     try:
-        for name, array in zip(_FILES, (image, label, _sample_points(label[0])), strict=True):
+        for name, array in arrays.items():
             write_file(entry.folder / name, lambda stream, a=array: np.save(stream, a, allow_pickle=False))  # type: ignore[misc]
         # Written last: an entry without it was cut short and is made again.
-        sums = {name: sha256(entry.folder / name) for name in _FILES}
+        sums = {name: sha256(entry.folder / name) for name in arrays}
         statistics = case_statistics(loaded, channels, settings["clip"])
         described = {"version": CACHE_VERSION, "shape": list(image.shape), "sha256": sums, "statistics": statistics}
         write_json(entry.folder / "meta.json", described)
@@ -130,7 +157,8 @@ def _is_whole(entry: CachedCase) -> bool:
         return False
     try:
         sums = dict(json.loads(described.read_text(encoding="utf-8")).get("sha256", {}))
-        wrong = [name for name in _FILES if sha256(entry.folder / name) != sums.get(name)]
+        files = _FILES if entry.target is None else _FILES[:1]
+        wrong = [name for name in files if sha256(entry.folder / name) != sums.get(name)]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         wrong = [str(error)]
     if wrong:

@@ -19,6 +19,7 @@ from monai.transforms.spatial.dictionary import Orientationd, Spacingd
 from monai.transforms.transform import MapTransform, Randomizable
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from cmt_med.config.schema import Data, Train
 from cmt_med.data.preprocessing.resampling import SlabResample
@@ -132,6 +133,42 @@ class WithForeground(MapTransform):
         return result
 
 
+class FitIntod(MapTransform):
+    """Bring whole images to one size (D1, D2, D3): scaled as they are, in the middle, with zeros around.
+
+    Args:
+        keys: entries, (C, *S) each.
+        size: in voxels.
+        enlarge: scale images up, too, until they touch two sides; else only those that are too large are scaled. Volumes whose
+            voxels have a size in mm show it only without.
+    """
+
+    def __init__(self, keys: Sequence[str], *, size: Sequence[int], enlarge: bool) -> None:
+        super().__init__(keys)
+        self.size, self.enlarge = tuple(size), enlarge
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image = result[key]
+            values = torch.as_tensor(image.as_tensor())
+            shape = values.shape[1:]
+            factor = min(n / s for n, s in zip(self.size, shape, strict=True) if (n, s) != (1, 1))
+            factor = factor if self.enlarge else min(1.0, factor)
+            inner = [max(1, min(n, round(s * factor))) for n, s in zip(self.size, shape, strict=True)]
+            if tuple(inner) != tuple(shape):
+                flat = inner[2] == shape[2] == 1  # a 2D image: torch smooths what it scales down in 2D alone
+                source = values[..., 0] if flat else values
+                mode, chosen = ("bilinear", inner[:2]) if flat else ("trilinear", inner)
+                scaled = F.interpolate(source[None], size=chosen, mode=mode, align_corners=False, antialias=flat)[0]
+                values = scaled[..., None] if flat else scaled
+            pads = [(n - s) // 2 for n, s in zip(self.size, inner, strict=True)]
+            whole = values.new_zeros((len(values), *self.size))
+            whole[(slice(None), *(slice(p, p + s) for p, s in zip(pads, inner, strict=True)))] = values
+            result[key] = MetaTensor(whole)
+        return result
+
+
 def preprocessing(data: Data | Mapping[str, Any], *, with_label: bool) -> Compose:
     """The deterministic transforms of a data set: to RAS, to the network's spacing, crop, normalise.
 
@@ -152,6 +189,8 @@ def preprocessing(data: Data | Mapping[str, Any], *, with_label: bool) -> Compos
     steps.append(Normalised(["image"], over=settings["normalise"], clip=settings["clip"]))
     if settings.get("foreground_channel"):
         steps.append(WithForeground(["image"]))
+    if settings.get("size"):
+        steps.append(FitIntod(["image"], size=settings["size"], enlarge=settings["enlarge"]))
     return Compose(steps)
 
 
@@ -170,6 +209,12 @@ def preprocessing_settings(data: Data) -> dict[str, Any]:
         "clip": data.clip,
         "foreground_channel": data.foreground_channel,
     }
+
+
+def whole_image_settings(data: Data, size: Sequence[int]) -> dict[str, Any]:
+    """:func:`preprocessing_settings` where the network sees whole images of one size, (W, H) or (D1, D2, D3)."""
+    full = [*size, 1] if len(size) == 2 else list(size)
+    return preprocessing_settings(data) | {"size": full, "enlarge": data.enlarge}
 
 
 def invert_probabilities(probabilities: Tensor, preprocessed: Mapping[str, Any], transform: Compose) -> Tensor:
@@ -240,6 +285,31 @@ class RandPatchd(MapTransform, Randomizable):
             else:
                 start.append(low + int(anywhere[axis] * (high - low + 1)))
         return start
+
+
+class WholeImaged(MapTransform, Randomizable):
+    """A whole image with a margin of zeros around it, and an empty label map of that size; nothing is drawn.
+
+    Args:
+        keys: ``image`` alone.
+        margin: added on both sides of every axis that the network sees, in voxels.
+        slice_axes: the axis that a 2D image lies across, which is taken away; empty in 3D.
+    """
+
+    def __init__(self, keys: Sequence[str], margin: Sequence[int], slice_axes: Sequence[int] = ()) -> None:
+        MapTransform.__init__(self, keys)
+        self.margin, self.slice_axes = tuple(margin), tuple(slice_axes)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        margin = list(self.margin)
+        for axis in self.slice_axes:
+            margin.insert(axis, 0)
+        shape = data[self.keys[0]].shape[1:]
+        start, whole = [-m for m in margin], [n + 2 * m for n, m in zip(shape, margin, strict=True)]
+        cut = _cut(data[self.keys[0]], start, whole)
+        for axis in self.slice_axes:
+            cut = cut.squeeze(1 + axis)
+        return {self.keys[0]: cut, "label": torch.zeros((1, *cut.shape[1:]), dtype=torch.uint8)}
 
 
 def _cut(array: NDArray[Any], start: Sequence[int], size: Sequence[int]) -> Tensor:

@@ -21,6 +21,7 @@ from cmt_med.data.conventions.names import (
     require_distinct,
 )
 from cmt_med.data.manifest import load_manifest
+from cmt_med.data.sources.classes import class_cases, class_folders
 from cmt_med.data.sources.foreign import read_table
 from cmt_med.data.sources.pictures import are_pictures, image_cases
 from cmt_med.data.sources.walk import walk
@@ -78,6 +79,8 @@ def find_cases(path: Path, channels: Sequence[str]) -> Found:
         for note in table.notes:
             log.warning("%s: %s", readable_name(path), note)
         found = Found(table.cases, table.problems)
+    elif folders := class_folders(path):
+        found.cases = class_cases(folders, channels).cases
     elif are_pictures(path):
         _add_pictures(found, path, channels)
     elif path.is_file() or is_series(path):

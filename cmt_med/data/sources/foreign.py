@@ -23,7 +23,8 @@ from cmt_med.data.conventions.names import (
     place_of,
 )
 from cmt_med.data.manifest import listed_file, load_manifest
-from cmt_med.data.sources.pictures import are_pictures, labelled_pictures
+from cmt_med.data.sources.classes import class_cases, class_folders
+from cmt_med.data.sources.pictures import Pictures, are_pictures, labelled_pictures
 from cmt_med.data.sources.walk import walk
 from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
 
@@ -36,6 +37,7 @@ _COLUMNS = {
     "group": ("group", "patient"),
     "mask": MASK_WORDS,
     "fold": ("fold",),
+    "class": ("class", "class_name", "category", "diagnosis"),
 }
 
 
@@ -100,13 +102,15 @@ def scan(path: Path) -> Scan:
             why="it is not a folder" if path.exists() else "it does not exist",
             fix="give a folder of cases, a dataset.json or a CSV table", code="E_IO",
         )  # fmt: skip
-    return _from_pictures(path) if are_pictures(path) else _from_folder(path)
+    if folders := class_folders(path):
+        return _of_images(path, class_cases(folders, None))
+    return _of_images(path, labelled_pictures(path)) if are_pictures(path) else _from_folder(path)
 
 
-def _from_pictures(path: Path) -> Scan:
-    found = labelled_pictures(path)
+def _of_images(path: Path, found: Pictures) -> Scan:
     result = Scan(path.resolve().name, cases=found.cases, channels=list(found.channels), named=found.labels)
-    result.notes, result.problems, result.colours, result.pictures = found.notes, found.problems, found.colours, True
+    result.notes, result.problems, result.colours = found.notes, found.problems, found.colours
+    result.pictures = all(looks_like_picture(file) for case in found.cases for file, _ in case.images.values())
     _keep_complete(result)
     return result
 
@@ -275,6 +279,7 @@ def _row_case(path: Path, number: int, row: dict[str, str], role: dict[str, str]
         listed_file(cell["mask"], where, path) if cell.get("mask") else None,
         cell.get("group") or name,
         int(fold) if fold else None,
+        class_name=cell.get("class", ""),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel
 from cmt_med.data.manifest import load_manifest
+from cmt_med.data.sources.classes import class_cases, class_folders
 from cmt_med.data.sources.pictures import are_pictures, image_cases, labelled_pictures
 from cmt_med.data.volumes.endings import looks_like_volume, volume_stem
 from cmt_med.data.volumes.formats import kind_of
@@ -63,6 +64,9 @@ def gather(path: Path) -> Gathered:
         os.lstat(path)
     except (OSError, ValueError) as error:
         raise io_error(error, path) from error
+    if folders := class_folders(path):
+        sorted_in = class_cases(folders, None)
+        return Gathered("folder of classes", None, sorted_in.cases, sorted_in.channels)
     if are_pictures(path):
         return _of_pictures(path, "folder of 2D images" if folder else "file")
     if folder:

@@ -29,6 +29,9 @@ MAX_DEPTH = 5
 MOST_COLOURS = 32
 """Colours in all masks of a data set, above which they are no labels."""
 _LABELS = re.compile(r"(?:^|[^a-z])(?:label|seg|ground|truth|annot|manual|target|gt(?![a-z]))")
+_IMAGES = re.compile(
+    r"^(?:images?|imgs?|pictures?|photos?|inputs?|originals?|raw|train|training|test|val|validation|data)(?:tr|ts)?$"
+)
 _MASKS = re.compile(r"(?:^|[^a-z])(?:mask|fov(?![a-z])|roi(?![a-z]))")
 _WORD = re.compile(
     r"[_\-. ]+(mask|fov|label|labels|seg|segmentation|gt|groundtruth|manual\d*|annotation)\s*\Z", re.IGNORECASE
@@ -81,7 +84,7 @@ def image_cases(path: Path, channels: Sequence[str] | None) -> Pictures:
     """
     found, images, labels, masks = _sorted_out(path)
     if channels is None:
-        channels = COLOURS if any(map(_in_colour, images.values())) else (_IMAGE,)
+        channels = COLOURS if any(map(in_colour, images.values())) else (_IMAGE,)
     # Beside images alone, files called masks are as likely label maps.
     matched = _matched(images, masks, found, "field of view") if masks and labels else {}
     for name, file in images.items():
@@ -96,7 +99,7 @@ def labelled_pictures(path: Path) -> Pictures:
         DataError: E_LABEL for label maps with shades between the labels, or with more colours than labels can have.
     """
     found, images, labels, masks = _sorted_out(path)
-    channels = COLOURS if any(map(_in_colour, images.values())) else (_IMAGE,)
+    channels = COLOURS if any(map(in_colour, images.values())) else (_IMAGE,)
     if not labels:
         labels, masks = masks, {}
     of_case = _matched(images, labels, found, "label map") if labels else {}
@@ -125,7 +128,8 @@ def _files(file: Path, channels: Sequence[str]) -> dict[str, tuple[Path, int | N
     return {name: (file, i if len(channels) > 1 else None) for i, name in enumerate(channels)}
 
 
-def _in_colour(file: Path) -> bool:
+def in_colour(file: Path) -> bool:
+    """Tell whether a picture has colours that differ; not of one that cannot be read, which the gate will name."""
     try:
         as_listed(decode(file), None, "")
     except DataError as error:
@@ -180,7 +184,7 @@ def _sorted_out(path: Path) -> tuple[Pictures, dict[str, Path], dict[str, Path],
         role, stem = _role(file, path)
         if role == _LABEL and folders.setdefault(file.parent, role) and file.parent != next(iter(folders)):
             continue  # a second observer's
-        name = _case_name(stem) if role == _IMAGE else stem
+        name = case_name(stem) if role == _IMAGE else stem
         other = roles[role].setdefault(name, file)
         if other is file or sha256(other) == sha256(file):
             continue
@@ -208,6 +212,11 @@ def _no(folder: Path) -> bool:
     return False
 
 
+def names_a_role(folder: str) -> bool:
+    """Tell whether a folder's name means images, label maps or masks, and so no class."""
+    return bool(_IMAGES.search(folder.lower()) or _LABELS.search(folder.lower()) or _MASKS.search(folder.lower()))
+
+
 def _role(file: Path, root: Path) -> tuple[str, str]:
     """Role and name of a file, by the folder it lies in below ``root``, or by the word that its own name ends with."""
     stem = volume_stem(file).strip()
@@ -222,7 +231,7 @@ def _role(file: Path, root: Path) -> tuple[str, str]:
     return _IMAGE, stem
 
 
-def _case_name(stem: str) -> str:
+def case_name(stem: str) -> str:
     """A case name from a file's: letters, digits, and ``. _ + -``."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", stem).strip("_.+-")[:200] or "picture"
 
@@ -230,7 +239,7 @@ def _case_name(stem: str) -> str:
 def _matched(images: Mapping[str, Path], others: Mapping[str, Path], found: Pictures, what: str) -> dict[str, Path]:
     """For each image its label map: by the same name, else by the part of the names that tells all files apart."""
     keys: list[tuple[str, Callable[[str], str]]] = [
-        ("the same names", _case_name),
+        ("the same names", case_name),
         ("the beginnings of their names", lambda name: re.split(r"[_\-. ]", name)[0]),
         ("the numbers in their names", lambda name: "-".join(re.findall(r"\d+", name))),
     ]
@@ -244,7 +253,7 @@ def _matched(images: Mapping[str, Path], others: Mapping[str, Path], found: Pict
                     f"each {what} belongs to an image by {how}: {theirs[example].name} to {images[mine[example]].name}"
                 )
             return {mine[k]: theirs[k] for k in shared}
-    mine, theirs = {_case_name(name): name for name in images}, {_case_name(n): file for n, file in others.items()}
+    mine, theirs = {case_name(name): name for name in images}, {case_name(n): file for n, file in others.items()}
     left = sorted(theirs.keys() - mine.keys())
     if left:
         found.notes.append(f"{len(left)} files are not read ({theirs[left[0]].name}): no image has such a name")

@@ -27,6 +27,8 @@ class RunRecord(BaseModel):
     targets: dict[str, list[int]] | None = None
     failed: list[str] = []
     cases: list[str] | None = None
+    task: str = "segmentation"
+    channels: list[str] | None = None
     notice: str = ""
     convention: str = ""
     model: str | None = None

@@ -36,6 +36,8 @@ class Segmentation:
 
     name: ClassVar[str] = "segmentation"
     monitor: ClassVar[Metric] = Metric("dice", "Dice")
+    dense: ClassVar[bool] = True
+    balanced: ClassVar[bool] = False
 
     def __init__(self, scheme: LabelScheme, labels: dict[str, int], loss: Kind = "dice_ce") -> None:
         self.scheme, self.labels = scheme, labels
@@ -92,8 +94,15 @@ class Segmentation:
         """What is scored, with its label values: the regions, or every label but background."""
         return {target.name: list(target.values) for target in self.scheme.targets}
 
-    def has_target(self, case: Case) -> bool:
+    @staticmethod
+    def has_target(case: Case) -> bool:
         return case.label is not None
+
+    def target(self, case: Case) -> int | None:
+        return None
+
+    def with_training(self, cases: Sequence[Case]) -> Segmentation:
+        return self
 
     def check(self, settings: Inference) -> None:
         self.scheme.check(settings)

@@ -1,0 +1,161 @@
+"""Reports on answers for whole images: from the records of cases to ``metrics.json``, ``metrics.csv`` and ``report.html``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cmt_med.base.errors import CmtError, DataError
+from cmt_med.base.files import write_json, write_text
+from cmt_med.base.text import as_text, visible
+from cmt_med.data.case import Case
+from cmt_med.inference.results import read_record
+from cmt_med.reports import figures
+from cmt_med.reports.html import page_environment, page_policy, run_details
+from cmt_med.reports.planes import whole_picture
+from cmt_med.reports.viewer import style_sheet
+from cmt_med.reports.volumes import CaseFiles, load_shown
+from cmt_med.tasks.sections import Assessment, Section
+from cmt_med.tasks.task import WholeImageTask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AnswerEvaluation:
+    """Records of predictions, and the cases that they are held against.
+
+    Attributes:
+        task: which knows what the answers mean.
+        folders: case name -> the inference folder that has its record.
+        cases: with their classes.
+        banner: for phantom data.
+        strict: raise if not one case has a record.
+    """
+
+    task: WholeImageTask
+    folders: Mapping[str, Path]
+    cases: Mapping[str, Case]
+    banner: str = ""
+
+    def score(self) -> ScoredAnswers:
+        """Score every case that has a class; one without a record is a failure, never left out silently."""
+        records, failures = {}, []
+        cases = {name: case for name, case in sorted(self.cases.items()) if self.task.has_target(case)}
+        for name in cases:
+            try:
+                records[name] = self._record(name)
+            except CmtError as error:
+                failures.append({"case": name} | error.as_dict())
+                log.error("%s not scored\n%s", name, error.message())
+        return ScoredAnswers(self, cases, records, failures)
+
+    def _record(self, name: str) -> dict[str, Any]:
+        path = self.folders.get(name, Path()) / f"{name}.json"
+        record = read_record(path) if name in self.folders else {}
+        failed = read_record(path.parent / "run.json").get("failed")
+        if record.get("case") != name or (isinstance(failed, list) and name in failed):
+            raise DataError("there is no prediction", where=f"case {name}", fix="run infer on it", code="E_MISSING")
+        self.task.row(record)  # which finds what a record lacks
+        return record
+
+
+@dataclass
+class ScoredAnswers:
+    """The records of an evaluation, on their way into a report; as :class:`cmt_med.reports.publish.Scored` to its callers.
+
+    Attributes:
+        failures: rows of ``failures.json``.
+        metrics: content of ``metrics.json``, once written.
+    """
+
+    evaluation: AnswerEvaluation
+    cases: Mapping[str, Case]
+    scores: dict[str, dict[str, Any]]
+    failures: list[dict[str, str]]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def add_failures(self, failures: Sequence[dict[str, str]]) -> None:
+        """Put failures of inference before those of scoring; a case that has failed there is not named twice."""
+        known = {failure["case"] for failure in failures}
+        self.failures = [*failures, *(failure for failure in self.failures if failure["case"] not in known)]
+
+    def write_metrics(self, folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Write ``metrics.json`` and ``metrics.csv`` with ``extra`` entries; returns the former's content.
+
+        Raises:
+            DataError: E_MISSING, if not one case has an answer.
+        """
+        if not self.scores:
+            raise DataError(
+                "no case can be scored", where=str(folder), why="none of the cases with a class has a prediction",
+                fix="check that predictions and cases have the same names", code="E_MISSING",
+            )  # fmt: skip
+        task = self.evaluation.task
+        self.assessment: Assessment = task.assess(self.scores, self.cases, self.failures)
+        notice = {"notice": self.evaluation.banner}
+        self.metrics = {**self.assessment.metrics, "failures": list(self.failures), **notice, **extra}
+        write_json(folder / "metrics.json", self.metrics)
+        table = io.StringIO()
+        writer = csv.writer(table)
+        rows = {(case, target): row for case, found in self.metrics["cases"].items() for target, row in found.items()}
+        names = list(next(iter(rows.values())))
+        said = [as_text(self.evaluation.banner)] if self.evaluation.banner else []
+        writer.writerow(["case", "target", *names, *["notice"] * len(said)])
+        for (case, target), row in rows.items():
+            writer.writerow([as_text(case), as_text(target), *(row[name] for name in names), *said])
+        write_text(folder / "metrics.csv", table.getvalue())
+        return self.metrics
+
+    def write_page(
+        self, folder: Path, title: str, *, settings: str = "", log_rows: Sequence[Mapping[str, Any]] = (),
+        details: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Path:  # fmt: skip
+        """Write ``report.html``, print the summary, and return the page's path.
+
+        Args:
+            folder: of the report; :meth:`write_metrics` comes first.
+            title: heading.
+            settings: the resolved config, as text.
+            log_rows: rows of ``log.jsonl``.
+            details: more sections of names and values: the model card, the environment.
+        """
+        monitor, style = self.evaluation.task.monitor, style_sheet()
+        curves = figures.training_curves(log_rows, monitor.name, monitor.title)
+        page = page_environment().get_template("sections.html.j2").render(
+            title=title, banner=self.evaluation.banner, metrics=self.metrics, style=style, curves=curves, settings=settings,
+            sections=[self._drawn(section) for section in self.assessment.sections], monitor=monitor.title,
+            details=run_details(self.metrics, details), policy=page_policy(style, None),
+        )  # fmt: skip
+        write_text(folder / "report.html", page)
+        if self.evaluation.banner:
+            print(visible(self.evaluation.banner))
+        for line in self.assessment.lines:
+            print(visible(line))
+        return folder / "report.html"
+
+    def _drawn(self, section: Section) -> dict[str, Any]:
+        return {
+            "name": section.name,
+            "text": section.text,
+            "tables": section.tables,
+            "charts": [(chart.title, figures.chart(chart)) for chart in section.charts],
+            "matrices": section.matrices,
+            "pictures": list(self._pictures(section.pictures)),
+        }
+
+    def _pictures(self, wanted: Mapping[str, str]) -> Iterator[tuple[str, str, bytes | None, str]]:
+        """Case, what is said about it, its picture, and why there is none."""
+        for name, said in wanted.items():
+            case = self.cases[name]
+            try:
+                shown = load_shown(CaseFiles(name, images=case.images, sha256=case.sha256), {}, {})
+                yield name, said, whole_picture(shown), ""
+            except CmtError as error:
+                log.warning("no picture of %s: %s", visible(name), error.what)
+                yield name, said, None, error.what
