@@ -25,7 +25,7 @@ DATA = {  # rooms within data; modules beside them stand for themselves
     "conventions": 0, "case": 0, "volumes": 1, "manifest": 2, "phantom": 1, "phantom_years": 2, "splits": 3, "sources": 3,
     "preprocessing": 4, "patches": 5,
 }  # fmt: skip
-ROOMS_WITHIN = {"networks": {"encoders", "decoders", "heads", "weights"}, "tasks": {"segmentation"}}
+ROOMS_WITHIN = {"networks": {"encoders", "decoders", "heads", "weights"}, "tasks": {"classification", "segmentation"}}
 """Rooms within others, beside those of data."""
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from cmt_med.config.classification import Classification
 from cmt_med.config.data import Data, Region, Split
 from cmt_med.config.inference import Inference
 from cmt_med.config.network import Network
@@ -13,7 +14,7 @@ from cmt_med.config.sections import PercentRange, Section, VoxelSize
 from cmt_med.config.training import Augmentation, Optimizer, Train
 
 __all__ = [
-    "Augmentation", "Data", "Experiment", "Inference", "Network", "Optimizer", "PercentRange", "Region",
+    "Augmentation", "Classification", "Data", "Experiment", "Inference", "Network", "Optimizer", "PercentRange", "Region",
     "Section", "Split", "Train", "VoxelSize", "without_later_keys",
 ]  # fmt: skip
 
@@ -21,7 +22,7 @@ __all__ = [
 LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("task",): "segmentation", ("optimizer", "name"): "adamw", ("optimizer", "betas"): (0.9, 0.99),
     ("optimizer", "momentum"): 0.99, ("optimizer", "layer_decay"): 1.0, ("network", "freeze"): None, ("train", "loss"): "dice_ce",
-    ("data", "enlarge"): True,
+    ("data", "enlarge"): True, ("classification",): Classification().model_dump(),
 }  # fmt: skip
 """Keys that came after runs had been begun without them, and the values that mean what those runs did."""
 
@@ -32,7 +33,7 @@ class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     output: str = Field(min_length=1, description="run folder")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    task: Literal["segmentation"] = Field(
+    task: Literal["segmentation", "classification"] = Field(
         "segmentation", description="what the network is trained to do"
     )
     folds: Annotated[int, Field(ge=2)] | None = Field(
@@ -41,6 +42,7 @@ class Experiment(Section):
     data: Data
     network: Network = Network()
     augmentation: Augmentation = Augmentation()
+    classification: Classification = Classification()
     optimizer: Optimizer = Optimizer()
     train: Train
     inference: Inference = Inference()
@@ -52,6 +54,8 @@ class Experiment(Section):
             raise ValueError(
                 f"train.patch_size has {len(self.train.patch_size)} numbers, network.spatial_dims is {dims}"
             )
+        if self.task != "classification" and self.classification != Classification():
+            raise ValueError("the section classification needs task: classification")
         if self.inference.window is not None and len(self.inference.window) != dims:
             raise ValueError(
                 f"inference.window has {len(self.inference.window)} numbers, network.spatial_dims is {dims}"

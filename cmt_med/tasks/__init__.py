@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cmt_med.tasks.classification.task import Classification
 from cmt_med.tasks.segmentation.task import Segmentation
+from cmt_med.tasks.task import Task
 
-TASKS = {"segmentation": Segmentation}
+TASKS: dict[str, type[Task]] = {"segmentation": Segmentation, "classification": Classification}

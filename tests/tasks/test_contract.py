@@ -1,0 +1,135 @@
+"""One contract for every task, in 2D and 3D, with random data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmt_med.config.schema import Experiment
+from cmt_med.data.manifest import Manifest, load_manifest
+from cmt_med.data.preprocessing.cache import CachedCase, prepare
+from cmt_med.networks import CLASSIFIERS, build_network
+from cmt_med.runs.prepare import check_network, settings_of
+from cmt_med.tasks import TASKS
+from cmt_med.tasks.task import Task
+from tests.helpers import save
+
+NETWORKS = {True: ("cmt_unetr", {"stem_channels": 8, "dims": (8, 16), "depths": (1, 1), "head_dim": 8, "full_channels": 4,
+                                 "attention": ("identity",) * 2, "kv_strides": (2, 1)}),
+            False: ("cmt_classifier", {"stem_channels": 8, "dims": (8, 16), "depths": (1, 1), "head_dim": 8,
+                                       "attention": ("identity",) * 2, "kv_strides": (2, 1)})}  # fmt: skip
+
+
+def data_set(folder: Path, dims: int, targets: int, seed: int) -> tuple[Manifest, Experiment]:
+    """Cases with label maps of some labels and with classes, and an experiment on them."""
+    rng = np.random.default_rng(seed)
+    shape = (12, 10, 9 if dims == 3 else 1)
+    entries = []
+    for i in range(3 * targets):
+        save(folder / f"i{i}.nii.gz", rng.normal(0, 1, shape).astype(np.float32))
+        save(folder / f"l{i}.nii.gz", rng.integers(0, targets + 1, shape).astype(np.uint8))
+        entries.append({"id": f"c{i}", "image": f"i{i}.nii.gz", "label": f"l{i}.nii.gz", "class": f"k{i % targets}"})
+    names = {"0": "background"} | {str(n): f"part{n}" for n in range(1, targets + 1)}
+    path = folder / "list.json"
+    path.write_text(json.dumps({"modality": {"0": "a"}, "labels": names, "training": entries}))
+    content: dict[str, Any] = {
+        "name": "x", "output": str(folder / "run"), "data": {"manifest": str(path), "channels": ["a"]},
+        "network": {"spatial_dims": dims}, "train": {"epochs": 1, "patch_size": [16] * dims},
+    }  # fmt: skip
+    return load_manifest(path), Experiment.model_validate(content)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", TASKS)
+@settings(max_examples=5, deadline=None)
+@given(targets=st.integers(2, 4), seed=st.integers(0, 10_000))
+def test_every_task(tmp_path_factory: pytest.TempPathFactory, name: str, dims: int, targets: int, seed: int) -> None:
+    folder = tmp_path_factory.mktemp("data")
+    manifest, plain = data_set(folder, dims, targets, seed)
+    experiment = plain.model_copy(update={"task": name})
+    assert all(TASKS[name].has_target(case) for case in manifest.cases)
+    task = TASKS[name].from_data(experiment, manifest).with_training(manifest.cases)
+    task.check(experiment.inference)
+    assert TASKS[task.name] is TASKS[name]
+    _the_card_says_it_all(task)
+    network_name, options = NETWORKS[task.dense]
+    assert (network_name in CLASSIFIERS) != task.dense
+    network = build_network(network_name, spatial_dims=dims, in_channels=1, num_classes=task.channels, **options)
+    cached = settings_of(experiment, task)
+    entries = [
+        prepare(
+            case, channels=["a"], labels=task.labels, settings=cached, folder=folder / "cache", target=task.target(case)
+        )
+        for case in manifest.cases
+    ]
+    _learns(task, network, dims, targets)
+    _is_scored(task, entries, experiment)
+
+
+def _the_card_says_it_all(task: Task) -> None:
+    again = TASKS[task.name].from_card(dict(task.labels), task.regions)
+    assert (again.labels, again.regions, again.channels, again.scored) == (
+        task.labels, task.regions, task.channels, task.scored,
+    )  # fmt: skip
+    json.dumps(task.identity())
+
+
+def _learns(task: Task, network: torch.nn.Module, dims: int, targets: int) -> None:
+    """A gradient reaches the network, and a step against it lowers the loss."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 1, *[16] * dims)
+    batch = {
+        "image": images,
+        "label": torch.randint(0, targets + 1, (4, 1, *[16] * dims)).byte(),
+        "class": torch.arange(4) % targets,
+    }
+    network.eval()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    before = task.loss(network(images), batch)
+    before.backward()
+    assert bool(torch.isfinite(before))
+    optimizer.step()
+    assert float(task.loss(network(images), batch)) < float(before)
+
+
+def _is_scored(task: Task, entries: list[CachedCase], experiment: Experiment) -> None:
+    """Right answers have the best score that there is, and probabilities are some."""
+    logits = torch.randn(task.channels, 3, 2)
+    chances = task.probabilities(logits)
+    assert chances.shape == logits.shape
+    assert bool(((chances >= 0) & (chances <= 1)).all())
+    right, wrong = ([task.score(answer(entry), entry, experiment.inference) for entry in entries] for answer in (
+        lambda entry: _answer(task, entry, 0), lambda entry: _answer(task, entry, 1)))  # fmt: skip
+    best, worse = (task.summarise(np.array(rows, dtype=np.float64)) for rows in (right, wrong))
+    assert best[task.monitor.name] == 1.0
+    assert task.monitor.is_better(best[task.monitor.name], worse[task.monitor.name])
+
+
+def _answer(task: Task, entry: CachedCase, shift: int) -> torch.Tensor:
+    """Probabilities that say what is right, or the next class or label in its place."""
+    if entry.target is not None:
+        return torch.eye(task.channels)[(entry.target + shift) % task.channels]
+    label = torch.from_numpy(np.array(entry.label()[0])).long()
+    label = torch.where(label > 0, (label - 1 + shift) % (task.channels - 1) + 1, label)
+    return torch.nn.functional.one_hot(label, task.channels).movedim(-1, 0).float()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_network_must_fit_the_task(tmp_path: Path, name: str) -> None:
+    _, plain = data_set(tmp_path, 3, 2, 0)
+    dense = TASKS[name].dense
+    for network, fits in ((NETWORKS[True][0], dense), (NETWORKS[False][0], not dense), ("cmt_ti", not dense)):
+        chosen = plain.network.model_copy(update={"name": network})
+        experiment = plain.model_copy(update={"task": name, "network": chosen})
+        if fits:
+            check_network(experiment)
+        else:
+            with pytest.raises(Exception, match="this network"):
+                check_network(experiment)
