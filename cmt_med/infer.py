@@ -33,8 +33,8 @@ def infer(
     set: Annotated[
         list[str] | None,
         typer.Option(
-            help="KEY=VALUE that replaces one of the model's inference settings, e.g. minimum.ET=100, thresholds={} or "
-            "components.WT=50 (mm³)."
+            help="KEY=VALUE that replaces one of the model's inference settings, e.g. min_region_mm3.ET=100, thresholds={} or "
+            "min_component_mm3.WT=50 (mm³)."
         ),
     ] = None,
     convention: Annotated[

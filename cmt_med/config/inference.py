@@ -23,15 +23,15 @@ class Inference(Section):
     tta: Literal["none", "flips"] = "none"
     threshold: Probability = Field(0.5, description="for regions")
     thresholds: dict[str, Probability] = Field(default_factory=dict, description="for single regions, by name")
-    minimum: dict[str, PositiveFloat] = Field(
+    min_region_mm3: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="mm³ by name; a region that is smaller in total becomes the one around it"
     )
-    components: dict[str, PositiveFloat] = Field(
+    min_component_mm3: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="mm³ by name; smaller connected parts are removed"
     )
     confident: Probability | None = Field(
         None, description="a part that reaches this probability stays, however small it is"
     )
-    choose: list[Literal["thresholds", "minimum"]] = Field(
+    choose: list[Literal["thresholds", "min_region_mm3"]] = Field(
         default_factory=list, description="with folds: settings chosen on the out-of-fold predictions for the model"
     )

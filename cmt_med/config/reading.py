@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from cmt_med.base.errors import ConfigError
-from cmt_med.config.schema import Experiment, Inference, Section
+from cmt_med.config.schema import INFERENCE_NAMES, Experiment, Inference, Section
 
 MAX_CONFIG_BYTES = 1_000_000
 
@@ -100,7 +100,7 @@ def _listed_beside(manifest: str, config: Path) -> str:
 
 
 def changed_inference(settings: Inference, overrides: Iterable[str]) -> Inference:
-    """A model's settings with ``KEY=VALUE`` items, values in YAML, such as ``minimum.ET=100`` or ``thresholds={}``.
+    """A model's settings with ``KEY=VALUE`` items, values in YAML, such as ``min_region_mm3.ET=100`` or ``thresholds={}``.
 
     Raises:
         ConfigError: naming the key.
@@ -108,7 +108,7 @@ def changed_inference(settings: Inference, overrides: Iterable[str]) -> Inferenc
     tree: dict[str, Any] = {"inference": settings.model_dump()}
     lines: dict[tuple[str, ...], str] = {}
     for item in overrides:
-        _override(tree, lines, f"inference.{item.removeprefix('inference.')}", example="minimum.ET=100")
+        _override(tree, lines, f"inference.{item.removeprefix('inference.')}", example="min_region_mm3.ET=100")
     try:
         return Inference.model_validate(tree["inference"])
     except ValidationError as error:
@@ -236,6 +236,10 @@ def _override(
     lines[path] = f"--set {item}"
 
 
+RENAMED = {("inference", old): f"inference.{new}" for old, new in INFERENCE_NAMES.items()}
+"""Keys of before -> what they are called now."""
+
+
 def _validate(tree: dict[str, Any], lines: dict[tuple[str, ...], str], source: str) -> Experiment:
     try:
         return Experiment.model_validate(tree)
@@ -253,6 +257,11 @@ def _explained(
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), source)
     key = ".".join(path) or "the whole config"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden" and path in RENAMED:
+        return ConfigError(
+            f"the key {key} has another name now{more}", where=line, why="a name says what a number is, and in which unit",
+            fix=f"write {RENAMED[path]}; it means the same",
+        )  # fmt: skip
     if first["type"] == "extra_forbidden":
         known = _keys_at(path[:-1])
         near = difflib.get_close_matches(path[-1], known, 1, 0.6)

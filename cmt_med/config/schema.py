@@ -15,7 +15,7 @@ from cmt_med.config.training import Augmentation, Optimizer, Train
 
 __all__ = [
     "Augmentation", "Classification", "Data", "Experiment", "Inference", "Network", "Optimizer", "PercentRange", "Region",
-    "Section", "Split", "Train", "VoxelSize", "without_later_keys",
+    "Section", "Split", "Train", "VoxelSize", "with_new_names", "without_later_keys",
 ]  # fmt: skip
 
 
@@ -67,6 +67,18 @@ class Experiment(Section):
         return self
 
 
+INFERENCE_NAMES = {"minimum": "min_region_mm3", "components": "min_component_mm3"}
+"""Names of before in the section ``inference`` -> those of now."""
+
+
+def with_new_names(inference: dict[str, Any]) -> dict[str, Any]:
+    """The section ``inference`` of a model card of before, with the names of now."""
+    renamed = {INFERENCE_NAMES.get(key, key): value for key, value in inference.items()}
+    if isinstance(renamed.get("choose"), list):
+        renamed["choose"] = [INFERENCE_NAMES.get(name, name) for name in renamed["choose"]]
+    return renamed
+
+
 def without_later_keys(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as a run of before would have written them, so that it can be resumed and its folds are known again."""
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
@@ -74,4 +86,12 @@ def without_later_keys(settings: dict[str, Any]) -> dict[str, Any]:
         section = result if len(path) == 1 else result.get(path[0])
         if isinstance(section, dict) and section.get(path[-1]) == value:
             del section[path[-1]]
+    inference = result.get("inference")
+    if isinstance(inference, dict):
+        for old, new in INFERENCE_NAMES.items():
+            if new in inference:
+                inference[old] = inference.pop(new)
+        if "choose" in inference:
+            names = {new: old for old, new in INFERENCE_NAMES.items()}
+            inference["choose"] = [names.get(name, name) for name in inference["choose"]]
     return result

@@ -63,7 +63,7 @@ def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
 
 def _postprocessing_of(settings: Inference) -> dict[str, Any]:
     """The settings that turn probabilities into labels."""
-    return settings.model_dump(include={"threshold", "thresholds", "minimum", "components", "confident"})
+    return settings.model_dump(include={"threshold", "thresholds", "min_region_mm3", "min_component_mm3", "confident"})
 
 
 def renumbered(card: ModelCard, labels: Mapping[str, int], convention: str = "") -> ModelCard:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import sha256, write_bytes, write_json
-from cmt_med.config.schema import Inference, PercentRange, Section, VoxelSize
+from cmt_med.config.schema import Inference, PercentRange, Section, VoxelSize, with_new_names
 from cmt_med.data.preprocessing.fingerprint import Fingerprint
 from cmt_med.data.volumes.streams import MAX_VOXELS
 from cmt_med.tasks import TASKS
@@ -31,7 +31,7 @@ from cmt_med.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 
 MAX_CARD_BYTES = 10_000_000
 LARGEST, LONGEST = 1 << 16, 64
@@ -76,7 +76,7 @@ class ModelCard(BaseModel):
     """Everything about a model but its weights; no case names or paths."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     name: str
     task: str = "segmentation"
     network: dict[str, Any]  # keyword arguments of build_network
@@ -246,10 +246,17 @@ def _require_finite(weights: Mapping[str, Tensor], path: Path, fix: str) -> None
 
 
 def _of_this_version(content: Any) -> Any:
-    """A card as this version writes it. Peers are what they were in version 2; this package's own networks are others."""
-    network = content.get("network") if isinstance(content, dict) else None
+    """A card as this version writes it. Since version 4, two settings have other names.
+
+    Peers are what they were in version 2; this package's own networks are others.
+    """
+    if not isinstance(content, dict):
+        return content
+    network, inference, version = (content.get(key) for key in ("network", "inference", "schema_version"))
     peer = isinstance(network, dict) and str(network.get("name")).startswith("monai_")
-    return content | {"schema_version": SCHEMA_VERSION} if peer and content.get("schema_version") == 2 else content
+    if not (version == 3 or (version == 2 and peer)) or not isinstance(inference, dict):
+        return content
+    return content | {"schema_version": SCHEMA_VERSION, "inference": with_new_names(inference)}
 
 
 def _read_card(path: Path) -> Any:

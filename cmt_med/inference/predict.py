@@ -223,7 +223,7 @@ class Ensemble:
         decide = scheme.decide(settings)
         if _is_blank(loaded):
             return np.zeros(grid.shape, dtype=np.uint8), Removed()
-        if not self._alike or settings.components or decide is None:
+        if not self._alike or settings.min_component_mm3 or decide is None:
             return self.labels(self.probabilities(loaded), grid)
         data = self.predictors[0].transform(as_dictionary(loaded))
         codes = labels_on_grid(self._together(data), data, grid, decide)

@@ -335,6 +335,8 @@ def _print_choice(choice: Choice) -> None:
     for name, before in choice.before.items():
         after = choice.after[name]
         parts = [f"threshold {choice.settings.thresholds[name]:g}"] if name in choice.settings.thresholds else []
-        parts += [f"at least {choice.settings.minimum[name]:g} mm³"] if name in choice.settings.minimum else []
+        parts += (
+            [f"at least {choice.settings.min_region_mm3[name]:g} mm³"] if name in choice.settings.min_region_mm3 else []
+        )
         what = ", ".join(parts) or "nothing that is worth it"
         print(f"chosen for {name}: {what}; Dice {before:.4f} -> {after:.4f} (cross-fitted)")

@@ -12,7 +12,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine, EventEnum, Events
 from torch import Tensor, nn
 
 from cmt_med.base.errors import DataError, Interrupted
@@ -32,6 +32,12 @@ CHECKPOINT_SECONDS = 300.0
 MANY_EPOCHS = 10**7
 
 log = logging.getLogger(__name__)
+
+
+class Moments(EventEnum):
+    """Beside Ignite's: its epochs begin anew when a run is resumed, ours are counted in steps."""
+
+    EPOCH_ENDED = "epoch_ended"
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def fit(
 
 
 class _Loop:
-    """The engine and its handlers."""
+    """The engine and its handlers, one concern each, called in the order in which they are listed."""
 
     def __init__(
         self,
@@ -142,10 +148,22 @@ class _Loop:
         self.banner = banner
         self.engine = Engine(step)
         self.share = OutsideShare()
-        self.engine.add_event_handler(Events.GET_BATCH_STARTED, self.share.begin)
-        self.engine.add_event_handler(Events.GET_BATCH_STARTED, lambda: heartbeat.at("waiting for data"))
-        self.engine.add_event_handler(Events.GET_BATCH_COMPLETED, lambda: heartbeat.at("in a step"))
-        self.engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
+        self.row: dict[str, Any] = {}
+        self.engine.register_events(*Moments)
+        handlers: dict[Any, tuple[Callable[..., None], ...]] = {
+            Events.GET_BATCH_STARTED: (self.share.begin, lambda: heartbeat.at("waiting for data")),
+            Events.GET_BATCH_COMPLETED: (lambda: heartbeat.at("in a step"),),
+            Events.ITERATION_COMPLETED: (
+                self._count, self._check_finite, self._spend, self._show, self._write_scalars, self._stop_if_asked,
+                self._end_epoch, self._checkpoint_now_and_then,
+            ),
+            Moments.EPOCH_ENDED: (
+                self._begin_row, self._validate_if_due, self._append_row, self._clear_sums, self._checkpoint_if_due,
+            ),
+        }  # fmt: skip
+        for event, called in handlers.items():
+            for handler in called:
+                self.engine.add_event_handler(event, handler)
         self.progress = Progress(self.parts.task.monitor, enabled=run.main, banner=banner)
         self.last_checkpoint = time.monotonic()
         self.board: Board | None = None
@@ -160,7 +178,7 @@ class _Loop:
         if self.state.main:
             self.board = Board(self.state.folder / "tensorboard", step=position.step, notice=self.banner)
         if unclosed:
-            self._close_epoch()
+            self.engine.fire_event(Moments.EPOCH_ENDED)
         if not done and not self._lost_patience():
             self._run_engine()
         if self.board is not None:
@@ -194,31 +212,52 @@ class _Loop:
         settings = self.state.settings
         return learning_rate(self.budget.progress(step), peak=settings.lr, warmup=settings.warmup)
 
-    def _after_step(self, engine: Engine) -> None:
-        position, values = self.state.position, engine.state.output
-        position.step = engine.state.iteration
+    # ---- after each step
+
+    @property
+    def _values(self) -> dict[str, float]:
+        """What the step says of itself."""
+        values: dict[str, float] = self.engine.state.output
+        return values
+
+    def _count(self) -> None:
+        position, values = self.state.position, self._values
+        position.step = self.engine.state.iteration
         self.share.end(values["seconds"])
-        finite = self._check_finite(values, engine)
-        self.budget.after_step(position.step, self._measure_validation)
-        plan = self.budget.plan
-        total = plan.total_steps if plan else None
-        self.progress.step(
-            position.step, total, values["loss"] if finite else None, self.share.value,
-            step_seconds=self.budget.pace.mean_step, seconds_left=self.budget.seconds_left(position.step),
-        )  # fmt: skip
-        if finite:
+        if values["finite"]:
             position.loss_sum += values["loss"]
             position.loss_count += 1
+
+    def _spend(self) -> None:
+        self.budget.after_step(self.state.position.step, self._measure_validation)
+
+    def _show(self) -> None:
+        step, values, plan = self.state.position.step, self._values, self.budget.plan
+        self.progress.step(
+            step, plan.total_steps if plan else None, values["loss"] if values["finite"] else None, self.share.value,
+            step_seconds=self.budget.pace.mean_step, seconds_left=self.budget.seconds_left(step),
+        )  # fmt: skip
+
+    def _write_scalars(self) -> None:
         if self.board is not None:
             for key in ("loss", "lr", "grad_norm"):
-                self.board.scalar(f"train/{key}", values[key], position.step)
-        if self._stop_together():
+                self.board.scalar(f"train/{key}", self._values[key], self.state.position.step)
+
+    def _stop_if_asked(self) -> None:
+        """Leave if any rank was asked to stop; all ranks agree."""
+        wanted = self.stop_requested()
+        if bool(idist.all_reduce(int(wanted))) if idist.get_world_size() > 1 else wanted:
             self._leave()
-        if self._ends_epoch(position.step):
-            self._close_epoch()
-            if self.budget.is_over(position.step) or self._lost_patience():
-                engine.terminate()
-        elif time.monotonic() - self.last_checkpoint > CHECKPOINT_SECONDS:
+
+    def _end_epoch(self) -> None:
+        step = self.state.position.step
+        if self._ends_epoch(step):
+            self.engine.fire_event(Moments.EPOCH_ENDED)
+            if self.budget.is_over(step) or self._lost_patience():
+                self.engine.terminate()
+
+    def _checkpoint_now_and_then(self) -> None:
+        if time.monotonic() - self.last_checkpoint > CHECKPOINT_SECONDS:
             self._checkpoint()
 
     def _leave(self) -> None:
@@ -243,37 +282,51 @@ class _Loop:
             self._checkpoint()
         return True
 
-    def _close_epoch(self) -> None:
+    # ---- at the end of an epoch
+
+    def _begin_row(self) -> None:
         position = self.state.position
-        last = self.budget.is_over(position.step)
-        epoch = math.ceil(position.step / self.parts.steps_per_epoch)
-        row: dict[str, Any] = {
+        self.row = {
             "step": position.step,
-            "epoch": epoch,
+            "epoch": math.ceil(position.step / self.parts.steps_per_epoch),
             "loss": position.loss_sum / max(1, position.loss_count),
             "lr": self._rate(position.step - 1),
             "seconds": round(self.budget.seconds(), 1),
             "step_seconds": self.budget.pace.mean_step,
             "outside_share": round(self.share.value, 3),
         }
+
+    def _validate_if_due(self) -> None:
         # The last average is scored on all held-out cases right after training, so only a choice needs it here.
-        wanted = self.train.select == "best" if last else epoch % self.train.validate_every == 0
-        if self.parts.validate is not None and wanted:
-            scores = self._validate()
-            self.state.note_scores(scores)
-            row |= scores
-            if self.board is not None:
-                for key, value in scores.items():
-                    self.board.scalar(f"validation/{key}", value, position.step)
+        last = self.budget.is_over(self.state.position.step)
+        wanted = self.train.select == "best" if last else self.row["epoch"] % self.train.validate_every == 0
+        if self.parts.validate is None or not wanted:
+            return
+        scores = self._validate()
+        self.state.note_scores(scores)
+        self.row |= scores
+        if self.board is not None:
+            for key, value in scores.items():
+                self.board.scalar(f"validation/{key}", value, self.state.position.step)
+
+    def _append_row(self) -> None:
         self.heartbeat.at("writing the log")
         if self.state.main:
-            append_line(self.state.folder / "log.jsonl", {"notice": self.banner} | row if self.banner else row)
-        self.progress.epoch(row)
+            row = {"notice": self.banner} | self.row if self.banner else self.row
+            append_line(self.state.folder / "log.jsonl", row)
+        self.progress.epoch(self.row)
+
+    def _clear_sums(self) -> None:
+        position = self.state.position
         position.loss_sum, position.loss_count, position.closed = 0.0, 0, position.step
         self.share.clear()
-        if last or self.parts.task.monitor.name in row:
+
+    def _checkpoint_if_due(self) -> None:
+        if self.budget.is_over(self.state.position.step) or self.parts.task.monitor.name in self.row:
             self._checkpoint()
         self.budget.skip_pause()
+
+    # ---- what handlers do
 
     def _validate(self) -> dict[str, float]:
         assert self.parts.validate is not None  # by the callers
@@ -305,16 +358,12 @@ class _Loop:
         self.budget.pace.checkpoints.append(self.last_checkpoint - begun)
         self.budget.skip_pause()
 
-    def _stop_together(self) -> bool:
-        """Whether any rank was asked to stop; all ranks agree."""
-        wanted = self.stop_requested()
-        return bool(idist.all_reduce(int(wanted))) if idist.get_world_size() > 1 else wanted
-
-    def _check_finite(self, values: dict[str, float], engine: Engine) -> bool:
-        if values["finite"]:
-            return True
+    def _check_finite(self) -> None:
+        """Count a step that was skipped because its loss was not finite; a few are forgiven."""
+        if self._values["finite"]:
+            return
         position = self.state.position
-        cases = torch.cat([batch["case"] for batch in engine.state.batch])
+        cases = torch.cat([batch["case"] for batch in self.engine.state.batch])
         if idist.get_world_size() > 1:
             cases = torch.as_tensor(idist.all_gather(cases))
         names = ", ".join(sorted({self.parts.case_names[int(i)] for i in cases}))
@@ -328,4 +377,3 @@ class _Loop:
             )
         position.skipped += 1
         log.warning("step %d: the loss is not finite; skipped; cases: %s", position.step, names)
-        return False

@@ -102,7 +102,7 @@ def test_post_processing_goes_before_new_numbers() -> None:
     labels = {"background": 0, "NCR": 1, "ED": 2, "NET": 3, "ET": 4}
     regions = [RegionCard(name="WT", values=[1, 2, 3, 4], write=2), RegionCard(name="TC", values=[1, 3, 4], write=1),
                RegionCard(name="NET", values=[3], write=3)]  # fmt: skip
-    settings = Inference(minimum={"NET": 50.0})
+    settings = Inference(min_region_mm3={"NET": 50.0})
     card = card.model_copy(update={"labels": labels, "regions": regions, "inference": settings})
     chances = np.zeros((3, 8, 8, 8), np.float32)
     chances[0, 1:7, 1:7, 1:7] = chances[1, 2:6, 2:6, 2:6] = chances[2, 2:4, 2:4, 2:4] = 1.0
@@ -131,20 +131,22 @@ def test_post_processing_is_changed_and_recorded(tmp_path: Path) -> None:
     arguments = ["--model", str(model), "--input", str(one_case(tmp_path / "in", "x")), "--output"]
     assert run_command(infer, [*arguments, str(tmp_path / "plain")]) == 0
     assert labels_in(tmp_path / "plain", "x") == {0, 1, 2}
-    settings = ["--set", "minimum.one=1e6", "--set", "inference.components.two=1e6"]
+    settings = ["--set", "min_region_mm3.one=1e6", "--set", "inference.min_component_mm3.two=1e6"]
     assert run_command(infer, [*arguments, str(tmp_path / "changed"), *settings]) == 0
     assert labels_in(tmp_path / "changed", "x") == {0}
     record = json.loads((tmp_path / "changed/x.json").read_text())
-    assert record["settings"]["minimum"] == {"one": 1e6}
-    assert record["settings"]["components"] == {"two": 1e6}
+    assert record["settings"]["min_region_mm3"] == {"one": 1e6}
+    assert record["settings"]["min_component_mm3"] == {"two": 1e6}
     assert set(record["removed"]["component_mm3"]) == {"two"}
 
 
 @pytest.mark.parametrize(
     ("item", "said"),
-    [("minimum.three=5", "three"), ("thresholds.one=0.4", "thresholds"), ("minimun.one=5", "minimum"), ("tta=mirror", "tta"),
-     ("window=[8, 8, 8]", "settled in training"), ("choose=[minimum]", "settled in training"), ("minimum.one=-5", "greater"),
-     ("overlap", "minimum.ET=100"), ("train.epochs=3", "known keys here"), ("windows=3", "did you mean window"),
+    [("min_region_mm3.three=5", "three"), ("thresholds.one=0.4", "thresholds"), ("min_region_mm.one=5", "min_region_mm3"),
+     ("minimum.one=5", "write inference.min_region_mm3"), ("components.one=5", "write inference.min_component_mm3"),
+     ("tta=mirror", "tta"), ("window=[8, 8, 8]", "settled in training"), ("choose=[min_region_mm3]", "settled in training"),
+     ("min_region_mm3.one=-5", "greater"), ("overlap", "min_region_mm3.ET=100"),
+     ("train.epochs=3", "known keys here"), ("windows=3", "did you mean window"),
      ("epochs=3", "known keys here")],
 )  # fmt: skip
 def test_settings_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], item: str, said: str) -> None:
@@ -159,13 +161,13 @@ def test_settings_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_changes_are_the_ensemble_s(caplog: pytest.LogCaptureFixture) -> None:
     card, _ = random_model()
-    cards = [card.model_copy(update={"inference": Inference(minimum={"one": size})}) for size in (5.0, 7.0)]
-    changed = with_settings(cards, ["components.two=3", "overlap=0.25"])
+    cards = [card.model_copy(update={"inference": Inference(min_region_mm3={"one": size})}) for size in (5.0, 7.0)]
+    changed = with_settings(cards, ["min_component_mm3.two=3", "overlap=0.25"])
     assert "different thresholds" in caplog.text  # of its own, each would fit one member alone
     joint = joint_card(changed).inference
-    assert (joint.minimum, joint.components, joint.overlap) == ({}, {"two": 3.0}, 0.25)
-    alike = with_settings([cards[0], cards[0]], ["components.two=3"])
-    assert joint_card(alike).inference.minimum == {"one": 5.0}
-    assert joint_card(with_settings([cards[0]], ["minimum={}"])).inference.minimum == {}
+    assert (joint.min_region_mm3, joint.min_component_mm3, joint.overlap) == ({}, {"two": 3.0}, 0.25)
+    alike = with_settings([cards[0], cards[0]], ["min_component_mm3.two=3"])
+    assert joint_card(alike).inference.min_region_mm3 == {"one": 5.0}
+    assert joint_card(with_settings([cards[0]], ["min_region_mm3={}"])).inference.min_region_mm3 == {}
     with pytest.raises(ConfigError, match="there is no region 'three'"):
-        with_settings(cards, ["minimum.three=1"])
+        with_settings(cards, ["min_region_mm3.three=1"])

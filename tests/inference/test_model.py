@@ -83,7 +83,20 @@ def test_models_of_version_2(tmp_path: Path) -> None:
         load_model(folder)
     card["network"]["name"] = "monai_segresnet"
     (folder / "model.json").write_text(json.dumps(card))
-    assert load_model(folder)[0].schema_version == 3
+    assert load_model(folder)[0].schema_version == 4
+
+
+def test_models_of_version_3_have_other_names(tmp_path: Path) -> None:
+    folder = save_random_model(tmp_path)
+    card = json.loads((folder / "model.json").read_text()) | {"schema_version": 3}
+    name = next(name for name, value in card["labels"].items() if value)
+    card["inference"] |= {"minimum": {name: 7.0}, "components": {name: 3.0}, "choose": ["minimum"]}
+    for key in ("min_region_mm3", "min_component_mm3"):
+        del card["inference"][key]
+    (folder / "model.json").write_text(json.dumps(card))
+    settings = load_model(folder)[0].inference
+    assert (settings.min_region_mm3, settings.min_component_mm3) == ({name: 7.0}, {name: 3.0})
+    assert settings.choose == ["min_region_mm3"]
 
 
 @pytest.mark.fault(8)

@@ -75,7 +75,7 @@ def test_the_same_labels(small: None, more: dict[str, Any], grid: int, spacing: 
     for regions, channels, crop, settings in (
         (False, 3, True, {}),
         (False, 9, False, {}),
-        (True, 3, True, {"thresholds": {"l2": 0.45}, "minimum": {"l3": 900.0}}),
+        (True, 3, True, {"thresholds": {"l2": 0.45}, "min_region_mm3": {"l3": 900.0}}),
     ):
         made = ensemble(channels, regions=regions, spacing=spacing, crop=crop, **(more | settings))
         expected, removed = made.labels(made.probabilities(loaded), loaded.grid)
@@ -87,7 +87,7 @@ def test_the_same_labels(small: None, more: dict[str, Any], grid: int, spacing: 
 
 def test_what_needs_whole_probabilities_gets_them() -> None:
     loaded = case(*GRIDS[0])
-    made = ensemble(3, regions=True, spacing=None, crop=True, components={"l3": 1e6})
+    made = ensemble(3, regions=True, spacing=None, crop=True, min_component_mm3={"l3": 1e6})
     expected, removed = made.labels(made.probabilities(loaded), loaded.grid)
     found, taken = made.segment(loaded)
     assert np.array_equal(found, expected)

@@ -29,7 +29,7 @@ from tests.processes import Running, command
 
 SETS = ["--set", "folds=3", "--set", "train.epochs=3", "--set", "inference.threshold=0.6",
         "--set", "data.regions=[{name: ball, labels: [ball], write: ball}]",
-        "--set", "inference.choose=[thresholds, minimum]"]  # fmt: skip
+        "--set", "inference.choose=[thresholds, min_region_mm3]"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_what_was_chosen_is_in_every_model(finished: Path) -> None:
     for fold in range(3):
         card = json.loads((finished / f"run/model/fold_{fold}/model.json").read_text())
         assert card["inference"]["thresholds"] == chosen["thresholds"]
-        assert card["inference"]["minimum"] == chosen["minimum"]
+        assert card["inference"]["min_region_mm3"] == chosen["min_region_mm3"]
         assert card["validation"]["ball"]["n"] == 6
 
 

@@ -1,9 +1,10 @@
-"""Classifiers of whole images: an encoder, a global average of its coarsest grid, and a linear layer."""
+"""Classifiers of whole images: an encoder, what is most and what is usual in each of its grids, and a linear layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from monai.networks.nets.densenet import DenseNet
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,21 +18,32 @@ SMALLEST = 32
 
 
 class PooledHead(nn.Module):
-    """Mean over all positions, layer norm, dropout, linear: (B, C, *S) -> (B, num_classes)."""
+    """Mean and maximum of every grid over its positions, layer norm, dropout, linear: grids (B, C_i, *S_i) -> (B, num_classes).
 
-    def __init__(self, *, channels: int, num_classes: int, dropout: float) -> None:
+    On small data sets both help: texture shows in means of fine grids, a lesion in the maxima (docs/results.md).
+
+    Args:
+        channels: of each grid.
+        num_classes: of the logits.
+        dropout: before the linear layer.
+    """
+
+    def __init__(self, *, channels: Sequence[int], num_classes: int, dropout: float) -> None:
         super().__init__()
         if not 0.0 <= dropout < 1.0:
             raise NetworkError(
                 "dropout would drop everything", where=f"dropout={dropout!r}", fix="use a probability from 0 to below 1"
             )
-        self.norm, self.dropout = nn.LayerNorm(channels), nn.Dropout(dropout)
-        self.linear = nn.Linear(channels, num_classes)
+        width = 2 * sum(channels)
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.linear = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.linear(self.dropout(self.norm(x.flatten(2).mean(2))))
+    def forward(self, grids: Sequence[Tensor]) -> Tensor:
+        flat = [grid.flatten(2) for grid in grids]
+        pooled = torch.cat([*(x.mean(2) for x in flat), *(x.amax(2) for x in flat)], dim=1)
+        logits: Tensor = self.linear(self.dropout(self.norm(pooled)))
         return logits
 
 
@@ -40,7 +52,7 @@ class Classifier(nn.Module):
 
     Args:
         encoder: from an image to grids, finest first.
-        head: from the coarsest grid to logits; None to return the grids.
+        head: from the grids to logits; None to return them.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module | None) -> None:
@@ -50,7 +62,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         grids: list[Tensor] = self.encoder(channels_last(x))
-        return grids if self.head is None else self.head(grids[-1])
+        return grids if self.head is None else self.head(grids)
 
 
 def cmt_classifier(
@@ -66,7 +78,7 @@ def cmt_classifier(
     kv_strides: Sequence[int] = (4, 2, 1),
     window: int = 6,
     ffn_ratio: float = 3.0,
-    drop_path: float = 0.1,
+    drop_path: float = 0.0,
     norm: str = "instance",
     embedding: str = "single",
     merging: str = "overlapping",
@@ -93,7 +105,7 @@ def cmt_classifier(
     )  # fmt: skip
     head = None
     if num_classes is not None:
-        head = PooledHead(channels=encoder.out_channels[-1], num_classes=num_classes, dropout=dropout)
+        head = PooledHead(channels=encoder.out_channels, num_classes=num_classes, dropout=dropout)
     return Classifier(encoder, head)
 
 

@@ -99,7 +99,7 @@ class Classification:
 
     def check(self, settings: Inference) -> None:
         """Raise for settings of label maps."""
-        for key in ("thresholds", "minimum", "components", "choose"):
+        for key in ("thresholds", "min_region_mm3", "min_component_mm3", "choose"):
             if getattr(settings, key):
                 raise ConfigError(
                     "post-processing is for label maps", where=f"inference.{key}",

@@ -49,7 +49,7 @@ class Choice:
 
     def as_dict(self) -> dict[str, Any]:
         """For reports."""
-        chosen = {"thresholds": self.settings.thresholds, "minimum": self.settings.minimum}
+        chosen = {"thresholds": self.settings.thresholds, "min_region_mm3": self.settings.min_region_mm3}
         return {"chosen": chosen, "dice_without": self.before, "dice_with_cross_fitted": self.after}
 
 
@@ -84,15 +84,15 @@ def choose_settings(held: Sequence[OutOfFoldCase], outputs: Sequence[Target], se
 
     def minimum(cases: Sequence[OutOfFoldCase], under: Inference) -> dict[str, float]:
         rows = [sizes[_key(under)][case.name] for case in cases]
-        return _best_minimum(rows, outputs) if "minimum" in settings.choose else settings.minimum
+        return _best_minimum(rows, outputs) if "min_region_mm3" in settings.choose else settings.min_region_mm3
 
     after = []
     for f in folds:
         under = with_thresholds[f]
         least = minimum([c for c in held if c.fold != f], under)
         after += [_dice_with(sizes[_key(under)][c.name], least) for c in held if c.fold == f]
-    before = [_dice_with(sizes[_key(settings)][case.name], settings.minimum) for case in held]
-    final = with_thresholds[None].model_copy(update={"minimum": minimum(held, with_thresholds[None])})
+    before = [_dice_with(sizes[_key(settings)][case.name], settings.min_region_mm3) for case in held]
+    final = with_thresholds[None].model_copy(update={"min_region_mm3": minimum(held, with_thresholds[None])})
     return Choice(final, _means(before), _means(after))
 
 
@@ -154,7 +154,7 @@ def innermost(outputs: Sequence[Target]) -> list[Target]:
 def _sizes(
     held: Sequence[OutOfFoldCase], outputs: Sequence[Target], variants: Sequence[Inference]
 ) -> dict[str, dict[str, _Sizes]]:
-    bare = {_key(v): v.model_copy(update={"minimum": {}}) for v in variants}
+    bare = {_key(v): v.model_copy(update={"min_region_mm3": {}}) for v in variants}
     result: dict[str, dict[str, _Sizes]] = {key: {} for key in bare}
     for case in held:
         chances, reference, voxel_mm3 = _read(case, outputs)

@@ -95,7 +95,7 @@ class LabelScheme(ABC):
             ConfigError: naming the key.
         """
         names = [target.name for target in self.targets]
-        for key in ("thresholds", "minimum", "components"):
+        for key in ("thresholds", "min_region_mm3", "min_component_mm3"):
             strange = [name for name in getattr(settings, key) if name not in names]
             if strange:
                 raise ConfigError(
@@ -115,12 +115,12 @@ class LabelScheme(ABC):
         """
         values = torch.as_tensor(probabilities)
         decide = self.decide(settings)
-        if decide is not None and not settings.components:
+        if decide is not None and not settings.min_component_mm3:
             codes = decide(values.flatten(1)).view(values.shape[1:])
             return self.painted(codes.cpu().numpy(), settings, voxel_mm3=voxel_mm3)
         removed, masks = Removed(), self._masks(values, settings)
         for i, (target, chance) in enumerate(zip(self.targets, self._chances(values), strict=True)):
-            if target.name in settings.components:
+            if target.name in settings.min_component_mm3:
                 masks[i] = large_or_sure(masks[i], chance, target.name, settings, voxel_mm3, removed)
         label = np.zeros(masks[0].shape, dtype=np.uint8)
         for mask, target in zip(masks, self.targets, strict=True):
@@ -131,16 +131,16 @@ class LabelScheme(ABC):
     def painted(
         self, codes: NDArray[np.uint8], settings: Inference, *, voxel_mm3: float
     ) -> tuple[NDArray[np.uint8], Removed]:
-        """The label map of codes that :meth:`decide` gave; ``settings.components`` must be empty."""
+        """The label map of codes that :meth:`decide` gave; ``settings.min_component_mm3`` must be empty."""
         label, removed = np.array([self._written(code) for code in range(256)], dtype=np.uint8)[codes], Removed()
         self._apply_minimum(label, settings, voxel_mm3, removed)
         return label, removed
 
     def _apply_minimum(self, label: NDArray[np.uint8], settings: Inference, voxel_mm3: float, removed: Removed) -> None:
         for target in self.targets:
-            if target.name in settings.minimum:
+            if target.name in settings.min_region_mm3:
                 write_small_as_surrounding(
-                    label, target, self.targets, settings.minimum[target.name], voxel_mm3, removed
+                    label, target, self.targets, settings.min_region_mm3[target.name], voxel_mm3, removed
                 )
 
     def __eq__(self, other: object) -> bool:

@@ -46,7 +46,7 @@ def large_or_sure(
     if count == 0:
         return mask
     sizes = np.bincount(parts.ravel(), minlength=count + 1) * voxel_mm3
-    keep = sizes >= settings.components[name]
+    keep = sizes >= settings.min_component_mm3[name]
     if settings.confident is not None:
         keep[1:] |= ndimage.maximum(chance, parts, np.arange(1, count + 1)) >= settings.confident
     keep[0] = False

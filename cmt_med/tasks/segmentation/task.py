@@ -118,7 +118,7 @@ class Segmentation:
 
     def score(self, found: Tensor, entry: CachedCase, settings: Inference) -> list[float]:
         """Dice of each target by the challenge rule; the network is scored, not the post-processing that mends it."""
-        bare = settings.model_copy(update={"minimum": {}, "components": {}})
+        bare = settings.model_copy(update={"min_region_mm3": {}, "min_component_mm3": {}})
         labels, _ = self.scheme.labels(found, bare)
         overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), self.scored)
         return [overlap.dice for overlap in overlaps.values()]

@@ -58,7 +58,7 @@ def test_the_card(tmp_path: Path) -> None:
     for labels in ({"a": 0, "b": 2}, {"a": 1, "b": 2}):
         with pytest.raises(ValueError, match="numbered"):
             Classification.from_card(labels, None)
-    for key, value in (("thresholds", {"a": 0.5}), ("minimum", {"a": 3.0}), ("choose", ["thresholds"])):
+    for key, value in (("thresholds", {"a": 0.5}), ("min_region_mm3", {"a": 3.0}), ("choose", ["thresholds"])):
         with pytest.raises(ConfigError, match="label maps"):
             task.check(Inference.model_validate({key: value}))
 

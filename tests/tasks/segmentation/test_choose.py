@@ -46,18 +46,18 @@ def held_cases(folder: Path, *, spurious_et: bool) -> list[OutOfFoldCase]:
 
 def test_a_threshold_that_helps_is_chosen(tmp_path: Path) -> None:
     held = held_cases(tmp_path, spurious_et=False)
-    choice = choose_settings(held, BRATS, Inference(choose=["thresholds", "minimum"]))
+    choice = choose_settings(held, BRATS, Inference(choose=["thresholds", "min_region_mm3"]))
     assert set(choice.settings.thresholds) == {"WT"}  # the others are right as they are
     assert choice.settings.thresholds["WT"] == 0.35  # of those that are as good, the nearest to 0.5
-    assert choice.settings.minimum == {}
+    assert choice.settings.min_region_mm3 == {}
     assert choice.after["WT"] == 1.0 > choice.before["WT"]
     assert choice.after["ET"] == choice.before["ET"] == 1.0
 
 
 def test_a_minimum_that_helps_is_chosen(tmp_path: Path) -> None:
     held = held_cases(tmp_path, spurious_et=True)
-    choice = choose_settings(held, BRATS, Inference(threshold=0.25, choose=["minimum"]))
-    assert choice.settings.minimum == {"ET": 25.0}  # two voxels of 1 mm³ are noise, 27 are not
+    choice = choose_settings(held, BRATS, Inference(threshold=0.25, choose=["min_region_mm3"]))
+    assert choice.settings.min_region_mm3 == {"ET": 25.0}  # two voxels of 1 mm³ are noise, 27 are not
     assert choice.settings.thresholds == {}
     assert choice.before["ET"] == 0.5
     assert choice.after["ET"] == 1.0
@@ -67,8 +67,8 @@ def test_the_estimate_is_of_settings_that_have_not_seen_the_case(tmp_path: Path)
     held = held_cases(tmp_path, spurious_et=True)
     # All wrong voxels are in fold 0: when it is left out, nothing speaks for a minimum, so its own gain must not be counted.
     sorted_out = [replace(case, fold=0 if int(case.name) % 2 else 1 + int(case.name) % 4 // 2) for case in held]
-    choice = choose_settings(sorted_out, BRATS, Inference(threshold=0.25, choose=["minimum"]))
-    assert choice.settings.minimum == {"ET": 25.0}
+    choice = choose_settings(sorted_out, BRATS, Inference(threshold=0.25, choose=["min_region_mm3"]))
+    assert choice.settings.min_region_mm3 == {"ET": 25.0}
     assert choice.after["ET"] == choice.before["ET"] == 0.5
 
 
@@ -95,7 +95,7 @@ def test_the_choice_is_what_to_labels_does(tmp_path: Path) -> None:
     import nibabel as nib
 
     held = held_cases(tmp_path, spurious_et=True)
-    choice = choose_settings(held, BRATS, Inference(choose=["thresholds", "minimum"]))
+    choice = choose_settings(held, BRATS, Inference(choose=["thresholds", "min_region_mm3"]))
     scores = []
     for case in held:
         p = np.moveaxis(np.asarray(nib.load(case.probabilities).dataobj, dtype=np.float32), -1, 0)

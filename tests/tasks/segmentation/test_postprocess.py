@@ -45,11 +45,11 @@ def test_each_region_has_its_own_threshold() -> None:
     assert found.ravel().tolist() == [0, 2]
 
 
-@pytest.mark.parametrize(("minimum", "voxel_mm3", "expected"), [(3.0, 1.0, [1, 1, 2]), (2.0, 1.0, [4, 4, 2]),
+@pytest.mark.parametrize(("min_region_mm3", "voxel_mm3", "expected"), [(3.0, 1.0, [1, 1, 2]), (2.0, 1.0, [4, 4, 2]),
                                                                 (3.0, 2.0, [4, 4, 2])])  # fmt: skip
 def test_enhancing_tumour_that_is_too_small_becomes_core(minimum: float, voxel_mm3: float, expected: list[int]) -> None:
     p = row([0.9, 0.9, 0.9], [0.9, 0.1, 0.1], [0.9, 0.9, 0.1])  # one of its voxels is not even predicted as core
-    chosen = Inference(minimum={"ET": minimum})
+    chosen = Inference(min_region_mm3={"ET": minimum})
     found, removed = Regions(BRATS).labels(p, chosen, voxel_mm3=voxel_mm3)
     assert found.ravel().tolist() == expected
     assert removed.as_dict() == ({"below_minimum_mm3": {"ET": 2.0}} if expected[0] == 1 else {})
@@ -57,23 +57,23 @@ def test_enhancing_tumour_that_is_too_small_becomes_core(minimum: float, voxel_m
 
 def test_small_parts_go_unless_the_network_is_sure_of_them() -> None:
     p = row([0.6, 0.6, 0.1, 0.6, 0.1, 0.95], [0.0] * 6, [0.0] * 6)
-    found, removed = Regions(BRATS).labels(p, Inference(components={"WT": 2.0}))
+    found, removed = Regions(BRATS).labels(p, Inference(min_component_mm3={"WT": 2.0}))
     assert found.ravel().tolist() == [2, 2, 0, 0, 0, 0]
     assert removed.as_dict() == {"components": {"WT": 2}, "component_mm3": {"WT": 2.0}}
-    found, _ = Regions(BRATS).labels(p, Inference(components={"WT": 2.0}, confident=0.9))
+    found, _ = Regions(BRATS).labels(p, Inference(min_component_mm3={"WT": 2.0}, confident=0.9))
     assert found.ravel().tolist() == [2, 2, 0, 0, 0, 2]
 
 
 def test_parts_that_touch_at_a_corner_are_one() -> None:
     p = torch.zeros(3, 2, 2, 2)
     p[0, 0, 0, 0] = p[0, 1, 1, 1] = 0.9
-    found, _ = Regions(BRATS).labels(p, Inference(components={"WT": 2.0}))
+    found, _ = Regions(BRATS).labels(p, Inference(min_component_mm3={"WT": 2.0}))
     assert int((found == 2).sum()) == 2
 
 
 def test_small_parts_of_a_class_become_background() -> None:
     p = row([0.1, 0.1, 0.8, 0.1], [0.9, 0.9, 0.2, 0.9])
-    found, _ = Classes([Target("a", (5,), 5)]).labels(p, Inference(components={"a": 2.0}))
+    found, _ = Classes([Target("a", (5,), 5)]).labels(p, Inference(min_component_mm3={"a": 2.0}))
     assert found.ravel().tolist() == [5, 5, 0, 0]
 
 
@@ -85,7 +85,7 @@ def test_what_surrounds_what() -> None:
 
 def test_a_region_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match="no region 'EET'"):
-        Regions(BRATS).check(Inference(minimum={"EET": 5.0}))
+        Regions(BRATS).check(Inference(min_region_mm3={"EET": 5.0}))
     with pytest.raises(ConfigError, match="classes have no thresholds"):
         Classes([Target("a", (1,), 1)]).check(Inference(thresholds={"a": 0.4}))
 

@@ -1,0 +1,80 @@
+"""Random changes of patches, one a module: drawn first and applied afterwards, to one patch in a data worker, or to a batch on a
+GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmt_med.config.schema import Augmentation, Data, Train
+from cmt_med.data.patches.augment.affine import Affine, rotation
+from cmt_med.data.patches.augment.blur import Blur
+from cmt_med.data.patches.augment.contrast import Contrast
+from cmt_med.data.patches.augment.flip import Flip
+from cmt_med.data.patches.augment.gamma import Gamma
+from cmt_med.data.patches.augment.noise import Noise
+from cmt_med.data.patches.augment.resolution import Resolution
+from cmt_med.data.patches.augment.transform import BrightnessChange, Change, Drawn
+
+__all__ = ["Augment", "Drawn", "augment", "rotation"]
+
+
+class Augment:
+    """All changes, in their order: affine, mirroring, contrast, gamma, noise, blur, resolution.
+
+    Args:
+        settings: probabilities and ranges.
+        size: S, of the patch that is left.
+        channels: of the image that are brightness; those behind them (a mask) only move.
+
+    Attributes:
+        margin: on each side, which patches must have beyond ``size``.
+
+    Raises:
+        ConfigError: for a flip axis that patches do not have.
+    """
+
+    def __init__(self, settings: Augmentation, *, size: Sequence[int], channels: int) -> None:
+        self.size, self.channels = tuple(size), channels
+        dims = len(self.size)
+        self.affine, self.flip = Affine(settings, self.size), Flip(settings, dims)
+        self.margin = self.affine.margin
+        self.brightness: tuple[BrightnessChange, ...] = (
+            Contrast(settings, channels), Gamma(settings), Noise(settings), Blur(settings, dims), Resolution(settings),
+        )  # fmt: skip
+
+    def draw(self, rng: np.random.Generator) -> Drawn:
+        """What happens to one patch: B = 1, without that axis. Each change draws from a stream of its own."""
+        root = int(rng.integers(2**62))
+        drawn: Drawn = {}
+        changes: tuple[Change, ...] = (self.affine, self.flip, *self.brightness)
+        for change in changes:
+            drawn |= change.draw(np.random.default_rng([root, change.key]))
+        return drawn
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, label: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Apply what was drawn.
+
+        Args:
+            image: (B, C', *W), float32, on any device; C' is at least ``channels``.
+            label: (B, 1, *W), whole numbers.
+            drawn: rows of :meth:`draw`, on the CPU, so that nothing waits for the device.
+
+        Returns:
+            (B, C', *S) and (B, 1, *S), the label in the type it came in.
+        """
+        image, label = self.affine.apply(image, label, drawn)
+        self.flip.apply(image, label, drawn)
+        seen = image[:, : self.channels]  # a view: what follows is done in place
+        for change in self.brightness:
+            change.apply(seen, drawn)
+        return image, label
+
+
+def augment(data: Data, train: Train, settings: Augmentation) -> Augment:
+    """The random changes of an experiment."""
+    return Augment(settings, size=train.patch_size, channels=len(data.channels))
