@@ -6,9 +6,10 @@ import difflib
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor, nn
 
 from cmt_med.base.errors import NetworkError
@@ -54,6 +55,12 @@ NETWORKS_VERSION = 2
 
 FIXED = ("spatial_dims", "in_channels", "num_classes", "deep_supervision")
 """Arguments of every builder that the experiment sets; ``network.options`` must not."""
+
+
+REFUSALS = (ValueError, RuntimeError)
+"""What torch raises for sizes that do not go together; anything else in our own networks is a fault of ours."""
+PEERS_REFUSALS = (*REFUSALS, ArithmeticError, LookupError, TypeError, AttributeError)
+"""What MONAI's networks raise for options that they do not check."""
 
 
 def build_network(
@@ -121,9 +128,12 @@ def build_network(
             where="num_classes=None",
             fix=f"only {', '.join(headless)} can do without",
         )
+    _check_types(name, builder, options)
     try:
         network = builder(spatial_dims=spatial_dims, in_channels=in_channels, num_classes=num_classes, **options)
-    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AttributeError) as error:
+    except PEERS_REFUSALS as error:
+        if name.startswith("cmt_") and not isinstance(error, REFUSALS):
+            raise  # a fault of ours
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         where = ", ".join(f"{option}={value!r}" for option, value in options.items() if option != "deep_supervision")
         raise NetworkError(
@@ -132,6 +142,29 @@ def build_network(
         ) from error  # fmt: skip
     network.register_forward_pre_hook(partial(_require_image, in_channels, spatial_dims), with_kwargs=True)
     return network
+
+
+def _check_types(name: str, builder: Callable[..., nn.Module], options: dict[str, Any]) -> None:
+    """Raise for options of another type than the builder's annotations say.
+
+    Raises:
+        NetworkError: naming the option.
+    """
+    made = builder.func if isinstance(builder, partial) else builder
+    hints = get_type_hints(vars(made)["__init__"] if isinstance(made, type) else made)
+    fields: Any = {option: (hints[option], ...) for option in options}
+    try:
+        create_model("Options", __config__=_TYPES, **fields).model_validate(options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = str(first["loc"][0])
+        raise NetworkError(
+            f"{name} cannot be built", where=f"network.options.{option}={options[option]!r}", why=first["msg"],
+            fix="correct the option",
+        ) from error  # fmt: skip
+
+
+_TYPES = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 def _require_image(
