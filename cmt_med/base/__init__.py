@@ -1,1 +1,1 @@
-"""What everybody may use: errors, text, files."""
+"""Tools for everybody: errors, text, files."""

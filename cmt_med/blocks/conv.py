@@ -19,7 +19,7 @@ from cmt_med.base.errors import NetworkError
 
 
 def on_onednn(x: Tensor) -> bool:
-    """Whether to call oneDNN by name: for a single small grid PyTorch would fall back to ``slow_conv3d``."""
+    """Tell whether to call oneDNN by name: for a single small grid PyTorch would fall back to ``slow_conv3d``."""
     return (
         not torch.compiler.is_compiling()  # first: what follows would break a captured graph
         and x.device.type == "cpu"

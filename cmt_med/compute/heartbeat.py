@@ -1,4 +1,4 @@
-"""What a process is doing while it trains, for the other processes of its job, which wait for it."""
+"""The present activity of a training process, for the other processes of its job, which wait for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LATELY = 20
 
 
 class Heartbeat:
-    """What the main thread does, and since when; other threads may ask whether that takes too long.
+    """The present activity of the main thread, and since when; other threads may ask whether that takes too long.
 
     How long a kind of work takes is learned when it is done for the first time, in one or several pieces, up to work of
     another kind: compiling, cold files or a whole validation may take any time once.
@@ -37,7 +37,7 @@ class Heartbeat:
         self._now = (what, now, bound)  # at once, for the threads that ask
 
     def late(self) -> str:
-        """What takes too long, and for how long that has been; empty if nothing does."""
+        """Name what takes too long, and for how long; empty if nothing does."""
         what, since, bound = self._now
         seconds = time.monotonic() - since
         return f"{what} for {seconds:.0f} s" if seconds > bound else ""

@@ -26,7 +26,7 @@ def raise_interrupts() -> None:
 
 
 def were_asked() -> bool:
-    """Whether a signal has come since :func:`raise_interrupts`: a library may have made another error of it."""
+    """Tell whether a signal has come since :func:`raise_interrupts`: a library may have made another error of it."""
     return _asked
 
 

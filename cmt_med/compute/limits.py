@@ -1,4 +1,4 @@
-"""What a single case may take of time and memory, so that it fails alone: the others of its folder are still wanted."""
+"""Bounds on the time and memory of a single case, so that it fails alone: the others of its folder are still wanted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ USUAL_LIMITS = Limits()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, of torch's CPU or of its GPU part means that memory did not suffice."""
+    """Tell whether an error of Python, of torch's CPU or of its GPU part means that memory did not suffice."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, RuntimeError) and any(part in str(error).lower() for part in _MEMORY_WORDS):

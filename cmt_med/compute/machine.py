@@ -1,4 +1,4 @@
-"""What surrounds a run: processes, signals, versions and the speed of the machine."""
+"""The surroundings of a run: processes, signals, versions and the speed of the machine."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _interrupt(*_: object) -> None:
 
 
 def environment(device: torch.device, seed: int) -> dict[str, Any]:
-    """What a run ran on, for ``environment.json``."""
+    """Describe what a run ran on, for ``environment.json``."""
     from importlib.metadata import version
 
     try:

@@ -1,4 +1,4 @@
-"""What memory there is, and the error of a file that does not fit into it."""
+"""Free memory, and the error of a file that does not fit into it."""
 
 from __future__ import annotations
 

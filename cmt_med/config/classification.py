@@ -10,7 +10,7 @@ from cmt_med.config.sections import Section
 
 
 class Classification(Section):
-    """How classes are weighed; for ``task: classification``. Images are brought to ``train.patch_size``."""
+    """The weighing of classes; for ``task: classification``. Images are brought to ``train.patch_size``."""
 
     class_weights: Literal["none", "balanced"] = Field(
         "none",

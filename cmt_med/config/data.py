@@ -31,7 +31,7 @@ class Region(Section):
 
 
 class Split(Section):
-    """Which cases are held out for validation; cases of one patient (`group`) always stay together."""
+    """The cases held out for validation; cases of one patient (`group`) always stay together."""
 
     by: Literal["last", "random", "fold", "none"] = "random"
     count: Positive | None = Field(None, description="number of cases, for last and random")
@@ -47,7 +47,7 @@ class Split(Section):
 
 
 class Data(Section):
-    """Which cases and channels there are, and how they are prepared."""
+    """Cases and channels, and their preparation."""
 
     manifest: str = Field(
         min_length=1,

@@ -1,4 +1,4 @@
-"""What the sections of a config have in common: strictness, and numbers with their ranges."""
+"""The common base of a config's sections: strictness, and numbers with their ranges."""
 
 from __future__ import annotations
 

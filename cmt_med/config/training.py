@@ -53,7 +53,7 @@ class Optimizer(Section):
 
 
 class Train(Section):
-    """How long, on what, and which weights are kept; sizes in voxels at the network's spacing."""
+    """Duration, batches and the weights that are kept; sizes in voxels at the network's spacing."""
 
     epochs: Positive | None = None
     max_minutes: PositiveFloat | None = Field(None, description="bound on the whole training, validation included")

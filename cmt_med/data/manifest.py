@@ -31,7 +31,7 @@ from cmt_med.data.volumes.endings import volume_stem
 
 MAX_MANIFEST_BYTES = 200_000_000
 CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256", "class")
-"""What is read of a case; other keys are left alone, unless they look like a slip of the pen."""
+"""Keys that are read of a case; others are left alone, unless they look like a slip of the pen."""
 
 
 @dataclass(frozen=True)

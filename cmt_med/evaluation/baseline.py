@@ -1,4 +1,4 @@
-"""How far a threshold on a single channel gets: the floor that any network must clear on a data set."""
+"""The Dice of a threshold on a single channel: the floor that any network must clear on a data set."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def log_loss(answers: Answers) -> Floats:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often decisions are right by their probability, in bins of equal width.
+    """The share of right decisions by their probability, in bins of equal width.
 
     Attributes:
         counts: (BINS,) cases.

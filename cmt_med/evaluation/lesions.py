@@ -26,7 +26,7 @@ _TOUCHING = np.ones((3, 3, 3), dtype=bool)  # voxels that share a face, an edge 
 
 @dataclass(frozen=True)
 class LesionRule:
-    """What one lesion is.
+    """A lesion of a mask.
 
     Attributes:
         dilation: steps over faces and edges (18 neighbours) by which lesions are dilated before they are joined.
@@ -88,7 +88,7 @@ class LesionScores:
 
     @property
     def counted(self) -> int:
-        """What the scores are divided by: lesions and false positives."""
+        """The number that scores are divided by: lesions and false positives."""
         return len(self.lesions) + self.false_positives
 
     @property

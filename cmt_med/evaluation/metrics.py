@@ -48,7 +48,7 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class Metric:
-    """How a score is printed, and which way is better; ``""`` for one that has no better side."""
+    """The title and unit of a score, and which way is better; ``""`` for one that has no better side."""
 
     title: str
     unit: str

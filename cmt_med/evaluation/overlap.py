@@ -24,7 +24,7 @@ AGREEMENT_COUNTS: tuple[EmptyRule, ...] = ("diagonal", "challenge")
 
 
 def missed_text(rule: EmptyRule, *, lesions: bool) -> str:
-    """What a rule makes of a miss, for people; ``lesions`` where lesions were scored one by one."""
+    """Explain what a rule makes of a miss; ``lesions`` where lesions were scored one by one."""
     distance = "the larger of 373.13 mm and the image's diagonal" if rule == "challenge" else "the image's diagonal"
     of_lesion = "; of a lesion 374 mm, the most that a found one counts" if lesions else ""
     return f"missed (prediction empty, reference not): ratios 0, distances {distance}{of_lesion}"
@@ -46,7 +46,7 @@ class Overlap:
 
 
 def mask_of(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.bool_]:
-    """Where a label map has one of ``values``; same shape, same memory order."""
+    """Mask where a label map has one of ``values``; same shape, same memory order."""
     if not len(values):
         return np.zeros_like(labels, dtype=bool)
     mask: NDArray[np.bool_] = labels == values[0]

@@ -134,7 +134,7 @@ def _better_side(better: Values) -> str:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a report stands among all: mean score, ranks (1 is best, equals share), and how stable that is.
+    """The standing of a report among all: mean score, ranks (1 is best, equals share), and how stable that is.
 
     Attributes:
         n, n_undefined: cases in which every report has a score, and those left out.

@@ -78,5 +78,5 @@ def summarise(cases: Cases, targets: Sequence[str], *, failed: int = 0) -> dict[
 
 
 def score_names(cases: Cases) -> list[str]:
-    """What the row of a case and target holds, in its order; all rows hold the same."""
+    """Names of the scores in the row of a case and target, in order; all rows hold the same."""
     return next((list(row) for case in cases.values() for row in case.values()), [])

@@ -188,7 +188,7 @@ def _infer_case(
     probabilities: Probabilities,
     banner: str,
 ) -> bool:
-    """Whether there was something to do; the following case is read meanwhile."""
+    """Tell whether there was something to do; the following case is read meanwhile."""
     results, card = Results.of(case, folder), predictor.card
     found = ahead.take(case)
     loaded = found.loaded
@@ -244,7 +244,7 @@ def _label_map(
 
 
 def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often each value occurs, (256,)."""
+    """Count each value, (256,)."""
     return sum((np.bincount(part.ravel(), minlength=256) for part in labels), np.zeros(256, dtype=np.int64))
 
 

@@ -46,7 +46,7 @@ _Edge = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 class _Preprocessing(Section):
-    """What :func:`cmt_med.data.preprocessing.pipeline.preprocessing` takes."""
+    """The settings of :func:`cmt_med.data.preprocessing.pipeline.preprocessing`."""
 
     spacing: list[VoxelSize] | None = Field(min_length=3, max_length=3)
     crop_foreground: bool
@@ -153,13 +153,13 @@ class ModelCard(BaseModel):
 
     @property
     def outputs(self) -> Task:
-        """What the network was trained to predict."""
+        """The task that the network was trained for."""
         regions = [region.model_dump() for region in self.regions] if self.regions is not None else None
         return TASKS[self.task].from_card(self.labels, regions)
 
     @property
     def scheme(self) -> LabelScheme:
-        """What the network's channels mean, and how probabilities become labels; of networks that segment."""
+        """The meaning of the network's channels, and how probabilities become labels; of networks that segment."""
         return cast(Segmentation, self.outputs).scheme
 
     @property
@@ -169,7 +169,7 @@ class ModelCard(BaseModel):
 
     @property
     def targets(self) -> dict[str, list[int]]:
-        """What is scored: each region, or each label but background, with its label values; of whole images nothing.
+        """The scored targets: each region, or each label but background, with its label values; of whole images nothing.
 
         Without a label that is written in the same number as one before it (:func:`renumbered` does so with NET, where a
         numbering knows NCR alone): nothing tells the two apart there.

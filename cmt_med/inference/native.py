@@ -27,7 +27,7 @@ Decide = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Axis:
-    """Where the positions of one axis of the case's grid lie along an axis of the network's grid.
+    """The positions of one axis of the case's grid along an axis of the network's grid.
 
     Attributes:
         low, high: neighbours of each position, -1 and n where they lie outside the crop.
@@ -40,7 +40,7 @@ class Axis:
 
 
 def axes_between(preprocessed: Mapping[str, Any], grid: Grid) -> tuple[list[int], list[Axis]]:
-    """How the case's grid lies in the network's.
+    """Find how the case's grid lies in the network's.
 
     Returns:
         For each axis of the network's grid, the case's axis that runs along it, and its positions.

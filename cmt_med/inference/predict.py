@@ -28,7 +28,7 @@ from cmt_med.tasks.task import Task
 
 @dataclass(frozen=True)
 class Windows:
-    """How a volume is covered.
+    """The windows that cover a volume.
 
     Attributes:
         size: of a window, in voxels.
@@ -215,7 +215,7 @@ class Ensemble:
         return _mean(p.probabilities(self._for_member(loaded, p.card)) for p in self.predictors)
 
     def segment(self, loaded: Loaded) -> tuple[NDArray[np.uint8], Removed]:
-        """What :meth:`labels` makes of :meth:`probabilities`, which are nowhere in memory as a whole.
+        """Compute what :meth:`labels` makes of :meth:`probabilities`, which are nowhere in memory as a whole.
 
         Two things need them there: members that see different grids, and the removal of connected parts.
         """
@@ -252,7 +252,7 @@ class Ensemble:
 
 
 def _is_blank(loaded: Loaded) -> bool:
-    """Whether every channel is constant: there is nothing to segment, whatever a network would make of it."""
+    """Tell whether every channel is constant: there is nothing to segment, whatever a network would make of it."""
     return all(bool((channel == channel.flat[0]).all()) for channel in loaded.image)
 
 

@@ -17,7 +17,7 @@ from cmt_med.data.volumes.endings import is_tiff, looks_like_picture
 
 @dataclass(frozen=True)
 class Results:
-    """Where the results of one case lie.
+    """The files of one case's results.
 
     Attributes:
         record: what is known of them.

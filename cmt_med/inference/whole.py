@@ -72,7 +72,7 @@ class WholeEnsemble:
         self.task = whole_image_task(self.card.outputs)
 
     def answer(self, loaded: Loaded) -> dict[str, Any]:
-        """What the record of a case says."""
+        """Make the record of a case."""
         return self.task.record(torch.stack([self._of_member(loaded, one) for one in self.predictors]).mean(0))
 
     def _of_member(self, loaded: Loaded, predictor: Predictor) -> Tensor:

@@ -21,7 +21,7 @@ MOST_WINDOWS = 200_000
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin along one axis: evenly, the last one flush with the end.
+    """The positions of windows along one axis: evenly, the last one flush with the end.
 
     Args:
         length: of the axis, at least ``window``.

@@ -1,1 +1,1 @@
-"""How commands are started."""
+"""Starting of commands."""

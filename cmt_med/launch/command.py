@@ -1,4 +1,4 @@
-"""What the commands share: options, logging, exit codes, and errors without a traceback."""
+"""The common part of commands: options, logging, exit codes, and errors without a traceback."""
 
 from __future__ import annotations
 

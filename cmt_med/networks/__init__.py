@@ -58,9 +58,9 @@ FIXED = ("spatial_dims", "in_channels", "num_classes", "deep_supervision")
 
 
 REFUSALS = (ValueError, RuntimeError)
-"""What torch raises for sizes that do not go together; anything else in our own networks is a fault of ours."""
+"""Errors that torch raises for sizes that do not go together; anything else in our own networks is a fault of ours."""
 PEERS_REFUSALS = (*REFUSALS, ArithmeticError, LookupError, TypeError, AttributeError)
-"""What MONAI's networks raise for options that they do not check."""
+"""Errors that MONAI's networks raise for options that they do not check."""
 
 
 def build_network(

@@ -1,4 +1,4 @@
-"""Whether saved probabilities mean what they say: of the voxels given 0.7, is 70% in the reference?"""
+"""Calibration of saved probabilities: of the voxels given 0.7, is 70% in the reference?"""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def _print(content: dict[str, Any], tests: Sequence[PairedTest], ranked: Sequenc
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    """What a report's numbers stand on: its cases, what was left out or not scored, and how its seeds differ."""
+    """Print what a report's numbers stand on: its cases, what was left out or not scored, and how its seeds differ."""
     how = f", {len(report['folders'])} reports pooled as {report['pooled']}" if report["pooled"] else ""
     left = f", {report['left_out']} others left out (--common)" if report["left_out"] else ""
     failed = [f"{visible(case, 60)} {visible(code, 20)}" for case, code in report["failed"].items()]
@@ -212,7 +212,7 @@ def _print_report(report: dict[str, Any]) -> None:
 
 
 def _verdict(test: PairedTest) -> str:
-    """What the test says, in words: a test that could not have found anything says that."""
+    """Put the test into words: a test that could not have found anything says that."""
     if test.winner:
         return visible(test.first if test.winner == "first" else test.second, 40)
     differing = test.wins + test.losses

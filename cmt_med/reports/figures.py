@@ -106,7 +106,7 @@ class Agreement:
 
 
 def agreement(cases: Cases, target: str) -> Agreement:
-    """What the Bland-Altman plot of one target draws; of at least one case."""
+    """The numbers of the Bland-Altman plot of one target; of at least one case."""
     pairs = np.array([(row[target]["reference_ml"], row[target]["predicted_ml"]) for row in cases.values()])
     differences = pairs[:, 1] - pairs[:, 0]
     bias = float(differences.mean())

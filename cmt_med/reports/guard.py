@@ -1,4 +1,4 @@
-"""What stands before the pages of ``cmt-med view``: only the person at this machine, on a page of ours, gets anything.
+"""The guard before the pages of ``cmt-med view``: only the person at this machine, on a page of ours, gets anything.
 
 A web page that is open in the same browser can send requests to 127.0.0.1, too. It does not know the token, cannot
 forge Host or Origin, and is refused by each of these on its own.

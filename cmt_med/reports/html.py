@@ -192,7 +192,7 @@ def _headline(rows: Mapping[str, Mapping[str, Any]], targets: Sequence[str]) -> 
 
 
 def _run_details(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What ``metrics.json`` itself says about where the scores and the predictions come from."""
+    """Entries of ``metrics.json`` on where scores and predictions come from."""
     run = dict(metrics.get("run") or {})
     trained = run.pop("provenance", None)
     for shown_elsewhere in ("cases", "targets", "complete", "failed", "notice"):
@@ -206,7 +206,7 @@ def _run_details(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def run_details(metrics: Mapping[str, Any], more: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, str]]:
-    """What a page says about where scores and predictions come from: what ``metrics.json`` says, and more."""
+    """Describe where scores and predictions come from, by ``metrics.json`` and ``more`` sections."""
     return {name: _flat(content) for name, content in (_run_details(metrics) | dict(more or {})).items()}
 
 

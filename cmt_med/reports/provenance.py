@@ -1,4 +1,4 @@
-"""How a report came about: what was run, by which version and when, on which references, and what folds have in common."""
+"""The provenance of a report: what was run, by which version and when, on which references, and what folds have in common."""
 
 from __future__ import annotations
 

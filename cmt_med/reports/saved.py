@@ -266,7 +266,7 @@ def score_table(report: SavedReport, cases: Sequence[str], metric: str) -> dict[
 
 
 def usual_metric(report: SavedReport) -> str:
-    """What reports are compared by unless something else is asked for: Dice, or of classes the share of right ones."""
+    """The score that reports are compared by unless something else is asked for: Dice, or of classes the share of right ones."""
     row = next(iter(next(iter(report.cases.values())).values()))
     return "dice" if "dice" in row else "correct"
 

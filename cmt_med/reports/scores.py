@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def empty_rule_of(convention: str) -> EmptyRule:
-    """What an empty reference means in a data set: the BraTS challenges have a rule of their own, other organs have not."""
+    """The meaning of an empty reference in a data set: the BraTS challenges have a rule of their own, other organs have not."""
     return "challenge" if convention in CONVENTIONS else "diagonal"
 
 

@@ -1,4 +1,4 @@
-"""What ``cmt-med view`` is pointed at: a run, its folds, an inference folder or a report, and the volumes in it.
+"""The targets of ``cmt-med view``: a run, its folds, an inference folder or a report, and the volumes in it.
 
 File names are matched with the names of cases that a folder lists; no path is ever made of a name.
 """
@@ -45,7 +45,7 @@ class Source:
 
 
 def find_source(folder: Path, images: Path | None = None) -> Source:
-    """What is in ``folder``.
+    """Find what is in ``folder``.
 
     Args:
         folder: a run, a run with folds, an inference folder or a report folder.

@@ -1,4 +1,4 @@
-"""What the commands print of a report."""
+"""The summary that commands print of a report."""
 
 from __future__ import annotations
 

@@ -15,5 +15,5 @@ def json_for_page(value: Any) -> str:
 
 
 def policy_hash(content: str) -> str:
-    """What a content-security-policy calls one inline script or style: ``'sha256-...'``."""
+    """The name in a content-security-policy of one inline script or style: ``'sha256-...'``."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

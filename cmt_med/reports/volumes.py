@@ -1,4 +1,4 @@
-"""Where the volumes of a report lie, and how they are brought to be looked at.
+"""The volumes of a report, and how they are brought to be looked at.
 
 Everything shown is in the order of the patient's axes (left to right, back to front, foot to head), and labels are
 painted by target: value i + 1 is the target numbered i, smaller regions over those that contain them. Where prediction
@@ -70,7 +70,7 @@ class Shown:
 
     @property
     def wrong(self) -> NDArray[np.bool_] | None:
-        """Where prediction and reference differ; None unless there are both."""
+        """The mask where prediction and reference differ; None unless there are both."""
         if self.predicted is None or self.reference is None:
             return None
         return self.predicted != self.reference

@@ -143,7 +143,7 @@ def _write_failures(output: Path, failures: Sequence[Mapping[str, str]]) -> None
 
 @dataclass(frozen=True)
 class _References:
-    """What predictions are held against: files by case, targets in their numbers, and what a case list adds."""
+    """The references of predictions: files by case, targets in their numbers, and what a case list adds."""
 
     path: Path
     files: dict[str, Path]
@@ -250,7 +250,7 @@ def _some(names: Collection[str]) -> str:
 
 
 def _run_of(predictions: Path) -> RunRecord:
-    """What the predictions' run.json says; nothing where there is none."""
+    """Read the predictions' run.json; nothing where there is none."""
     if not predictions.is_dir():
         raise DataError("there are no predictions", where=str(predictions), fix="check --predictions", code="E_IO")
     return read_run(predictions) or RunRecord()

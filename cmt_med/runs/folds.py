@@ -62,7 +62,7 @@ def fold_request(request: Request, fold: int) -> Request:
 
 
 def fold_folder(experiment: Experiment, fold: int) -> Path:
-    """Where a fold's training is kept."""
+    """The folder of a fold's training."""
     return Path(experiment.output) / f"fold_{fold}"
 
 
@@ -184,7 +184,7 @@ def _contents(manifest: Manifest) -> list[list[str | None]]:
 
 
 def _key(request: Request, contents: Sequence[Sequence[str | None]]) -> str:
-    """What a fold's result depends on: the settings as asked for, the case list, and its files."""
+    """Key of a fold's result: the settings as asked for, the case list, and its files."""
     asked = without_later_keys(
         request.experiment.model_dump(
             exclude={"output": True, "data": {"workers", "manifest", "phantom"}, "inference": {"batch_size"}}

@@ -1,4 +1,4 @@
-"""What lies under a path, and what is wrong with it: the report of ``cmt-med inspect``."""
+"""The content of a path, and what is wrong with it: the report of ``cmt-med inspect``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a config's recipe becomes on the device and the data at hand, with the reason for every change."""
+"""The plan: what a config's recipe becomes on the device and the data at hand, with the reason for every change."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _kept_bytes(network: torch.nn.Module, channels: int, edge: int, dims: int) -
 
 
 def foresee(experiment: Experiment, channels: int, targets: int, cases: int) -> list[str]:
-    """What training would take on this machine, from a step on a small patch: lines for people.
+    """Estimate what training would take on this machine, from a step on a small patch: lines for people.
 
     Args:
         experiment: as written.
@@ -230,7 +230,7 @@ def device_memory(device: torch.device) -> float:
 
 
 def _memory_limits(root: Path, membership: Path) -> list[float]:
-    """What control groups (Linux, version 1 or 2) allow this process in bytes, its own and those above it."""
+    """Memory limits in bytes that control groups (Linux, version 1 or 2) set for this process, its own and those above it."""
     limits = []
     try:
         lines = membership.read_text().splitlines()

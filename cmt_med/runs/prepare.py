@@ -236,7 +236,7 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Whether a run was begun there: what it has learned replaces pretrained weights."""
+    """Tell whether a run was begun there: what it has learned replaces pretrained weights."""
     return any((folder / "checkpoints").glob("step-*.pt"))
 
 
@@ -321,7 +321,7 @@ def monitored(experiment: Experiment, data: Prepared) -> list[CachedCase]:
 
 
 def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Module) -> TrainingSetup:
-    """What :func:`cmt_med.training.fit.fit` is given.
+    """The arguments of :func:`cmt_med.training.fit.fit`.
 
     Raises:
         ConfigError: if the batch does not divide by the processes.

@@ -78,7 +78,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for.
+    """The request of the command line.
 
     Attributes:
         experiment: as configured, without changes for device and data.
@@ -276,7 +276,7 @@ def _report(
 
 
 def report_details(card: ModelCard, run: Path) -> dict[str, dict[str, Any]]:
-    """What a report says about the model and the machine: the card, but for its scores, and ``environment.json``."""
+    """Details of a report on the model and the machine: the card, but for its scores, and ``environment.json``."""
     facts = {"Model card": card.model_dump(exclude={"validation", "provenance"})}
     with contextlib.suppress(OSError, ValueError):  # a report without it is better than none
         facts["Environment"] = json.loads((run / "environment.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a network is trained to do: one room for each task, behind one protocol."""
+"""Tasks that networks are trained for: one room for each task, behind one protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task wants a report to show, as data: reports draw it."""
+"""The content of a task's report, as data: reports draw it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a task makes of its answers.
+    """The scores of a task's answers.
 
     Attributes:
         metrics: content of ``metrics.json``, with ``summary``, ``targets`` and ``cases``.

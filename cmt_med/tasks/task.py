@@ -22,7 +22,7 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Metric:
-    """What validation watches: the key in its scores, how it is printed, and which direction is better."""
+    """The score that validation watches: the key in its scores, how it is printed, and which direction is better."""
 
     name: str
     title: str
@@ -75,12 +75,12 @@ class Task(Protocol):
 
     @property
     def overlapping(self) -> bool:
-        """Whether targets are predicted independently, each with a threshold of its own."""
+        """Tell whether targets are predicted independently, each with a threshold of its own."""
         ...
 
     @property
     def scored(self) -> dict[str, list[int]]:
-        """What is scored, with its label values."""
+        """The scored targets, with their label values."""
         ...
 
     @property
@@ -94,7 +94,7 @@ class Task(Protocol):
         ...
 
     def target(self, case: Case) -> int | None:
-        """What is learned of a case beside its files: the number of its class; None where that is a label map."""
+        """Return the number of its class; None where that is a label map."""
         ...
 
     def with_training(self, cases: Sequence[Case]) -> Task:
@@ -103,7 +103,7 @@ class Task(Protocol):
 
     @property
     def balanced(self) -> bool:
-        """Whether training shows each class equally often."""
+        """Tell whether training shows each class equally often."""
         ...
 
     def check(self, settings: Inference) -> None:
@@ -135,7 +135,7 @@ class Task(Protocol):
         ...
 
     def identity(self) -> list[Any]:
-        """What a run's checkpoints depend on beside its config; of JSON."""
+        """Whatever a run's checkpoints depend on beside its config, as JSON."""
         ...
 
 
@@ -148,7 +148,7 @@ class WholeImageTask(Task, Protocol):
         ...
 
     def record(self, probabilities: Tensor) -> dict[str, Any]:
-        """What a case's record says, from its probabilities (K,)."""
+        """Make the record of a case from its probabilities (K,)."""
         ...
 
     def row(self, record: Mapping[str, Any]) -> list[Any]:

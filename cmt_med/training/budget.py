@@ -1,4 +1,4 @@
-"""How many steps a run gets: from epochs, or from minutes and a probe of the machine."""
+"""The number of steps of a run: from epochs, or from minutes and a probe of the machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Pace:
-    """How long steps, validations and checkpoints have taken lately, each accounted on its own; part of a checkpoint.
+    """Recent durations of steps, validations and checkpoints, each accounted on its own; part of a checkpoint.
 
     Attributes:
         seen: steps of the whole run.
@@ -130,11 +130,11 @@ class Budget:
         return self.plan.progress(step) if self.plan is not None else min(1.0, (step + 1) / 1000)
 
     def is_over(self, step: int) -> bool:
-        """Whether ``step`` steps are all there is to do."""
+        """Tell whether ``step`` steps are all there is to do."""
         return self.plan is not None and step >= self.plan.total_steps
 
     def seconds_left(self, step: int) -> float | None:
-        """What the steps after ``step`` will take, with their validations and checkpoints; None while nothing is known."""
+        """Estimate the seconds after ``step``, validations and checkpoints included; None while nothing is known."""
         if self.plan is None or self.pace.mean_step is None:
             return None
         steps = self.plan.total_steps - step
@@ -212,7 +212,7 @@ class Budget:
 
     @staticmethod
     def _agreed(here: bool) -> bool:
-        """What the first process says: clocks differ, and what follows is done by all processes together."""
+        """The value of the first process: clocks differ, and what follows is done by all processes together."""
         return bool(idist.broadcast(int(here))) if idist.get_world_size() > 1 else here
 
     def _fit_into_time(self, step: int) -> None:

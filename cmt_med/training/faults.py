@@ -1,4 +1,4 @@
-"""What libraries say when a process, or the memory, is gone, in words that name it."""
+"""Errors of libraries when a process, or the memory, is gone, in words that name it."""
 
 from __future__ import annotations
 

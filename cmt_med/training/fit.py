@@ -42,7 +42,7 @@ class Moments(EventEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training came to: the weights chosen, and how they were reached."""
+    """The result of a training: the weights chosen, and how they were reached."""
 
     weights: dict[str, Tensor]
     steps: int
@@ -216,7 +216,7 @@ class _Loop:
 
     @property
     def _values(self) -> dict[str, float]:
-        """What the step says of itself."""
+        """The output of the last step."""
         values: dict[str, float] = self.engine.state.output
         return values
 

@@ -1,4 +1,4 @@
-"""What a person sees while training: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress for people: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many steps, and the learning rate at each: pure functions and one small record."""
+"""The number of steps, and the learning rate at each: pure functions and one small record."""
 
 from __future__ import annotations
 

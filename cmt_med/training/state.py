@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What :func:`cmt_med.training.fit.fit` is given.
+    """The arguments of :func:`cmt_med.training.fit.fit`.
 
     Attributes:
         network: on its device, not yet wrapped for several processes.
@@ -62,7 +62,7 @@ class TrainingSetup:
 
 @dataclass
 class Position:
-    """Where a run stands; with weights, optimizer and plan, all that a checkpoint holds."""
+    """The position of a run; with weights, optimizer and plan, all that a checkpoint holds."""
 
     step: int = 0
     seconds: float = 0.0
@@ -117,7 +117,7 @@ def require_same_run(folder: Path, parts: TrainingSetup, train: Train, changed: 
 
 
 def _goes_on(saved: dict[str, Any], train: Train) -> bool:
-    """Whether a finished run is given more epochs or minutes, and less of neither."""
+    """Tell whether a finished run is given more epochs or minutes, and less of neither."""
     plan, position, before, now = saved["plan"], saved["position"], saved["bounds"], [train.epochs, train.max_minutes]
     finished = plan is not None and position["step"] >= plan["total_steps"] and not position["stopped_by"]
     pairs = list(zip(before, now, strict=True))
@@ -145,7 +145,7 @@ class Run:
         self.position = Position()
         self.pace = Pace()
         self.finished_before = False
-        """Whether an earlier run came to its end here, and this one was given more epochs or minutes."""
+        """True if an earlier run came to its end here, and this one was given more epochs or minutes."""
         self.best: dict[str, Tensor] = {}
         """Weights of the best scores so far, where they are to be chosen; in the checkpoint, so that both go back together."""
 

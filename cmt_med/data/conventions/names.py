@@ -19,7 +19,7 @@ _CHANNELS = {
 }
 SEQUENCES = tuple(_CHANNELS)
 LABEL_WORDS = ("seg", "dseg", "gt", "gtv", "label", "labels", "otmulticlass", "segmentation")
-"""What label maps are called in file names."""
+"""Words for label maps in file names."""
 MASK_WORDS = ("mask", "brainmask")
 _LABELS = {
     "background": ("background", "bg"),
@@ -35,7 +35,7 @@ _OF_ANY_ORGAN = frozenset({"necrosis", "edema", "oedema", "enhancing", "cavity"}
 _CHANNEL_OF = {alias: name for name, aliases in _CHANNELS.items() for alias in aliases}
 _LABEL_OF = {alias: name for name, aliases in _LABELS.items() for alias in aliases}
 MEAN = "mean"
-"""What reports call the average over labels or regions; none of these can have that name."""
+"""The name of the average over labels or regions in reports; none of these can have that name."""
 TUMOUR_LABELS = tuple(name for name in _LABELS if name != "background")
 
 
@@ -66,7 +66,7 @@ def is_brain_tumour(labels: Collection[str], channels: Collection[str]) -> bool:
 
 
 def disagreements(named: Mapping[str, int], labels: Mapping[str, int]) -> list[str]:
-    """What of ``named`` has another meaning in ``labels``, such as ``"3 is ET"``; both are label name -> number.
+    """List what of ``named`` has another meaning in ``labels``, such as ``"3 is ET"``; both are label name -> number.
 
     A name with another number is one, and a number with another name, but for the background, which any name may have, and for
     a core without parts set apart, which is called NCR or NET.

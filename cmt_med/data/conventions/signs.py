@@ -1,4 +1,4 @@
-"""Which challenge's convention a data set follows.
+"""Recognition of the challenge's convention that a data set follows.
 
 A convention is taken only where every sign of the data set (case names, channel names, label values, what a dataset.json says)
 agrees with it, and asked for where they do not.
@@ -19,7 +19,7 @@ _POST_TREATMENT = re.compile(r"-1\d{2}$")  # 2024 counts a glioma's scans after 
 
 @dataclass(frozen=True)
 class Signs:
-    """What a data set shows of its convention.
+    """Signs of a data set's convention.
 
     Attributes:
         cases: case names.
@@ -119,7 +119,7 @@ def _overruled(chosen: Convention, origin: str, why: str, otherwise: str) -> Dat
 
 
 def _contradiction(convention: Convention, signs: Signs) -> str | None:
-    """What speaks against a convention whose case names fit."""
+    """List what speaks against a convention whose case names fit."""
     values, known = {v for v in signs.values if v}, set(convention.labels.values())
     if values - known:
         return f"case names say {convention.about}, but the files have label {_listed(values - known)}"

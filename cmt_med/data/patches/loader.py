@@ -31,11 +31,11 @@ PREFETCHED = 2
 WORKER_SECONDS = 120.0
 """A worker that takes longer for a batch hangs."""
 GRACE_SECONDS = 5.0
-"""What torch, which knows more about its workers, is given to find that out first."""
+"""Seconds that torch, which knows more about its workers, is given to find that out first."""
 NICE = 10
 """By how much workers are nicer than the training process."""
 START = "fork" if sys.platform == "linux" else None
-"""How workers start: forked ones start at once, and leave by themselves when the training is killed, for torch watches the
+"""The way workers start: forked ones start at once, and leave by themselves when the training is killed, for torch watches the
 parent process; one from a fork server has the server as its parent, and would stay. None: as the system has it."""
 
 
@@ -138,7 +138,7 @@ def patch_batches(
 
 
 def _fits_into_shared_memory(patches: PatchSet, batch_size: int, workers: int) -> bool:
-    """Whether the batches that workers hold ready fit where they are handed over; if not, a warning says what to do.
+    """Tell whether the batches that workers hold ready fit where they are handed over; if not, a warning says what to do.
 
     Containers have 64 MB there unless they are told otherwise, and a batch that does not fit ends the training.
     """

@@ -151,7 +151,7 @@ def prepare(
 
 
 def _is_whole(entry: CachedCase) -> bool:
-    """Whether an entry is there, as it was written: a bit that has flipped would be learned from without a word."""
+    """Tell whether an entry is there, as it was written: a bit that has flipped would be learned from without a word."""
     described = entry.folder / "meta.json"
     if not described.exists():
         return False

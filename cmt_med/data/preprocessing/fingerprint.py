@@ -1,4 +1,4 @@
-"""What training data look like in numbers, and whether a case looks like them: a network says nothing when it does not.
+"""Fingerprints of training data in numbers, and cases unlike them: a network says nothing when it does not.
 
 Ranges over all training cases of voxel size, extent, share of the foreground, brightness after normalisation, noise, and the
 volume of each target; never of a single case.
@@ -51,7 +51,7 @@ class Fingerprint(Section):
 
 
 def case_statistics(loaded: Loaded, channels: Sequence[str], clip: Sequence[float] | None) -> dict[str, Any]:
-    """What :func:`fingerprint_of` takes of each case; all of JSON.
+    """Statistics of a case for :func:`fingerprint_of`; all of JSON.
 
     Args:
         loaded: the case as read.

@@ -116,7 +116,7 @@ def _chosen(channel: Tensor, inside: Tensor | None) -> Tensor:
 
 
 def _is_constant(values: Tensor) -> bool:
-    """Whether values differ by no more than resampling a constant leaves of it: eight roundings in float32."""
+    """Tell whether values differ by no more than resampling a constant leaves of it: eight roundings in float32."""
     low, high = (float(v) for v in torch.aminmax(values))
     return high - low <= 8 * torch.finfo(torch.float32).eps * max(abs(low), abs(high))
 
@@ -201,7 +201,7 @@ def seen_by(loaded: Loaded, settings: Mapping[str, Any]) -> Loaded:
 
 
 def preprocessing_settings(data: Data) -> dict[str, Any]:
-    """What :func:`preprocessing` depends on; part of the model and of the cache's key."""
+    """The settings that :func:`preprocessing` depends on; part of the model and of the cache's key."""
     return {
         "spacing": data.spacing,
         "crop_foreground": data.crop_foreground,

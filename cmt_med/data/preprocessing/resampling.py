@@ -50,7 +50,7 @@ class SlabResample(SpatialResample):
         return self._with_history(result, img, to_source, **kwargs)
 
     def _with_history(self, result: Tensor, img: MetaTensor, to_source: Any, **kwargs: Any) -> Tensor:
-        """What MONAI notes, so that the way back is known."""
+        """The note that MONAI takes, so that the way back is known."""
         align = kwargs.get("align_corners")
         noted = TraceableTransform.track_transform_meta(
             img,

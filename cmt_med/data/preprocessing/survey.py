@@ -25,7 +25,7 @@ READERS = 4  # decompression leaves Python's lock; more readers only add memory
 
 @dataclass
 class Survey:
-    """What the files of a data set hold.
+    """The content of a data set's files.
 
     Attributes:
         cases: those that could be read.

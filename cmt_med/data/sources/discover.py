@@ -38,7 +38,7 @@ _MASK = "the mask"  # a role that no channel can have: channels have no spaces
 
 @dataclass
 class Found:
-    """What lies under a path: cases, and what stands in a folder but can be none, which does not stop the others.
+    """Cases found under a path, and the problems of single cases.
 
     ``labels`` are the label names and numbers that a case list states, itself or by its convention.
     """

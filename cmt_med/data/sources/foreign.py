@@ -43,7 +43,7 @@ _COLUMNS = {
 
 @dataclass
 class Scan:
-    """What lies under a path.
+    """Cases found under a path.
 
     Attributes:
         title: of the data set, for messages.

@@ -30,7 +30,7 @@ _IMAGES = ("image", "img", "ct", "mri", "volume", "vol")
 
 @dataclass
 class Gathered:
-    """What lies under a path.
+    """Cases found under a path.
 
     Attributes:
         kind: ``file``, ``folder`` or ``case list``.
@@ -52,7 +52,7 @@ class Gathered:
 
 
 def gather(path: Path) -> Gathered:
-    """What lies under ``path``: a case list, a volume, or a folder (whose ``dataset.json`` is used if it has one).
+    """Find the cases under ``path``: a case list, a volume, or a folder (whose ``dataset.json`` is used if it has one).
 
     Raises:
         DataError: E_IO if nothing is there, E_MANIFEST for a faulty list.

@@ -41,7 +41,7 @@ _IMAGE, _LABEL, _MASK = "image", "label", "mask"
 
 @dataclass
 class Pictures:
-    """What lies under a folder of 2D images.
+    """The cases in a folder of 2D images.
 
     Attributes:
         cases: a case for each image, in grey or in colour as the data set is.

@@ -1,4 +1,4 @@
-"""What a folder of predictions says about itself, and its targets in the numbers of a case list."""
+"""A folder of predictions' own description, and its targets in the numbers of a case list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``inspect`` writes: repaired copies of files, and copies of case lists that point to them or carry sums."""
+"""The files that ``inspect`` writes: repaired copies of files, and copies of case lists that point to them or carry sums."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _sum(path: Path) -> str:
 
 
 def describe_repairs(done: Mapping[Path, Sequence[str]], copies: Mapping[Path, Path]) -> list[dict[str, Any]]:
-    """What was repaired, for a report."""
+    """Describe what was repaired, for a report."""
     return [
         {"file": readable_name(path), "copy": readable_name(copies[path]), "done": list(clauses)}
         for path, clauses in done.items()

@@ -87,7 +87,7 @@ class Decoder:
         return self._asked(path.absolute(), request, partial(self._volume, check=check))
 
     def repair(self, path: Path, *, label: bool) -> Repair | None:
-        """What :func:`cmt_med.data.volumes.repair.repaired` makes of a file, an image or a label map; the errors are the same."""
+        """Repair a file with :func:`cmt_med.data.volumes.repair.repaired`, an image or a label map; the errors are the same."""
         return self._asked(path.absolute(), {"repair": "label" if label else "image"}, self._repair)
 
     def _asked(self, path: Path, request: dict[str, Any], answer: Callable[[Path], _Answer | DataError]) -> _Answer:
@@ -146,7 +146,7 @@ class Decoder:
         return self._channel
 
     def _volume(self, path: Path, check: Check | None) -> Volume | DataError:
-        """What the worker says; an error in how it says it is raised, and ends the worker."""
+        """The worker's answer; an error in its form is raised, and ends the worker."""
         first = self._message()
         if "stored" not in first:
             return DataError(**first["error"])
@@ -247,7 +247,7 @@ def _bytes_of(path: Path) -> int:
 
 
 def stored_of(said: Mapping[str, Any], path: Path) -> VolumeHeader:
-    """What a worker says of a file, believing nothing that was not checked: the worker has read a foreign file.
+    """Check a worker's description of a file, believing nothing that was not checked: the worker has read a foreign file.
 
     Raises:
         DataError: E_DECODE, E_SIZE.

@@ -33,14 +33,14 @@ _ACQUISITION = (
     "DiffusionGradientOrientation", "TemporalPositionIdentifier", "TemporalPositionIndex", "TriggerTime",
     "NominalCardiacTriggerDelayTime", "ComplexImageComponent",
 )  # fmt: skip
-"""What is the same for all slices of one volume; where it is not, a series holds several: echoes, time points, b-values."""
+"""Header fields that all slices of one volume share; where they differ, a series holds several: echoes, time points, b-values."""
 
 TIMES_OF_SLICES = ("TriggerTime", "NominalCardiacTriggerDelayTime")
 """Of them, what may also be the time of each slice: then hardly two slices share a value."""
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether the first bytes of a file are those of a DICOM file."""
+    """Tell whether the first bytes of a file are those of a DICOM file."""
     return head[128:132] == b"DICM"
 
 
@@ -72,7 +72,7 @@ def slices_in(folder: Path) -> list[Path]:
 
 
 def _holds_slice(path: Path) -> bool:
-    """Whether a file with the name of something else is DICOM, also inside gzip or without the preamble.
+    """Tell whether a file with the name of something else is DICOM, also inside gzip or without the preamble.
 
     One that cannot be read counts, too, unless it is hidden: its reading then says why.
     """
@@ -87,7 +87,7 @@ def _holds_slice(path: Path) -> bool:
 
 
 def acquisition_of(parts: Iterable[Dataset]) -> dict[str, tuple[str | float, ...]]:
-    """How a slice was acquired: what its header, or the parts of a frame's description, say of echo, time and diffusion."""
+    """Describe how a slice was acquired, by echo, time and diffusion in its header or in the parts of a frame's description."""
     found: dict[str, tuple[str | float, ...]] = {}
     for part in parts:
         for keyword in _ACQUISITION:

@@ -21,7 +21,7 @@ _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.
 
 
 def is_native(header: Dataset) -> bool:
-    """Whether the pixels come as they were stored; else as GDCM makes them, already with slope and intercept."""
+    """Tell whether the pixels come as they were stored; else as GDCM makes them, already with slope and intercept."""
     return str(header.file_meta.get("TransferSyntaxUID", "")) in (*_UNCOMPRESSED, _RLE)
 
 

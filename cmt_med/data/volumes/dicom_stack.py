@@ -18,7 +18,7 @@ DRIFT = 0.1  # of a pixel, sideways over the whole stack; 4e-6 in real series
 
 @dataclass(frozen=True)
 class Plane:
-    """Where a slice lies, in DICOM's coordinates (left-posterior-superior, mm).
+    """The position of a slice, in DICOM's coordinates (left-posterior-superior, mm).
 
     Attributes:
         name: file (and frame), for messages.

@@ -23,7 +23,7 @@ from cmt_med.data.volumes.values import from_colours, label_counts, statistics
 
 @dataclass
 class FileReport:
-    """What one file of a case holds.
+    """The content of one file of a case.
 
     Attributes:
         path: of the file, or of the folder of a DICOM series.
@@ -56,7 +56,7 @@ class FileReport:
 
 @dataclass
 class CaseReport:
-    """What a case holds; ``problems`` are those of its files and of how they fit together."""
+    """The content of a case; ``problems`` are those of its files and of how they fit together."""
 
     name: str
     files: list[FileReport] = field(default_factory=list)
@@ -66,7 +66,7 @@ class CaseReport:
 
 @dataclass
 class _Seen:
-    """What is remembered while the files of a case are read: their grids, and channels by content."""
+    """Notes taken while the files of a case are read: their grids, and channels by content."""
 
     grids: list[tuple[FileReport, Grid, str]] = field(default_factory=list)
     contents: dict[bytes, str] = field(default_factory=dict)

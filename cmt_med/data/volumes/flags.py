@@ -1,4 +1,4 @@
-"""What is suspicious in a case and yet no error: it is passed on to the result, never kept silent."""
+"""Flags for what is suspicious in a case and yet no error: it is passed on to the result, never kept silent."""
 
 from __future__ import annotations
 

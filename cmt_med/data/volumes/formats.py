@@ -1,4 +1,4 @@
-"""Which reader a file gets, by its content and its name together."""
+"""The choice of a reader, by a file's content and its name together."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _READERS: dict[Kind, tuple[Callable[[Path, Stream], Opened], tuple[str, ...]]] =
     NRRD: (nrrd.read, (".nrrd", ".nhdr")),
     META: (metaimage.read, (".mha", ".mhd")),
 }
-"""What a file is -> its reader, and the endings that it may have."""
+"""Kind of a file -> its reader, and the endings that it may have."""
 
 
 def is_series(path: Path) -> bool:
-    """Whether a path is a folder with a DICOM file among its slices, as far as they can be read.
+    """Tell whether a path is a folder with a DICOM file among its slices, as far as they can be read.
 
     What else there is beside it, is for the reader to refuse: a series that is not taken for one would be left out in silence.
     """
@@ -41,7 +41,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def kind_of(path: Path) -> Kind:
-    """What a file is.
+    """Recognise a file.
 
     Raises:
         DataError: E_IO, or E_GZIP and E_TRUNCATED if not even its beginning can be inflated.

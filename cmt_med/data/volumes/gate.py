@@ -125,7 +125,7 @@ def load_labels(
 
 
 def grid_of(volume: Volume) -> Grid:
-    """Where the voxels of a volume lie."""
+    """The grid of a volume."""
     return Grid(volume.stored.shape[:3], np.array(volume.stored.affine, dtype=np.float64))
 
 

@@ -1,4 +1,4 @@
-"""Where voxels lie: grids, and the checks of a header's matrix from indices to millimetres."""
+"""Positions of voxels: grids, and the checks of a header's matrix from indices to millimetres."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEARLY_PERPENDICULAR = 0.02
 
 @dataclass(frozen=True)
 class Grid:
-    """Where voxels lie: shape, and the matrix from indices to millimetres (RAS+)."""
+    """The positions of voxels: shape, and the matrix from indices to millimetres (RAS+)."""
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
@@ -35,7 +35,7 @@ class Grid:
         return tuple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
 
     def equals(self, other: Grid) -> bool:
-        """Whether no corner of the two grids is further apart than a thousandth of a voxel."""
+        """Tell whether no corner of the two grids is further apart than a thousandth of a voxel."""
         if self.shape != other.shape:
             return False
         return corner_distance(self.affine, other.affine, self.shape) <= GRID_TOLERANCE * min(self.spacing)
@@ -59,7 +59,7 @@ class Grid:
 
 
 def corner_distance(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
-    """How far a corner of the volume moves from one matrix to the other, at most: largest coordinate, in mm."""
+    """The distance that a corner of the volume moves from one matrix to the other, at most: largest coordinate, in mm."""
     corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=float)
     corners[:, :3] *= np.array(shape[:3]) - 1
     return float(np.abs(corners @ (one - other).T)[:, :3].max())

@@ -1,4 +1,4 @@
-"""What a file says about the volume in it; every reader of a format returns this and the voxels' bytes."""
+"""A file's description of the volume in it; every reader of a format returns this and the voxels' bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cmt_med.data.volumes.streams import MAX_BYTES, MAX_VOXELS
 
 MAX_AXES = 7
 PICTURE = "picture"
-"""What the names of the formats of 2D images end in."""
+"""The last word in the names of 2D formats."""
 IN_COLOUR = 1 << 24
 """Added to the number of a colour, 65536 R + 256 G + B, in a label map, where smaller numbers are labels."""
 DTYPES = frozenset({"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"})
@@ -46,7 +46,7 @@ class VolumeHeader:
 
     @property
     def is_picture(self) -> bool:
-        """Whether the file is a 2D image (or a TIFF of several), whose pixels have no size in mm."""
+        """Tell whether the file is a 2D image (or a TIFF of several), whose pixels have no size in mm."""
         return self.format.endswith(PICTURE)
 
     @property

@@ -38,7 +38,7 @@ _CIFTI = range(3000, 3100)
 _VERTICES = frozenset(10 * 4**level + 2 for level in range(3, 8))
 """Vertices of FreeSurfer's average surfaces, icosahedra that are divided three to seven times: 642 to 163,842."""
 _CUT_UP = (27307, 1, 6)
-"""How FreeSurfer stores 163,842 × 1 × 1, which does not fit into the 16 bits that NIfTI-1 has for an axis."""
+"""The shape in which FreeSurfer stores 163,842 × 1 × 1, which does not fit into the 16 bits that NIfTI-1 has for an axis."""
 MAX_EXTENSIONS = 1 << 28
 
 
@@ -100,7 +100,7 @@ def parse(head: bytes, where: str) -> Header:
 
 
 def description(path: Path) -> bytes:
-    """What a NIfTI-1 header says of its volume in 80 bytes; nothing, of any other file."""
+    """The description in a NIfTI-1 header, 80 bytes; nothing, of any other file."""
     with contextlib.suppress(DataError), contextlib.closing(Stream(path)) as stream:
         head = stream.peek(348)
         return head[148:228] if parse(head, "").version == 1 else b""
@@ -161,7 +161,7 @@ def partner(path: Path) -> Path:
 
 
 def describe(header: Header, where: str) -> VolumeHeader:
-    """What a header says, checked.
+    """Check a header.
 
     Raises:
         DataError: see :func:`read`.

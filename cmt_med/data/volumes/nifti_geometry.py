@@ -1,4 +1,4 @@
-"""Where a NIfTI file says that its voxels lie: qform, sform and voxel sizes, which must agree.
+"""The position of voxels in NIfTI files: qform, sform and voxel sizes, which must agree.
 
 Source: nifti1.h, "3D IMAGE (VOLUME) ORIENTATION AND LOCATION IN SPACE".
 """

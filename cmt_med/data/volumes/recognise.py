@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: one of the formats that are read, or something that can be named for the user."""
+"""Recognition of files by their first bytes: one of the formats that are read, or something that can be named for the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """What a file is, and what its owner can do if it is no volume."""
+    """The kind of a file, and what its owner can do if it is no volume."""
 
     what: str
     fix: str = ""
@@ -73,7 +73,7 @@ _META_TYPE = re.compile(rb"^ObjectType\s*=\s*Image\s*$", re.M)
 
 
 def recognise(head: bytes, *, compressed: bool, size: int) -> Kind:
-    """What a file is.
+    """Recognise a file.
 
     Args:
         head: its first 1024 (inflated) bytes, or all there are.

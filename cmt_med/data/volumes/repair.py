@@ -42,7 +42,7 @@ class Repaired(NamedTuple):
 
 
 def repaired(path: Path, *, label: bool) -> Repaired | None:
-    """What a repaired copy would hold; None if nothing can be repaired.
+    """The content of a repaired copy; None if nothing can be repaired.
 
     It reads a foreign file, so it is for the decoding process: :func:`cmt_med.data.volumes.decoder.repair` asks there.
 
@@ -192,7 +192,7 @@ class _Labels:
         self.apart = 0.0
 
     def nearly_whole(self, pieces: Iterable[bytes]) -> bool:
-        """Whether all are, and some not quite."""
+        """Tell whether all are, and some not quite."""
         if self.dtype.kind != "f" and self.slope == int(self.slope) and self.intercept == int(self.intercept):
             return False
         try:

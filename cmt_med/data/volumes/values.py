@@ -46,7 +46,7 @@ class Statistics:
 
 
 def statistics(volume: Volume, where: str, plane: int | None = None) -> Statistics:
-    """What :func:`brightness` would return, without having it in memory at once; the errors are the same."""
+    """Describe what :func:`brightness` would return, without having it in memory at once; the errors are the same."""
     array = volume.array if plane is None else volume.array[..., plane]
     digest = hashlib.sha256()
 
@@ -98,7 +98,7 @@ def _each_slab(
 
 
 def usual_size(values: NDArray[np.float32], share: float) -> float:
-    """What the absolute values of all but a share of the voxels that are not zero stay below; 0 if there are hardly any."""
+    """Bound on the absolute values of all but a share of the voxels that are not zero; 0 if there are hardly any."""
     sizes = np.abs(values.ravel(order="K")[:: _step(values.size)])
     sizes = sizes[sizes > 0]
     rank = sizes.size - 1 - max(8, int(sizes.size * share))
@@ -123,7 +123,7 @@ def labels(volume: Volume, allowed: Sequence[int], where: str, *, binary: bool =
 
 
 def label_counts(volume: Volume, allowed: Sequence[int], where: str, *, binary: bool = False) -> NDArray[np.int64]:
-    """How often each label occurs (256,), without what :func:`labels` would return; arguments and errors are the same."""
+    """Count each label (256,), without what :func:`labels` would return; arguments and errors are the same."""
     counts = np.zeros(256, dtype=np.int64)
 
     def add(at: _Place, values: NDArray[np.uint8]) -> None:

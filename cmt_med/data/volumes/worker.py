@@ -53,7 +53,7 @@ class _GoneError(Exception):
 
 
 def _opened(path: Path, repair: str | None, *, labels: bool) -> tuple[dict[str, Any], Iterable[bytes]]:
-    """What is to be said first, and the bytes that follow."""
+    """The first message, and the bytes that follow."""
     if repair is None:
         opened = open_volume(path, labels=labels)
         return {"stored": asdict(opened.stored)}, opened.content

@@ -37,7 +37,7 @@ _LINEAR = ("feed_forward.expand.weight", "feed_forward.project.weight", "head.co
 
 
 def is_official(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the authors' names."""
+    """Tell whether a state dict has the authors' names."""
     return "stem_conv1.weight" in state
 
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ChannelMap:
-    """How the image channels of two networks correspond.
+    """The correspondence of two networks' image channels.
 
     Attributes:
         rows: for each of the own channels, the other network's; None for the mean of all of its channels.
@@ -37,7 +37,7 @@ class ChannelMap:
 
     @property
     def is_plain(self) -> bool:
-        """Whether both take the same channels in the same order."""
+        """Tell whether both take the same channels in the same order."""
         return self.rows == tuple(range(self.theirs))
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class ChannelMap:
 
 @dataclass
 class Account:
-    """What became of each tensor; every name of the network is in exactly one of the first four.
+    """An account of all tensors; every name of the network is in exactly one of the first four.
 
     Attributes:
         matched: taken as they are.

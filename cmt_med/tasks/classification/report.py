@@ -1,4 +1,4 @@
-"""What is said of classes: scores with intervals over patients, curves, the confusion matrix, calibration, the worst errors."""
+"""The report on classes: scores with intervals over patients, curves, the confusion matrix, calibration, the worst errors."""
 
 from __future__ import annotations
 

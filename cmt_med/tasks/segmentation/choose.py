@@ -137,7 +137,7 @@ def _best_thresholds(
 
 
 def is_worth(gains: NDArray[np.float64]) -> bool:
-    """Whether the cases' gains in Dice are more than noise: a mean above :data:`WORTH` and above its standard error."""
+    """Tell whether the cases' gains in Dice are more than noise: a mean above :data:`WORTH` and above its standard error."""
     error = float(gains.std(ddof=1)) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
     return float(gains.mean()) > max(WORTH, error)
 

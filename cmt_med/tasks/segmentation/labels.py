@@ -31,7 +31,7 @@ Decide = Callable[[Tensor], Tensor]
 
 
 class LabelScheme(ABC):
-    """What is segmented, and what each channel of a network's output means.
+    """The targets, and the meaning of each channel of a network's output.
 
     Args:
         targets: in the order of the channels.
@@ -41,7 +41,7 @@ class LabelScheme(ABC):
     """
 
     overlapping: ClassVar[bool]
-    """Whether targets are predicted independently, each with a threshold of its own."""
+    """True if targets are predicted independently, each with a threshold of its own."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self.targets = tuple(targets)
@@ -49,7 +49,7 @@ class LabelScheme(ABC):
     @property
     @abstractmethod
     def channels(self) -> tuple[Target, ...]:
-        """What each channel of the network's output stands for."""
+        """The target of each channel of the network's output."""
 
     @abstractmethod
     def loss(self, logits: Tensor, shares: Tensor, kind: Kind = "dice_ce") -> Tensor:
@@ -65,7 +65,7 @@ class LabelScheme(ABC):
 
     @abstractmethod
     def decide(self, settings: Inference) -> Decide | None:
-        """What :meth:`labels` decides at each voxel by itself; equal codes at two points are the code in between.
+        """The decision of :meth:`labels` at each voxel by itself; equal codes at two points are the code in between.
 
         Where all probabilities are 0 the code is 0. None where a byte is not enough.
         """
@@ -76,7 +76,7 @@ class LabelScheme(ABC):
 
     @abstractmethod
     def _masks(self, probabilities: Tensor, settings: Inference) -> list[NDArray[np.bool_]]:
-        """Where each target is, (D1, D2, D3), before anything is removed."""
+        """The mask of each target, (D1, D2, D3), before anything is removed."""
 
     @abstractmethod
     def _chances(self, probabilities: Tensor) -> list[NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""What is removed from a label map: small parts, and targets that are too small in total.
+"""Removal of parts of a label map: small parts, and targets that are too small in total.
 
 The strong BraTS entries write enhancing tumour that is too small in total as tumour core, and drop small parts that the network
 is not sure of. Both are settings of the model here (section ``inference``), recorded beside every result.
@@ -22,7 +22,7 @@ _NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
 
 @dataclass
 class Removed:
-    """What post-processing took away, by target."""
+    """The voxels that post-processing took away, by target."""
 
     components: dict[str, int] = field(default_factory=dict)
     component_mm3: dict[str, float] = field(default_factory=dict)

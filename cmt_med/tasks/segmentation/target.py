@@ -1,4 +1,4 @@
-"""What is segmented: a class or a region, its label values and the value that is written for it."""
+"""A segmentation target: a class or a region, its label values and the value that is written for it."""
 
 from __future__ import annotations
 

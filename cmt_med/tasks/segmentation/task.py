@@ -91,7 +91,7 @@ class Segmentation:
 
     @property
     def scored(self) -> dict[str, list[int]]:
-        """What is scored, with its label values: the regions, or every label but background."""
+        """The scored targets with their label values: the regions, or every label but background."""
         return {target.name: list(target.values) for target in self.scheme.targets}
 
     @staticmethod

@@ -47,7 +47,7 @@ class Augment:
         )  # fmt: skip
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """What happens to one patch: B = 1, without that axis. Each change draws from a stream of its own."""
+        """Draw what happens to one patch: B = 1, without that axis. Each change draws from a stream of its own."""
         root = int(rng.integers(2**62))
         drawn: Drawn = {}
         changes: tuple[Change, ...] = (self.affine, self.flip, *self.brightness)

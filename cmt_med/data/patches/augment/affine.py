@@ -75,7 +75,7 @@ def rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _grid(matrix: Tensor, size: Sequence[int], whole: Sequence[int]) -> Tensor:
-    """Where in (B, C, *whole) the voxels of patches (B, C, *size) come from, as grid_sample counts: (B, *size, d).
+    """The places in (B, C, *whole) that the voxels of patches (B, C, *size) come from, as grid_sample counts: (B, *size, d).
 
     That is from -1 to 1 between the outer faces of the volume, the last axis first.
     """

@@ -1,4 +1,4 @@
-"""What every random change has in common: randomness is drawn first, and applied afterwards.
+"""The common base of random changes: randomness is drawn first, and applied afterwards.
 
 Letters: B patches, C channels, d = 2 or 3 spatial axes, S sizes of a patch, W = S + 2 margin.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 Drawn = dict[str, Tensor]
-"""What was drawn, a row for each patch; a change that does not happen has its neutral value."""
+"""The numbers that were drawn, a row for each patch; a change that does not happen has its neutral value."""
 
 
 class Change(Protocol):
@@ -24,7 +24,7 @@ class Change(Protocol):
     key: ClassVar[int]
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """What happens to one patch. All numbers are drawn, whether they are used or not."""
+        """Draw what happens to one patch. All numbers are drawn, whether they are used or not."""
         ...
 
 
