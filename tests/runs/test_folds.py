@@ -23,6 +23,7 @@ from cmt_med.infer import infer
 from cmt_med.inference.cards import joint_card
 from cmt_med.inference.model import load_model
 from cmt_med.launch.command import run_command
+from cmt_med.runs.folds import collect_models
 from cmt_med.train import train
 from tests.helpers import save, tiny_config, tiny_dataset
 from tests.processes import Running, command
@@ -67,6 +68,20 @@ def test_what_was_chosen_is_in_every_model(finished: Path) -> None:
         assert card["inference"]["thresholds"] == chosen["thresholds"]
         assert card["inference"]["min_region_mm3"] == chosen["min_region_mm3"]
         assert card["validation"]["ball"]["n"] == 6
+
+
+def test_any_choice_is_in_every_model(finished: Path, tmp_path: Path) -> None:
+    """On these few cases nothing may be chosen, so the choice is given here."""
+    folds = [finished / f"run/fold_{i}" for i in range(3)]
+    chosen = load_model(folds[0])[0].inference.model_copy(
+        update={"thresholds": {"ball": 0.31}, "min_region_mm3": {"ball": 9.0}}
+    )
+    collect_models(folds, tmp_path / "model", {"ball": {"n": 6}}, chosen)
+    for i in range(3):
+        card, _ = load_model(tmp_path / f"model/fold_{i}")
+        assert (card.inference, card.validation) == (chosen, {"ball": {"n": 6}})
+        assert card.weights_sha256 == load_model(folds[i])[0].weights_sha256
+    assert load_model(folds[0])[0].inference.thresholds == {}
 
 
 def test_the_report_has_the_card_and_the_curves_of_every_fold(finished: Path) -> None:
