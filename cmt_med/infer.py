@@ -15,11 +15,12 @@ def infer(
     model: Annotated[
         list[Path], typer.Option(help="A run folder, or the model/ folder in it; several are averaged, as are folds.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
-    input: Annotated[
+    output: Annotated[Path, typer.Option(help="Folder for the label maps, or for predictions.csv.")],
+    cases: Annotated[
         Path | None,
         typer.Option(
-            help="A case, a folder of cases, or a case list (.json, .csv); a CASE_mask beside MR channels is the foreground."
+            "--input",
+            help="A case, a folder of cases, or a case list (.json, .csv); a CASE_mask beside MR channels is the foreground.",
         ),
     ] = None,
     channel: Annotated[list[str] | None, typer.Option(help="NAME=FILE, once per channel, instead of --input.")] = None,
@@ -30,11 +31,12 @@ def infer(
         str | None, typer.Option(help="none, or flips: average over the mirrorings seen in training.")
     ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write CASE_prob.nii.gz.")] = False,
-    set: Annotated[
+    settings: Annotated[
         list[str] | None,
         typer.Option(
+            "--set",
             help="KEY=VALUE that replaces one of the model's inference settings, e.g. min_region_mm3.ET=100, thresholds={} or "
-            "min_component_mm3.WT=50 (mm³)."
+            "min_component_mm3.WT=50 (mm³).",
         ),
     ] = None,
     convention: Annotated[
@@ -48,11 +50,11 @@ def infer(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     debug: Debug = False,
 ) -> int:
-    """Segment cases with a trained model.
+    """Segment or classify cases with a trained model.
 
-    For each case, writes OUTPUT/CASE.nii.gz (labels on exactly the input's grid) and OUTPUT/CASE.json (checksums,
-    volumes in mL, flags). Finished cases are kept when the same command runs again. Exit code 2 if some cases failed;
-    OUTPUT/failures.json names them.
+    For each case, writes OUTPUT/CASE.nii.gz (labels on exactly the input's grid; PNG for a 2D image) and OUTPUT/CASE.json
+    (checksums, volumes in mL, flags); of classes OUTPUT/CASE.json with probabilities, and OUTPUT/predictions.csv. Finished
+    cases are kept when the same command runs again. Exit code 2 if some cases failed; OUTPUT/failures.json names them.
     """
     from cmt_med.runs.inference import infer_into  # what computes takes seconds to import
 
@@ -60,12 +62,12 @@ def infer(
     return infer_into(
         output,
         model=model,
-        input=input,
+        cases=cases,
         channel=channel,
         overlap=overlap,
         tta=tta,
         probabilities=probabilities,
-        settings=set,
+        settings=settings,
         convention=convention,
         max_minutes=max_minutes,
         max_memory=max_memory,

@@ -13,8 +13,8 @@ from cmt_med.launch.command import Debug, begin_work, run_command
 
 def train(
     config: Annotated[Path, typer.Option(help="The experiment, a YAML file; see configs/.")],
-    set: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE that replaces a key, e.g. optimizer.lr=3e-4.")
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE that replaces a key, e.g. optimizer.lr=3e-4.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder; default: output of the config.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
@@ -44,7 +44,7 @@ def train(
     begin_work()
     return train_from_config(
         config,
-        settings=set,
+        settings=settings,
         output=output,
         fresh=fresh,
         dry_run=dry_run,

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def infer_into(
-    output: Path, *, model: list[Path], input: Path | None = None, channel: list[str] | None = None, overlap: float | None = None,
+    output: Path, *, model: list[Path], cases: Path | None = None, channel: list[str] | None = None, overlap: float | None = None,
     tta: str | None = None, probabilities: bool = False, settings: list[str] | None = None, convention: str | None = None,
     max_minutes: float = 120.0, max_memory: float | None = None, device: str = "auto", threads: int | None = None,
 ) -> int:  # fmt: skip
@@ -48,11 +48,11 @@ def infer_into(
     cards = with_settings([card for card, _ in members], [*options, *(settings or [])])
     members = [(card, weights) for card, (_, weights) in zip(cards, members, strict=True)]
     channels = joint_card(cards).channels
-    if (input is None) == (not channel):
+    if (cases is None) == (not channel):
         raise ConfigError("give either --input or --channel NAME=FILE items", where="the command line",
                           why="one of them says what is segmented, and both could contradict each other",
                           fix="leave one out")  # fmt: skip
-    found = find_cases(input, channels) if input is not None else Found([_from_options(channel or [], channels)])
+    found = find_cases(cases, channels) if cases is not None else Found([_from_options(channel or [], channels)])
     written = _written(joint_card(cards), found, convention)
     require_writable_folder(output)
     predictors = [Predictor(trained_network(c, w), c, pick_device(device)) for c, w in members]
