@@ -513,7 +513,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_network_of_the_paper_from_official_weights(tmp_path: Path) -> None:
-    manifest = tiny_dataset(tmp_path / "d", 4)
+    manifest = tiny_dataset(tmp_path / "d", 3)
     weights = tmp_path / "cmt_ti.pth"
     torch.save({"model": official_layout(PAPER["cmt_ti"], 64)}, weights)
     text = tiny_config(tmp_path, manifest).read_text()

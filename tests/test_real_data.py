@@ -44,9 +44,10 @@ def test_brats_crops_by_name(real_data: Path, tmp_path: Path) -> None:
     manifest = real_data / "brats_crops" / "dataset.json"
     sets = [
         f"data.manifest={manifest}",
-        "train.epochs=2",
+        "train.epochs=1",
         "train.patch_size=[32, 32, 32]",
         "data.split={by: last, count: 1}",
+        "inference.overlap=0.0",
     ]
     arguments = ["--config", str(CONFIGS / "brats.yaml"), "--output", str(tmp_path / "run"), *SMALL]
     assert run_command(train, [*arguments, *[part for s in sets for part in ("--set", s)]]) == 0
@@ -74,7 +75,7 @@ def test_brats_crops_by_name(real_data: Path, tmp_path: Path) -> None:
 
 def test_brats2013_five_patients(real_data: Path, tmp_path: Path) -> None:
     manifest = brats2013_manifest(real_data, tmp_path)
-    sets = [f"data.manifest={manifest}", "data.channels=[flair, t1ce]", "train.epochs=2", "train.patch_size=[32, 32, 32]",
+    sets = [f"data.manifest={manifest}", "data.channels=[flair, t1ce]", "train.epochs=1", "train.patch_size=[32, 32, 32]",
             "data.split={by: last, count: 1}", "inference.overlap=0.0"]  # fmt: skip
     arguments = ["--config", str(CONFIGS / "brats.yaml"), "--output", str(tmp_path / "run"), *SMALL]
     assert run_command(train, [*arguments, *[part for s in sets for part in ("--set", s)]]) == 0
@@ -95,11 +96,12 @@ def test_hippocampus_learns(real_data: Path, tmp_path: Path, config: str, soak: 
         bound, bar = "train.max_minutes=15", {"hippocampus": 0.875, "hippocampus_2d": 0.83}[config]
     else:
         bound, bar = "train.epochs=1", 0.5
-    sets = [f"data.manifest={real_data / 'hippocampus/dataset.json'}", bound]
+    held = 40 if soak else 12
+    sets = [f"data.manifest={real_data / 'hippocampus/dataset.json'}", bound, f"data.split={{by: last, count: {held}}}"]
     arguments = ["--config", str(CONFIGS / f"{config}.yaml"), "--output", str(tmp_path / "run")]
     assert run_command(train, [*arguments, *[part for s in sets for part in ("--set", s)]]) == 0
     metrics = json.loads((tmp_path / "run/report/metrics.json").read_text())
-    assert metrics["summary"]["mean"]["n"] == 40
+    assert metrics["summary"]["mean"]["n"] == held
     dice = metrics["summary"]["mean"]["mean"]
     if soak and config == "hippocampus" and 0.86 < dice < bar:
         pytest.xfail(f"Dice {dice:.4f}: the {bar} that is aimed at is not reached, see docs/results.md")

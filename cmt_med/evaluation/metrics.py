@@ -70,6 +70,8 @@ METRICS: dict[str, Metric] = {
     "absolute_relative_volume_error": Metric("absolute relative volume error", "", "lower"),
     "lesion_dice": Metric("lesion-wise Dice", "", "higher"),
     "lesion_hd95": Metric("lesion-wise HD95", "mm", "lower"),
+}
+CLASS_METRICS: dict[str, Metric] = {
     "correct": Metric("accuracy", "", "higher"),
     "brier": Metric("Brier score", "", "lower"),
     "log_loss": Metric("log loss", "", "lower"),
@@ -87,7 +89,7 @@ def metric_of(name: str) -> Metric | None:
     """The metric of that name, among them ``nsd_<tolerance>mm``; None if it is no score."""
     if name.startswith("nsd_") and name.endswith("mm"):
         return Metric(f"surface Dice at {name[4:-2]} mm", "", "higher")
-    return METRICS.get(name)
+    return METRICS.get(name) or CLASS_METRICS.get(name)
 
 
 def check_tolerances(tolerances: Sequence[float]) -> None:

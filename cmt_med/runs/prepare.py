@@ -193,7 +193,8 @@ def _warn_of_missing_labels(training: list[CachedCase], entries: list[CachedCase
         f"{name} ({value})" for name, value in labels.items() if (value != 0 or 0 in shown) and value not in shown
     ]
     if missing:
-        log.warning("no training case has the label or class %s: the network cannot learn it", ", ".join(missing))
+        what = "class" if any(entry.target is not None for entry in entries) else "label"
+        log.warning("no training case has the %s %s: the network cannot learn it", what, ", ".join(missing))
 
 
 def check_network(experiment: Experiment, *, fresh: bool = False) -> None:

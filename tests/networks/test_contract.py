@@ -109,7 +109,8 @@ def as_list(output: Tensor | list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize(("name", "variant"), EVERY)
 def test_any_size_and_deterministic_eval(name: str, variant: str, dims: int) -> None:
     network = make(name, dims, variant).eval()
-    for size in SIZES[dims][1:2] if LARGE.match(name) and not SOAK else SIZES[dims]:
+    odd = SIZES[dims][1:2]  # peers are MONAI's, whose tests look at sizes; here one tells whether the contract holds
+    for size in SIZES[dims] if SOAK or not (LARGE.match(name) or name.startswith("monai_")) else odd:
         x = torch.randn(2, 2, *size)
         with torch.no_grad():
             y = network(x)

@@ -9,7 +9,7 @@ from typing import Any
 
 from cmt_med.evaluation import classes as scores
 from cmt_med.evaluation.classes import SPECIFICITIES, Answers
-from cmt_med.evaluation.metrics import METRICS
+from cmt_med.evaluation.metrics import CLASS_METRICS
 from cmt_med.tasks.sections import Assessment, Chart, Matrix, Section, Table
 
 TARGET = "class"
@@ -54,7 +54,7 @@ def assess(
         "roc": {name: _curve(answers, k) for k, name in enumerate(names)},
         "empty_rule": "none",
         "empty_rule_text": "every reference is a class",
-        "metrics": {name: vars(METRICS[name]) for name in ("correct", "brier", "log_loss")},
+        "metrics": {name: vars(metric) for name, metric in CLASS_METRICS.items()},
         "targets": {TARGET: list(range(len(names)))},
         "cases": _rows(cases, answers, names),
     }  # fmt: skip

@@ -45,7 +45,7 @@ def test_each_region_has_its_own_threshold() -> None:
     assert found.ravel().tolist() == [0, 2]
 
 
-@pytest.mark.parametrize(("min_region_mm3", "voxel_mm3", "expected"), [(3.0, 1.0, [1, 1, 2]), (2.0, 1.0, [4, 4, 2]),
+@pytest.mark.parametrize(("minimum", "voxel_mm3", "expected"), [(3.0, 1.0, [1, 1, 2]), (2.0, 1.0, [4, 4, 2]),
                                                                 (3.0, 2.0, [4, 4, 2])])  # fmt: skip
 def test_enhancing_tumour_that_is_too_small_becomes_core(minimum: float, voxel_mm3: float, expected: list[int]) -> None:
     p = row([0.9, 0.9, 0.9], [0.9, 0.1, 0.1], [0.9, 0.9, 0.1])  # one of its voxels is not even predicted as core
