@@ -21,6 +21,7 @@ from cmt_med.evaluation.summary import case_mean
 from cmt_med.inference.results import predictions_in
 from cmt_med.reports.saved import SavedReport, load_report
 from cmt_med.reports.volumes import FILE, CaseFiles, Listing, read_listing
+from cmt_med.tasks import TASKS
 
 _MAX_JSON = 50_000_000  # bytes; a case's record of more is none
 
@@ -54,6 +55,7 @@ def find_source(folder: Path, images: Path | None = None) -> Source:
     Raises:
         DataError: E_IO or E_REPORT, if it is none of these, or nothing can be shown.
     """
+    _require_label_maps(folder)
     report = load_report(folder) if _has_report(folder) else None
     notice = " ".join(report.notices) if report else ""
     if (folder / "metrics.json").is_file():
@@ -74,6 +76,18 @@ def find_source(folder: Path, images: Path | None = None) -> Source:
         raise DataError("no volume of any case is there", where=str(folder), why="files were moved or removed",
                         fix="run infer again, or give the run folder", code="E_IO")  # fmt: skip
     return Source(folder.resolve().name, replace(listing, cases=_ranked(cases, report)), report, notice)
+
+
+def _require_label_maps(folder: Path) -> None:
+    """Raise where predictions are answers for whole images."""
+    for place in (folder, folder / "validation", folder / "fold_0/validation", folder.parent / "validation"):
+        run = read_run(place)
+        if run is not None and run.task in TASKS and not TASKS[run.task].dense:
+            raise DataError(
+                f"there are no label maps to view: these are results of {run.task}", where=str(folder),
+                why="an answer for a whole image has no place in it", code="E_REPORT",
+                fix="open report.html, which shows the worst errors, or predictions.csv",
+            )  # fmt: skip
 
 
 def _has_report(folder: Path) -> bool:
