@@ -42,7 +42,7 @@ PATHS: dict[str, list[str]] = {
     "train set output": ["--config", "{config}", "--set", "output={path}", "--dry-run"],
     "train set data.manifest": ["--config", "{config}", "--set", "data.manifest={path}", "--dry-run"],
     "infer model": ["--model", "{path}", "--output", "{out}", "--input", "{list}"],
-    "infer input": [*INFER, "--input", "{path}"],
+    "infer cases": [*INFER, "--input", "{path}"],
     "infer channel": [*INFER, "--channel", "a={path}", "--channel", "b={data}/case0_b.nii.gz"],
     "infer output": ["--model", "{model}", "--output", "{path}", "--channel", "a={data}/case0_a.nii.gz"],
     "evaluate predictions": ["--predictions", "{path}", *EVALUATE[2:]],

@@ -77,7 +77,7 @@ def drive(driver: Any, report: Path) -> dict[str, int]:
 
 def test_a_tiny_run(tmp_path: Path, offline: Any) -> None:
     manifest = tiny_dataset(tmp_path / "d")
-    config = ["--config", str(tiny_config(tmp_path, manifest)), "--set", "train.epochs=4"]
+    config = ["--config", str(tiny_config(tmp_path, manifest)), "--set", "train.epochs=12"]
     assert run_command(train, config) == 0
     report = tmp_path / "run/report/report.html"
     print(drive(offline, report))
