@@ -17,11 +17,11 @@ brats: $(STAMP)  ## phantom (or your data: MANIFEST=...) -> train -> infer -> ev
 	$(BIN)/python pipelines/brats.py $(if $(MANIFEST),--manifest $(MANIFEST)) $(if $(OUTPUT),--output $(OUTPUT))
 
 test: $(STAMP) lint $(VIEWER_IF_NPM)  ## all tests with reduced counts, on two cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal -rs
+	$(BIN)/python -m pytest -n 2 --dist worksteal -rsfE
 
 quick: $(STAMP)  ## what matters while editing, in under two minutes
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n 2 --dist worksteal -rs $(QUICK)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -rsfE $(QUICK)
 
 soak: $(STAMP) $(VIEWER_IF_NPM)  ## the full counts of every figure that is claimed
 	CMT_SOAK=1 $(BIN)/python -m pytest -rs
