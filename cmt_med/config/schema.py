@@ -56,6 +56,8 @@ class Experiment(Section):
             )
         if self.task != "classification" and self.classification != Classification():
             raise ValueError("the section classification needs task: classification")
+        if self.task != "classification" and not self.data.enlarge:
+            raise ValueError("data.enlarge is for task: classification, where images are brought to one size")
         if self.inference.window is not None and len(self.inference.window) != dims:
             raise ValueError(
                 f"inference.window has {len(self.inference.window)} numbers, network.spatial_dims is {dims}"

@@ -35,7 +35,6 @@ class AnswerEvaluation:
         folders: case name -> the inference folder that has its record.
         cases: with their classes.
         banner: for phantom data.
-        strict: raise if not one case has a record.
     """
 
     task: WholeImageTask

@@ -114,12 +114,12 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
     labelled = [case for case in manifest.cases if task.has_target(case)]
     if len(labelled) < len(manifest.cases):
         names = [case.name for case in manifest.cases if not task.has_target(case)]
-        log.warning("%s without a label left out: %s", counted(len(names), "case"), ", ".join(names[:5]))
+        log.warning("%s without a label or a class left out: %s", counted(len(names), "case"), ", ".join(names[:5]))
     training, validation = split_cases(labelled, settings.split, experiment.seed)
-    task = task.with_training(training)
     if limit is not None:  # of both sides in proportion; what is held out stays held out
         held_out = min(len(validation), max(1, round(limit * len(validation) / len(labelled)))) if validation else 0
         training, validation = training[: max(1, limit - held_out)], validation[:held_out]
+    task = task.with_training(training)
     log.info(
         "%s: %s to train, %d to validate; channels %s; labels %s",
         manifest.name or manifest.path.name, counted(len(training), "case"), len(validation), ", ".join(channels),
@@ -189,11 +189,10 @@ def _warn_of_missing_labels(training: list[CachedCase], entries: list[CachedCase
             ", ".join(empty[:5]), ", ..." if len(empty) > 5 else "",
         )  # fmt: skip
     shown = {value for entry in training for value in entry.values()}
-    missing = [
-        f"{name} ({value})" for name, value in labels.items() if (value != 0 or 0 in shown) and value not in shown
-    ]
+    classes = any(entry.target is not None for entry in entries)  # of which none is a background
+    missing = [f"{name} ({value})" for name, value in labels.items() if (value or classes) and value not in shown]
     if missing:
-        what = "class" if any(entry.target is not None for entry in entries) else "label"
+        what = "class" if classes else "label"
         log.warning("no training case has the %s %s: the network cannot learn it", what, ", ".join(missing))
 
 
@@ -201,7 +200,7 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
     """Build the network once, before data is read, which may take long.
 
     Raises:
-        ConfigError: for a network that does not segment, or settings that do not fit together.
+        ConfigError: for a network that does not fit the task, or settings that do not fit together.
         DataError: E_WEIGHTS, if pretrained weights cannot be read.
     """
     settings = experiment.network

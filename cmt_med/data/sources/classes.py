@@ -13,6 +13,7 @@ from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.sources.pictures import Pictures, case_name, in_colour, names_a_role
 from cmt_med.data.sources.walk import walk
 from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
+from cmt_med.data.volumes.formats import is_series
 
 
 def class_folders(path: Path) -> dict[str, list[Path]]:
@@ -32,6 +33,8 @@ def class_folders(path: Path) -> dict[str, list[Path]]:
         if names_a_role(folder.name) or any(file.is_dir() or looks_like_volume(file) for file in inside):
             return {}
         images = list(filter(looks_like_picture, inside))
+        if images and is_series(folder):  # of slices with a preview
+            return {}
         if images:
             found[folder.name] = images
     return found if len(found) > 1 else {}

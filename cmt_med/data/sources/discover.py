@@ -114,15 +114,13 @@ def label_maps_in(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise DataError("not a folder", where=readable_name(folder), fix="give a folder of label maps", code="E_IO")
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+    files = [path for path in files if not volume_stem(path).endswith("_prob")]
+    # Beside volumes, pictures are previews.
+    maps = list(filter(looks_like_volume, files)) or list(filter(looks_like_picture, files))
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in maps:
         name = volume_stem(path)
-        known = looks_like_volume(path) or looks_like_picture(path)
-        if path.name.startswith(".") or not known or path.is_dir() or name.endswith("_prob"):
-            continue
-        if name in found and looks_like_picture(path) != looks_like_picture(found[name]):
-            found[name] = path if looks_like_volume(path) else found[name]  # the other is a preview
-            continue
         if name in found:
             raise DataError(
                 f"two label maps are of case {name!r}", where=f"{readable_name(found[name])}, {path.name}",

@@ -67,6 +67,8 @@ def are_pictures(path: Path) -> bool:
     """Tell whether a path is a 2D image, or a folder of such, with no volume beside them: those may be previews."""
     if path.is_file():
         return looks_like_picture(path)
+    if is_series(path):
+        return False
     found = False
     for file in walk(path, MAX_DEPTH, [], is_leaf=is_series):
         if looks_like_volume(file) or file.is_dir():
@@ -178,21 +180,23 @@ def _sorted_out(path: Path) -> tuple[Pictures, dict[str, Path], dict[str, Path],
         else list(filter(looks_like_picture, walk(path, MAX_DEPTH, found.problems, is_leaf=_no)))
     )
     roles: dict[str, dict[str, Path]] = {_IMAGE: {}, _LABEL: {}, _MASK: {}}
-    folders: dict[Path, str] = {}
+    doubtful: set[tuple[str, str]] = set()
+    folders: list[Path] = []
     unread: list[Path] = []
     for file in sorted(files, key=lambda file: volume_stem(file) != volume_stem(file).strip()):  # exact names first
         role, stem = _role(file, path)
-        if role == _LABEL and folders.setdefault(file.parent, role) and file.parent != next(iter(folders)):
+        if role == _LABEL and file.parent not in folders:
+            folders.append(file.parent)
+        if role == _LABEL and file.parent != folders[0]:
             continue  # a second observer's
         name = case_name(stem) if role == _IMAGE else stem
         other = roles[role].setdefault(name, file)
         if other is file or sha256(other) == sha256(file):
             continue
-        if (
-            volume_stem(file) != volume_stem(file).strip()
-        ):  # "23_mask .gif" beside "23_mask.gif": a copy that went wrong
+        if volume_stem(file) != volume_stem(file).strip():  # "23_mask .gif" beside "23_mask.gif": a wrong copy
             unread.append(file)
             continue
+        doubtful.add((role, name))
         found.problems.append(
             DataError(
                 f"two pictures are {'called' if role == _IMAGE else f'the {role} of'} {name}",
@@ -200,6 +204,8 @@ def _sorted_out(path: Path) -> tuple[Pictures, dict[str, Path], dict[str, Path],
                 fix="rename one, or list them with ids in a case list", code="E_MANIFEST",
             )
         )  # fmt: skip
+    for role, name in doubtful:  # which of them is meant is not for us to say
+        del roles[role][name]
     if unread:
         found.notes.append(f"{counted(len(unread), 'file')} not read ({unread[0].name!r}): another has the same name")
     if len(folders) > 1:

@@ -152,7 +152,7 @@ def _image(
 ) -> None:  # fmt: skip
     named = [position for _, position in parts if position is not None]
     if listed:
-        volume = as_listed(volume, len(named) or None, where)
+        volume = as_listed(volume, [name for name, _ in parts] if named else None, where)
     extra = volume.stored.shape[3:]
     if len(extra) > 1 or (listed and extra != ((len(named),) if named else ())):
         expected = f"{len(named)} channels in one file" if named else "3D"

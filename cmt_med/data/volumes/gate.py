@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import CmtError, DataError
 from cmt_med.compute.memory import no_memory
-from cmt_med.data.case import Case
+from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.volumes.decoder import Check, Volume, decode
 from cmt_med.data.volumes.flags import image_flags
 from cmt_med.data.volumes.grid import Grid, corner_distance
@@ -76,7 +76,7 @@ def load_case(
         path, position = case.images[name]
         where = f"case {case.name}: {path}"
         if path not in opened:
-            opened[path] = _read(path, case, channels=None if position is None else len(case.images), check=fits)
+            opened[path] = _read(path, case, channels=None if position is None else tuple(case.images), check=fits)
             if position is not None:
                 _require_all_planes(opened[path], case, where)
         grid = require_same_grid(grid, grid_of(opened[path]), where)
@@ -129,8 +129,10 @@ def grid_of(volume: Volume) -> Grid:
     return Grid(volume.stored.shape[:3], np.array(volume.stored.affine, dtype=np.float64))
 
 
-def _read(path: Path, case: Case, *, channels: int | None, check: Check | None = None, labels: bool = False) -> Volume:
-    """A file of a case: a 3D volume, or one with so many channels on a fourth axis."""
+def _read(
+    path: Path, case: Case, *, channels: Sequence[str] | None, check: Check | None = None, labels: bool = False
+) -> Volume:
+    """A file of a case: a 3D volume, or one with these channels on a fourth axis."""
     try:
         if path in case.sha256:
             check_sums(path, case.sha256[path])
@@ -158,8 +160,8 @@ def _read_labels(path: Path, case: Case) -> Volume:
     return from_colours(volume, case.colours, f"case {case.name}: {path}") if case.colours else volume
 
 
-def as_listed(volume: Volume, channels: int | None, where: str) -> Volume:
-    """A picture with as many channels as the case list has of it; other volumes as they are.
+def as_listed(volume: Volume, channels: Sequence[str] | None, where: str) -> Volume:
+    """A picture with the channels that the case list has of it; other volumes as they are.
 
     Shades of grey are red, green and blue alike, and a picture whose colours are alike everywhere is one in grey, however it
     was saved.
@@ -175,7 +177,7 @@ def as_listed(volume: Volume, channels: int | None, where: str) -> Volume:
     stored, array = volume.stored, volume.array
     if not stored.is_picture:
         return volume
-    if channels == 3 and array.ndim == 3:
+    if channels is not None and set(channels) == set(COLOURS) and array.ndim == 3:
         shape = (*stored.shape, 3)
         return Volume(replace(stored, shape=shape), np.broadcast_to(array[..., None], shape))
     if channels is None and array.ndim == 4 and stored.shape[3] == 3:

@@ -120,7 +120,7 @@ class _DenseNet(nn.Module):
         size = [max(SMALLEST, n) for n in x.shape[2:]]
         if all(n < 2 * SMALLEST for n in size):
             size[-1] = 2 * SMALLEST  # BatchNorm refuses a single position in training
-        pads = [p for n, q in zip(reversed(x.shape[2:]), reversed(size), strict=True) for p in (0, max(0, q - n))]
+        pads = [p for n, q in zip(reversed(x.shape[2:]), reversed(size), strict=True) for p in (0, q - n)]
         logits: Tensor = self.network(F.pad(x, pads) if any(pads) else x)
         return logits
 

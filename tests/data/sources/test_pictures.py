@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from PIL import Image
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import COLOURS
 from cmt_med.data.manifest import load_manifest, manifest_content
+from cmt_med.data.sources.classes import class_folders
 from cmt_med.data.sources.discover import find_cases, label_maps_in
 from cmt_med.data.sources.foreign import scan
 from cmt_med.data.sources.gather import gather
 from cmt_med.data.sources.pictures import are_pictures, labelled_pictures
+from cmt_med.data.volumes.formats import is_series
 
 RNG = np.random.default_rng(0)
 
@@ -89,8 +92,11 @@ def test_two_label_maps_of_one_picture(tmp_path: Path) -> None:
     picture(tmp_path / "images/a.png")
     mask(tmp_path / "labels/a.png", 0, 1)
     mask(tmp_path / "labels/a.bmp", 1, 0)
-    problem = labelled_pictures(tmp_path).problems[0]
-    assert problem.code == "E_MANIFEST"
+    found = labelled_pictures(tmp_path)
+    assert [problem.code for problem in found.problems] == ["E_MANIFEST"]
+    assert [case.label for case in found.cases] == [None], "none of the two is chosen"
+    picture(tmp_path / "images/a.bmp")
+    assert labelled_pictures(tmp_path).cases == []
 
 
 def test_pictures_beside_volumes_are_previews(tmp_path: Path) -> None:
@@ -101,11 +107,25 @@ def test_pictures_beside_volumes_are_previews(tmp_path: Path) -> None:
     assert find_cases(tmp_path, ["t1"]).cases[0].images["t1"][0].name == "a_t1.nii.gz"
 
 
-def test_a_volume_comes_before_its_preview(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "b.png")
+def test_pictures_beside_label_volumes_are_previews(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name)
+    assert list(label_maps_in(tmp_path)) == ["a", "b"]
     (tmp_path / "a.nii.gz").write_bytes(b"")
-    assert {name: path.name for name, path in label_maps_in(tmp_path).items()} == {"a": "a.nii.gz", "b": "b.png"}
+    assert {name: path.name for name, path in label_maps_in(tmp_path).items()} == {"a": "a.nii.gz"}
+
+
+@pytest.mark.data
+def test_a_series_with_a_preview_is_a_series(tmp_path: Path, real_data: Path) -> None:
+    source = next(path for path in (real_data / "dicom_glioma").rglob("*") if path.is_dir() and is_series(path))
+    for patient in ("p1", "p2"):
+        shutil.copytree(source, tmp_path / patient / "s")
+        picture(tmp_path / patient / "s/preview.png")
+        shutil.copytree(source, tmp_path / "flat" / patient)
+        picture(tmp_path / "flat" / patient / "preview.png")
+    assert not are_pictures(tmp_path / "p1/s")
+    assert not are_pictures(tmp_path)
+    assert not class_folders(tmp_path / "flat")
 
 
 def test_colours_are_numbered_and_kept(tmp_path: Path) -> None:

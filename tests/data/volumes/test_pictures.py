@@ -255,6 +255,8 @@ def test_grey_is_every_colour_and_equal_colours_are_grey(tmp_path: Path) -> None
         np.testing.assert_array_equal(image, np.stack([GREY.T[..., None]] * 3))
         image = load_case(case_of(tmp_path / f"{name}.png", ("image",)), ("image",)).image
         np.testing.assert_array_equal(image, GREY.T[None, ..., None])
+    with pytest.raises(DataError, match="4D is expected"):  # other channels than colours are not alike in grey
+        load_case(case_of(tmp_path / "grey.png", ("t1", "t2", "flair")), ("t1",))
     with pytest.raises(DataError, match="in colour") as caught:
         load_case(case_of(tmp_path / "colour.png", ("image",)), ("image",))
     assert caught.value.code == "E_CHANNEL"
