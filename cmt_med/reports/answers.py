@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +10,14 @@ from typing import Any
 
 from cmt_med.base.errors import CmtError, DataError
 from cmt_med.base.files import write_json, write_text
-from cmt_med.base.text import as_text, visible
+from cmt_med.base.text import visible
 from cmt_med.data.case import Case
+from cmt_med.evaluation.summary import score_names
 from cmt_med.inference.results import read_record
 from cmt_med.reports import figures
 from cmt_med.reports.html import page_environment, page_policy, run_details
 from cmt_med.reports.planes import whole_picture
+from cmt_med.reports.scores import with_failures_of_inference, write_table
 from cmt_med.reports.viewer import style_sheet
 from cmt_med.reports.volumes import CaseFiles, load_shown
 from cmt_med.tasks.sections import Assessment, Section
@@ -78,11 +78,11 @@ class ScoredAnswers:
     scores: dict[str, dict[str, Any]]
     failures: list[dict[str, str]]
     metrics: dict[str, Any] = field(default_factory=dict)
+    assessment: Assessment = field(init=False)
 
     def add_failures(self, failures: Sequence[dict[str, str]]) -> None:
-        """Put failures of inference before those of scoring; a case that has failed there is not named twice."""
-        known = {failure["case"] for failure in failures}
-        self.failures = [*failures, *(failure for failure in self.failures if failure["case"] not in known)]
+        """Put failures of inference before those of scoring."""
+        self.failures = with_failures_of_inference(self.failures, failures)
 
     def write_metrics(self, folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``metrics.json`` and ``metrics.csv`` with ``extra`` entries; returns the former's content.
@@ -96,19 +96,11 @@ class ScoredAnswers:
                 fix="check that predictions and cases have the same names", code="E_MISSING",
             )  # fmt: skip
         task = self.evaluation.task
-        self.assessment: Assessment = task.assess(self.scores, self.cases, self.failures)
+        self.assessment = task.assess(self.scores, self.cases, self.failures)
         notice = {"notice": self.evaluation.banner}
         self.metrics = {**self.assessment.metrics, "failures": list(self.failures), **notice, **extra}
         write_json(folder / "metrics.json", self.metrics)
-        table = io.StringIO()
-        writer = csv.writer(table)
-        rows = {(case, target): row for case, found in self.metrics["cases"].items() for target, row in found.items()}
-        names = list(next(iter(rows.values())))
-        said = [as_text(self.evaluation.banner)] if self.evaluation.banner else []
-        writer.writerow(["case", "target", *names, *["notice"] * len(said)])
-        for (case, target), row in rows.items():
-            writer.writerow([as_text(case), as_text(target), *(row[name] for name in names), *said])
-        write_text(folder / "metrics.csv", table.getvalue())
+        write_table(folder, self.metrics["cases"], score_names(self.metrics["cases"]), self.evaluation.banner)
         return self.metrics
 
     def write_page(

@@ -12,7 +12,7 @@ from cmt_med.data.manifest import colours_of, sums_of
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores
 from cmt_med.evaluation.overlap import EmptyRule
 from cmt_med.reports.html import write_report
-from cmt_med.reports.scores import score_folder, write_metrics
+from cmt_med.reports.scores import score_folder, with_failures_of_inference, write_metrics
 from cmt_med.reports.terminal import print_summary
 
 
@@ -71,9 +71,8 @@ class Scored:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def add_failures(self, failures: Sequence[dict[str, str]]) -> None:
-        """Put failures of inference before those of scoring; a case that has failed there is not named twice."""
-        known = {failure["case"] for failure in failures}
-        self.failures = [*failures, *(failure for failure in self.failures if failure["case"] not in known)]
+        """Put failures of inference before those of scoring."""
+        self.failures = with_failures_of_inference(self.failures, failures)
 
     def write_metrics(self, folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``metrics.json`` and ``metrics.csv`` with ``extra`` entries; returns the former's content."""

@@ -133,15 +133,30 @@ def write_metrics(
         "failures": list(failures),
     } | dict(extra)
     write_json(folder / "metrics.json", metrics)
+    write_table(folder, scored, names, str(extra.get("notice") or ""))
+    return metrics
+
+
+def write_table(
+    folder: Path, scored: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Sequence[str], notice: str
+) -> None:
+    """Write ``metrics.csv``: a row for each case and target, with the scores of these names."""
     table = io.StringIO()
     writer = csv.writer(table)
-    notice = [as_text(str(extra["notice"]))] if extra.get("notice") else []
-    writer.writerow(["case", "target", *names] + ["notice"] * len(notice))
+    said = [as_text(notice)] if notice else []
+    writer.writerow(["case", "target", *names] + ["notice"] * len(said))
     for case, rows in scored.items():
         for target, row in rows.items():
-            writer.writerow([as_text(case), as_text(target), *(row[name] for name in names), *notice])
+            writer.writerow([as_text(case), as_text(target), *(row[name] for name in names), *said])
     write_text(folder / "metrics.csv", table.getvalue())
-    return metrics
+
+
+def with_failures_of_inference(
+    own: Sequence[dict[str, str]], failures: Sequence[dict[str, str]]
+) -> list[dict[str, str]]:
+    """Failures of inference before those of scoring; a case that has failed there is not named twice."""
+    known = {failure["case"] for failure in failures}
+    return [*failures, *(failure for failure in own if failure["case"] not in known)]
 
 
 def _lesion_rule_content(lesions: str | None) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from cmt_med.config.schema import Experiment
 from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.networks import build_network
 from cmt_med.runs.prepare import Prepared, plain_network
+from cmt_med.tasks import TASKS
 
 CPU_PATCH = {2: 192, 3: 64}
 """Longest edge of a patch on a CPU, where a step takes as long as it has voxels: more, smaller steps learn more."""
@@ -174,10 +175,12 @@ def foresee(experiment: Experiment, channels: int, targets: int, cases: int) -> 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dims = experiment.network.spatial_dims
     train = experiment.train
-    patch = [min(p, CPU_PATCH[dims]) for p in train.patch_size] if device.type == "cpu" else list(train.patch_size)
+    patch = list(train.patch_size)
+    if device.type == "cpu" and TASKS[experiment.task].dense:  # whole images stay whole
+        patch = [min(p, CPU_PATCH[dims]) for p in patch]
     network = build_network(
         experiment.network.name, spatial_dims=dims, in_channels=channels, num_classes=targets,
-        deep_supervision=train.deep_supervision, **experiment.network.options,
+        deep_supervision=train.deep_supervision and TASKS[experiment.task].dense, **experiment.network.options,
     ).to(device)  # fmt: skip
     seconds = _step_seconds(network, channels, TIMED_EDGE[dims], dims, device)
     per_voxel, weights = _kept_bytes(network.cpu(), channels, PROBE_EDGE[dims], dims)

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import Progress
 
-from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, DataError, OutputError
+from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError, OutputError
 from cmt_med.base.files import require_writable_folder, write_json, write_text
 from cmt_med.base.text import visible
 from cmt_med.compute.memory import within_what_is_left
@@ -54,6 +54,11 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     if not seen.cases:
         raise seen.problems[0]
     classes = sorted({case.class_name for case in seen.cases if case.class_name})
+    if classes and convention is not None:
+        raise ConfigError(
+            "a convention says what label values mean", where=f"--convention {convention}",
+            why="these cases have classes, and no label is learned", fix="leave it out",
+        )  # fmt: skip
     if classes:
         return _set_up_classes(found, seen, classes, output, listed)
     if not seen.labelled:
@@ -70,7 +75,7 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     experiment = load_config(output)
     for line in _told(manifest, seen, found, style, reasons, failures):
         print(visible(line))
-    _print_plan(experiment, manifest)
+    _print_plan(experiment, manifest, len(manifest.regions or manifest.labels))
     print(f"config:    {output}\ncase list: {listed}\nnext:      cmt-med train --config {output} --dry-run")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
@@ -84,7 +89,7 @@ def _set_up_classes(found: Scan, seen: Survey, classes: list[str], output: Path,
     write_json(listed, manifest_content(manifest, manifest.cases, listed.parent))
     write_text(output, _config(output, listed, manifest, seen, found))
     failures = _note_failures(found, seen, output.parent)
-    load_config(output)
+    experiment = load_config(output)
     counts = Counter(case.class_name for case in manifest.cases)
     patients = len({case.group for case in manifest.cases})
     for line in (
@@ -99,6 +104,7 @@ def _set_up_classes(found: Scan, seen: Survey, classes: list[str], output: Path,
         print(
             "patients:   not known: each image counts as one; name them under 'group' in the case list, or scores are optimistic"
         )
+    _print_plan(experiment, manifest, len(classes))
     print(f"config:    {output}\ncase list: {listed}\nnext:      cmt-med train --config {output} --dry-run")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
@@ -273,13 +279,13 @@ def _told(
         yield f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}"
 
 
-def _print_plan(experiment: Experiment, manifest: Manifest) -> None:
+def _print_plan(experiment: Experiment, manifest: Manifest, targets: int) -> None:
     from cmt_med.runs.plan import foresee  # torch takes seconds to import, and faulty data is known before
+    from cmt_med.tasks import TASKS
 
-    training, _ = split_cases(
-        [c for c in manifest.cases if c.label is not None], experiment.data.split, experiment.seed
-    )
-    lines = foresee(experiment, len(manifest.channels), len(manifest.regions or manifest.labels), len(training))
+    taught = [case for case in manifest.cases if TASKS[experiment.task].has_target(case)]
+    training, _ = split_cases(taught, experiment.data.split, experiment.seed)
+    lines = foresee(experiment, len(manifest.channels), targets, len(training))
     for line in lines:
         print(f"plan:       {line}")
 

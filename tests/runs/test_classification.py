@@ -40,7 +40,11 @@ def test_from_class_folders_to_a_comparison(
     monkeypatch.chdir(tmp_path)
     stripes(tmp_path / "d", 6)
     assert run_command(init, ["d", "--output", "my.yaml"]) == 0
-    assert "across (6 cases), along (6 cases)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "across (6 cases), along (6 cases)" in said
+    assert "s per step" in said
+    assert run_command(init, ["d", "--output", "other.yaml", "--convention", "brats2021"]) == 64
+    capsys.readouterr()
     sets = [f"network.options={TINY}", "train.epochs=12", "optimizer.lr=1e-2", "data.workers=0", "train.patch_size=[32, 32]",
             "augmentation={affine: 0.0, flip: 0.5}", "train.ema=0.9", "train.batch_size=4", "inference.tta=flips",
             "classification={sampling: balanced, class_weights: balanced, label_smoothing: 0.05}", "folds=2"]  # fmt: skip
