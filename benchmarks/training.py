@@ -26,8 +26,10 @@ from machine import table, wait
 from cmt_med.compute.machine import reuse_memory
 from cmt_med.config.reading import load_config
 from cmt_med.data.manifest import load_manifest
+from cmt_med.runs.assemble import training_setup
+from cmt_med.runs.network import start_network
 from cmt_med.runs.plan import fit_device
-from cmt_med.runs.prepare import prepare_data, start_network, training_setup
+from cmt_med.runs.prepare import prepare_data
 from cmt_med.training.averaging import AveragedWeights
 from cmt_med.training.optimiser import parameter_groups
 from cmt_med.training.steps import training_step

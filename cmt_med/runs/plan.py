@@ -19,7 +19,8 @@ from cmt_med.blocks.conv import channels_last
 from cmt_med.config.schema import Experiment
 from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.networks import build_network
-from cmt_med.runs.prepare import Prepared, plain_network
+from cmt_med.runs.network import plain_network
+from cmt_med.runs.prepare import Prepared
 from cmt_med.tasks import TASKS
 
 CPU_PATCH = {2: 192, 3: 64}

@@ -46,21 +46,10 @@ from cmt_med.evaluation.baseline import ThresholdBaseline
 from cmt_med.inference.folder import Probabilities, engine_of, infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
 from cmt_med.inference.predict import Predictor
+from cmt_med.runs.assemble import case_validator, mirrored_axes, monitored, training_setup
+from cmt_med.runs.network import network_arguments, plain_network, start_network
 from cmt_med.runs.plan import fit_device
-from cmt_med.runs.prepare import (
-    Prepared,
-    bound_demo,
-    case_validator,
-    ensure_phantom,
-    mirrored_axes,
-    monitored,
-    network_arguments,
-    plain_network,
-    prepare_data,
-    settings_of,
-    start_network,
-    training_setup,
-)
+from cmt_med.runs.prepare import Prepared, bound_demo, ensure_phantom, prepare_data, settings_of
 from cmt_med.runs.scoring import scored_cases
 from cmt_med.runs.trained import trained_network
 from cmt_med.training.faults import explained

@@ -12,7 +12,7 @@ from cmt_med.base.errors import ConfigError
 from cmt_med.compute.device import pick_device, use_threads
 from cmt_med.config.reading import load_config
 from cmt_med.runs.folds import check_folds, cross_validate, fold_request
-from cmt_med.runs.prepare import check_network
+from cmt_med.runs.network import check_network
 from cmt_med.runs.single import Request, run_experiment
 
 log = logging.getLogger(__name__)

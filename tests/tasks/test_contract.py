@@ -16,7 +16,8 @@ from cmt_med.config.schema import Experiment
 from cmt_med.data.manifest import Manifest, load_manifest
 from cmt_med.data.preprocessing.cache import CachedCase, prepare
 from cmt_med.networks import CLASSIFIERS, build_network
-from cmt_med.runs.prepare import check_network, settings_of
+from cmt_med.runs.network import check_network
+from cmt_med.runs.prepare import settings_of
 from cmt_med.tasks import TASKS
 from cmt_med.tasks.task import Task
 from tests.helpers import save
