@@ -79,5 +79,6 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 def _tiff(pages: NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
     with tifffile.TiffWriter(stream) as file:
-        file.write(pages if len(pages) > 1 else pages[0], photometric="minisblack", compression="zlib")
+        for page in pages:  # one at a time: of pages that are one pixel wide, tifffile would make rows of one page
+            file.write(page, photometric="minisblack", compression="zlib", metadata=None)
     return stream.getvalue()

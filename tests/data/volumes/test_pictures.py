@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -304,6 +304,9 @@ def test_a_smoothed_mask_is_refused_with_its_values(tmp_path: Path, values: Any)
     st.sampled_from([".png", ".tif", ".nii.gz"]),
     st.integers(0, 99),
 )
+@example(1, 5, 2, ".tif", 0)
+@example(7, 1, 3, ".tif", 0)
+@example(1, 1, 3, ".tif", 0)
 def test_label_maps_come_back(
     tmp_path_factory: pytest.TempPathFactory, width: int, height: int, pages: int, ending: str, seed: int
 ) -> None:
