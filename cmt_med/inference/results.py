@@ -11,7 +11,7 @@ from typing import Any
 
 from cmt_med.base.errors import OutputError
 from cmt_med.data.case import Case
-from cmt_med.data.sources.discover import label_maps_in
+from cmt_med.data.sources.predicted import label_maps_in
 from cmt_med.data.volumes.endings import is_tiff, looks_like_picture
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import Case
 from cmt_med.data.manifest import load_manifest
-from cmt_med.data.sources.discover import find_cases
+from cmt_med.data.sources import find_cases
 from cmt_med.data.sources.predicted import RunRecord, read_run, targets_in
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.inference.results import predictions_in

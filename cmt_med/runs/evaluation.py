@@ -17,8 +17,8 @@ from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.data.conventions.names import MEAN
 from cmt_med.data.manifest import colours_of, load_manifest, sums_of
-from cmt_med.data.sources.discover import find_cases, label_maps_in
-from cmt_med.data.sources.predicted import RunRecord, read_run, targets_in
+from cmt_med.data.sources import find_cases
+from cmt_med.data.sources.predicted import RunRecord, label_maps_in, read_run, targets_in
 from cmt_med.data.volumes.gate import load_labels
 from cmt_med.evaluation.lesions import lesion_rule_named
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_tolerances

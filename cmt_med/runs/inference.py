@@ -14,7 +14,9 @@ from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS, labels_by_name, named_convention
 from cmt_med.data.conventions.names import disagreements
 from cmt_med.data.phantom import BANNER
-from cmt_med.data.sources.discover import Found, case_of_channels, find_cases
+from cmt_med.data.sources import find_cases
+from cmt_med.data.sources.by_channel import case_of_channels
+from cmt_med.data.sources.dataset import Dataset
 from cmt_med.inference.cards import joint_card, renumbered, with_settings
 from cmt_med.inference.folder import Probabilities, engine_of, infer_cases
 from cmt_med.inference.model import ModelCard, load_model, member_folders
@@ -52,7 +54,12 @@ def infer_into(
         raise ConfigError("give either --input or --channel NAME=FILE items", where="the command line",
                           why="one of them says what is segmented, and both could contradict each other",
                           fix="leave one out")  # fmt: skip
-    found = find_cases(cases, channels) if cases is not None else Found([_from_options(channel or [], channels)])
+    if cases is not None:
+        found = find_cases(cases, channels)
+    else:
+        found = Dataset("files", cases=[_from_options(channel or [], channels)])
+    for note in found.notes:
+        log.warning("%s", note)
     written = _written(joint_card(cards), found, convention)
     require_writable_folder(output)
     predictors = [Predictor(trained_network(c, w), c, pick_device(device)) for c, w in members]
@@ -79,7 +86,7 @@ def infer_into(
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
 
-def _written(card: ModelCard, found: Found, convention: str | None) -> ModelCard:
+def _written(card: ModelCard, found: Dataset, convention: str | None) -> ModelCard:
     """The card in the numbers to write: those asked for, or the input's, as its list or its case names tell.
 
     Raises:
@@ -90,7 +97,8 @@ def _written(card: ModelCard, found: Found, convention: str | None) -> ModelCard
     if convention is not None and card.outputs.dense:
         chosen = named_convention(convention, names)
         return renumbered(card, chosen.labels, chosen.name)
-    labels = found.labels or labels_by_name(names)
+    stated = found.labels or (CONVENTIONS[found.convention].labels if found.convention else {})
+    labels = stated or labels_by_name(names)
     if labels is None or not card.outputs.dense:
         return card
     try:

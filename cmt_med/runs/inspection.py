@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,16 @@ from cmt_med.base.files import require_writable_folder
 from cmt_med.base.text import visible_lines
 from cmt_med.compute.memory import within_what_is_left
 from cmt_med.data.case import Case
-from cmt_med.data.sources.gather import Gathered, gather
+from cmt_med.data.sources import find_dataset
+from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.volumes.copies import describe_repairs, with_copies, write_list, write_repaired
+from cmt_med.data.volumes.endings import volume_stem
 from cmt_med.data.volumes.examine import CaseReport, examine
+from cmt_med.data.volumes.formats import kind_of
 from cmt_med.data.volumes.streams import readable_name
+
+MAX_FILES = 200_000
+"""Other files whose beginnings are read to say what they are."""
 
 
 def inspect_path(
@@ -38,8 +44,8 @@ def inspect_path(
             why="nothing is written beside or over the data",
             fix="add --output DIR",
         )
-    found = gather(path)
-    if hashes and found.case_list is None:
+    found = _all_of(path)
+    if hashes and found.listed is None:
         raise ConfigError(
             "--hash needs a case list",
             where=str(path),
@@ -54,46 +60,80 @@ def inspect_path(
         require_writable_folder(output)
         copies, done = write_repaired(found.cases, path if path.is_dir() else path.parent, output)
         content["repaired"] = describe_repairs(done, copies)
-        if found.case_list is not None and copies:
-            write_list(found.case_list, output / found.case_list.name, copies, sums=False)
-            content["list"] = str(output / found.case_list.name)
+        if found.listed is not None and copies:
+            write_list(found.listed, output / found.listed.name, copies, sums=False)
+            content["list"] = str(output / found.listed.name)
         reports = _examined(found, [with_copies(case, copies) for case in found.cases])
         content["faulty_after"] = [report.name for report in reports if report.problems]
-    if hashes and output is not None and found.case_list is not None:
-        target = output / f"{found.case_list.stem}.sha256.json"
-        write_list(found.case_list, target, {}, sums=True)
+    if hashes and output is not None and found.listed is not None:
+        target = output / f"{found.listed.stem}.sha256.json"
+        write_list(found.listed, target, {}, sums=True)
         content["sums"] = str(target)
     print(json.dumps(content, indent=1) if as_json else visible_lines("\n".join(_text(content))))
     return _exit_code(reports, found)
 
 
-def _examined(found: Gathered, cases: Sequence[Case]) -> list[CaseReport]:
+def _all_of(path: Path) -> Dataset:
+    """Find what is under a path, with a case of its own for each volume that belongs to none, each under a name of its own."""
+    found = find_dataset(path)
+    strays = [Case(volume_stem(file), {"image": (file, None)}) for file in found.unmatched]
+    cases = [*found.cases, *found.test, *strays]
+    times = Counter(case.name for case in cases)
+    found.cases = [
+        replace(case, name=readable_name(Path(case.name if times[case.name] == 1 else _place(case, path) / case.name)))
+        for case in cases
+    ]
+    return found
+
+
+def _place(case: Case, root: Path) -> Path:
+    """The folder of a case's first file below ``root``."""
+    files = [*(file for file, _ in case.images.values()), *(file for file in (case.label, case.mask) if file)]
+    folder = files[0].parent if files else root
+    return folder.relative_to(root) if folder.is_relative_to(root) else Path()
+
+
+def _other_files(found: Dataset) -> Counter[str]:
+    """Count what is no volume, by what its content says that it is."""
+    counts = Counter(map(_kind_of, found.others[:MAX_FILES]))
+    counts.update(["a link to a folder that is here already"] * len(found.repeated))
+    return counts
+
+
+def _kind_of(path: Path) -> str:
+    try:
+        return kind_of(path).what
+    except DataError as error:
+        return error.what
+
+
+def _examined(found: Dataset, cases: Sequence[Case]) -> list[CaseReport]:
     allowed = list(found.labels.values()) or None
     console = Console(stderr=True)
     progress = Progress(console=console, disable=not console.is_terminal, transient=True)
     with within_what_is_left(), progress as bar:
         return [
-            examine(case, found.channels, allowed, listed=found.case_list is not None)
+            examine(case, () if found.by_name else tuple(found.channels), allowed, listed=found.listed is not None)
             for case in bar.track(cases, description="reading")
         ]
 
 
-def _exit_code(reports: Sequence[CaseReport], found: Gathered) -> int:
+def _exit_code(reports: Sequence[CaseReport], found: Dataset) -> int:
     faulty = sum(bool(report.problems) for report in reports)
     if faulty == len(reports):
         return EXIT_DATA
     return EXIT_SOME_FAILED if faulty or found.problems else EXIT_DONE
 
 
-def _nothing(path: Path, found: Gathered) -> DataError:
-    there = ", ".join(f"{count} × {what}" for what, count in found.others.most_common(5))
+def _nothing(path: Path, found: Dataset) -> DataError:
+    there = ", ".join(f"{count} × {what}" for what, count in _other_files(found).most_common(5))
     return DataError(
         "there is no volume here", where=readable_name(path), why=f"there is {there or 'nothing'}",
         fix="give a NIfTI, NRRD or MetaImage file, a folder of them or of DICOM slices, or a case list", code="E_FORMAT",
     )  # fmt: skip
 
 
-def _content(path: Path, found: Gathered, reports: Sequence[CaseReport]) -> dict[str, Any]:
+def _content(path: Path, found: Dataset, reports: Sequence[CaseReport]) -> dict[str, Any]:
     files = [file for report in reports for file in report.files]
     sound = [file for file in files if file.format]
     values = Counter(value for report in reports for value in {v for file in report.files for v in file.labels or ()})
@@ -111,7 +151,7 @@ def _content(path: Path, found: Gathered, reports: Sequence[CaseReport]) -> dict
             "shapes": _counted("×".join(map(str, file.shape)) for file in sound),
             "spacings_mm": _counted("×".join(f"{v:.4g}" for v in file.spacing) for file in sound),
             "axes": _counted(file.axes + (" (oblique)" if file.oblique_degrees > 0.1 else "") for file in sound),
-            "other_files": found.others,
+            "other_files": _other_files(found),
         },
         "cases": [asdict(report) for report in reports],
         "problems": [error.as_dict() for error in found.problems],

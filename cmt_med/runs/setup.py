@@ -24,11 +24,12 @@ from cmt_med.config.reading import load_config
 from cmt_med.config.schema import Experiment
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS, Convention, patient_of, standard_regions
-from cmt_med.data.conventions.names import LABEL_WORDS, TUMOUR_LABELS, is_brain_tumour
+from cmt_med.data.conventions.names import LABEL_WORDS, TUMOUR_LABELS, is_brain_tumour, require_distinct
 from cmt_med.data.conventions.signs import Signs, UnknownChallengeError, cavities_in_doubt, recognise
 from cmt_med.data.manifest import Manifest, manifest_content
 from cmt_med.data.preprocessing.survey import Survey, survey
-from cmt_med.data.sources.foreign import Scan, scan
+from cmt_med.data.sources import find_dataset
+from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
 from cmt_med.data.splits import split_cases
 
 PATCHES = (128, 96, 64, 48, 32, 16)
@@ -46,7 +47,10 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     """
     listed = output.with_suffix(".json")
     _require_free(output, listed, force=force)
-    found = scan(path)
+    found = find_dataset(path)
+    if found.by_name:
+        require_distinct([case.name for case in found.cases], str(path))
+    leave_out_incomplete(found)
     if not found.cases:
         raise found.problems[0] if found.problems else _nothing(path)
     require_writable_folder(output.parent)
@@ -63,9 +67,10 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
         return _set_up_classes(found, seen, classes, output, listed)
     if not seen.labelled:
         lost = any(case.label is not None for case in found.cases)
-        raise seen.problems[0] if lost else _unlabelled(path)
+        problems = seen.problems if lost else found.problems
+        raise problems[0] if problems else _unlabelled(path)
     style, reasons = _convention(found, seen, convention)
-    labels = style.labels if style is not None else found.named
+    labels = style.labels if style is not None else found.labels
     if not labels:
         raise _unnamed(path, seen)
     manifest = _manifest(found, seen, style, labels, listed)
@@ -80,7 +85,7 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
 
-def _set_up_classes(found: Scan, seen: Survey, classes: list[str], output: Path, listed: Path) -> int:
+def _set_up_classes(found: Dataset, seen: Survey, classes: list[str], output: Path, listed: Path) -> int:
     """Write config and case list for images with classes, and say what was found."""
     channels = tuple(found.channels)
     manifest = Manifest(
@@ -109,7 +114,7 @@ def _set_up_classes(found: Scan, seen: Survey, classes: list[str], output: Path,
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
 
-def _note_failures(found: Scan, seen: Survey, folder: Path) -> list[dict[str, str]]:
+def _note_failures(found: Dataset, seen: Survey, folder: Path) -> list[dict[str, str]]:
     """Write ``failures.json`` of what was left out, or remove that of before."""
     failures = [{"case": p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]]
     if failures:
@@ -130,7 +135,7 @@ def _require_free(output: Path, listed: Path, *, force: bool) -> None:
         )  # fmt: skip
 
 
-def _look(found: Scan) -> Survey:
+def _look(found: Dataset) -> Survey:
     console = Console(stderr=True)
     progress = Progress(console=console, disable=not console.is_terminal, transient=True)
     with within_what_is_left(), progress as bar:
@@ -141,25 +146,25 @@ def _look(found: Scan) -> Survey:
     return result
 
 
-def _convention(found: Scan, seen: Survey, asked: str | None) -> tuple[Convention | None, list[str]]:
+def _convention(found: Dataset, seen: Survey, asked: str | None) -> tuple[Convention | None, list[str]]:
     """The convention; None where the case list names labels of its own that are no challenge's."""
-    named = found.named or (CONVENTIONS[found.convention].labels if found.convention else {})
+    named = found.labels or (CONVENTIONS[found.convention].labels if found.convention else {})
     signs = Signs([c.name for c in seen.cases], found.suffixes, set(seen.values), named, seen.values_in)
     if asked is None and found.convention:
         return recognise(signs, found.convention, origin="the case list's convention")
-    if asked is None and found.named and not set(found.named) & set(TUMOUR_LABELS):
+    if asked is None and found.labels and not set(found.labels) & set(TUMOUR_LABELS):
         return None, ["the values in the masks" if found.pictures else "the case list names the labels"]
     try:
         return recognise(signs, asked)
     except UnknownChallengeError:
-        strange = set(seen.values) - set(found.named.values())
+        strange = set(seen.values) - set(found.labels.values())
         # A list that names tumour parts says what they mean, whoever numbered the cases: only a challenge's names overrule.
-        if asked is None and found.named and not strange:
+        if asked is None and found.labels and not strange:
             return None, ["the case list names the labels"]
         raise
 
 
-def _manifest(found: Scan, seen: Survey, style: Convention | None, labels: dict[str, int], path: Path) -> Manifest:
+def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: dict[str, int], path: Path) -> Manifest:
     def with_patient(case: Case) -> Case:
         own = case.group not in ("", case.name)
         return case if style is None or own else replace(case, group=patient_of(case.name, style))
@@ -183,7 +188,7 @@ def _manifest(found: Scan, seen: Survey, style: Convention | None, labels: dict[
 # ---- the config
 
 
-def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey, found: Scan) -> str:
+def _config(output: Path, listed: Path, manifest: Manifest, seen: Survey, found: Dataset) -> str:
     environment = Environment(  # noqa: S701 - YAML, where HTML's escapes would be wrong; names are quoted as JSON
         loader=PackageLoader("cmt_med", "templates"),
         undefined=StrictUndefined,
@@ -216,7 +221,7 @@ def _patch(seen: Survey, dims: int) -> list[int]:
     return [next((p for p in sizes if p <= n * 1.15), sizes[-1]) for n in middle]
 
 
-def _whole(seen: Survey, found: Scan) -> list[int]:
+def _whole(seen: Survey, found: Dataset) -> list[int]:
     """The size that whole images are brought to: of 2D images a square, of volumes what the largest one fills."""
     shapes = np.array(seen.shapes)
     if found.pictures:
@@ -243,7 +248,7 @@ def _quoted(text: str) -> str:
 def _told(
     manifest: Manifest,
     seen: Survey,
-    found: Scan,
+    found: Dataset,
     style: Convention | None,
     reasons: list[str],
     failures: list[dict[str, str]],

@@ -1,1 +1,102 @@
-"""Sources of cases."""
+"""Data sets as they come: one table of formats, and one function that finds the cases under a path, for every verb.
+
+A format is a module with ``recognises(path)`` and ``read(path, channels)``, and a row of ``SOURCES``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmt_med.base.errors import DataError
+from cmt_med.data.case import CASE_NAME, Case
+from cmt_med.data.conventions.names import require_distinct
+from cmt_med.data.sources import by_channel, case_list, classes, pictures, table
+from cmt_med.data.sources.dataset import Dataset
+from cmt_med.data.volumes.streams import io_error, readable_name
+
+
+@dataclass(frozen=True)
+class Source:
+    """A way in which data sets lie on disk.
+
+    Attributes:
+        about: what it is, for messages.
+        recognises: tells whether a path is one.
+        read: its cases, given the channels that a network needs, or None for all.
+    """
+
+    about: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path, Sequence[str] | None], Dataset]
+
+
+SOURCES: tuple[Source, ...] = (
+    Source("a case list", case_list.recognises, case_list.read),
+    Source("a CSV table", table.recognises, table.read),
+    Source("a folder for each class", classes.recognises, classes.read),
+    Source("2D images", pictures.recognises, pictures.read),
+    Source("volumes named by channel", by_channel.recognises, by_channel.read),
+)
+"""The first that recognises a path reads it."""
+
+
+def find_dataset(path: Path, channels: Sequence[str] | None = None) -> Dataset:
+    """Find the cases under a path.
+
+    Args:
+        path: of a volume, a picture, a series, a folder of them, a table or a case list.
+        channels: what a network needs of each case, by canonical name; None for all that is there, with label maps.
+
+    Raises:
+        DataError: E_IO if nothing is there, E_MANIFEST for a faulty list or table.
+    """
+    try:
+        os.lstat(path)
+        source = next((source for source in SOURCES if source.recognises(path)), None)
+    except (OSError, ValueError) as error:
+        raise io_error(error, path) from error
+    if source is None:
+        raise DataError(
+            "the input cannot be read", where=readable_name(path), why="it is neither a file nor a folder",
+            fix="check the path", code="E_IO",
+        )  # fmt: skip
+    return source.read(path, channels)
+
+
+def find_cases(path: Path, channels: Sequence[str]) -> Dataset:
+    """Find the cases under a path that a network can be given.
+
+    Raises:
+        DataError: as :func:`find_dataset`; E_CHANNEL if no files can be matched by name; E_MANIFEST for names of cases whose
+            results would overwrite each other; the first problem, if there is no case beside it.
+    """
+    found = find_dataset(path, channels)
+    found.cases = [case for case in [*found.cases, *found.test] if _can_be_named(case, found)]
+    if not found.cases and found.problems:
+        raise found.problems[0]
+    if not found.cases:
+        raise _unmatched(path, channels) if found.kind == "file" else DataError(
+            "no cases found", where=readable_name(path), why=f"the network needs {', '.join(channels)}",
+            fix="name files by channel (CASE_t1ce.nii.gz), use --channel NAME=FILE, or give a case list",
+            code="E_CHANNEL",
+        )  # fmt: skip
+    require_distinct([case.name for case in found.cases], readable_name(path))
+    return found
+
+
+def _can_be_named(case: Case, found: Dataset) -> bool:
+    if CASE_NAME.match(case.name):
+        return True
+    found.problems.append(by_channel.unnamed(case.name, next(iter(case.images.values()))[0]))
+    return False
+
+
+def _unmatched(path: Path, channels: Sequence[str]) -> DataError:
+    return DataError(
+        "the file cannot be matched to the network's channels", where=readable_name(path),
+        why=f"the network needs {', '.join(channels)}, and the file's name says something else",
+        fix="use --channel NAME=FILE for each, or a case list that names the channels of a 4D file", code="E_CHANNEL",
+    )  # fmt: skip

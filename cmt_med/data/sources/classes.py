@@ -10,10 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmt_med.data.case import COLOURS, Case
-from cmt_med.data.sources.pictures import Pictures, case_name, in_colour, names_a_role
+from cmt_med.data.sources.dataset import Dataset
+from cmt_med.data.sources.pictures import case_name, in_colour, names_a_role
 from cmt_med.data.sources.walk import walk
 from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
 from cmt_med.data.volumes.formats import is_series
+
+
+def recognises(path: Path) -> bool:
+    """Tell whether a folder is sorted by class."""
+    return bool(class_folders(path))
+
+
+def read(path: Path, channels: Sequence[str] | None) -> Dataset:
+    """Find a case for each image, with the name of its folder as its class."""
+    found = class_cases(class_folders(path), channels)
+    found.title = path.resolve().name
+    return found
 
 
 def class_folders(path: Path) -> dict[str, list[Path]]:
@@ -40,17 +53,18 @@ def class_folders(path: Path) -> dict[str, list[Path]]:
     return found if len(found) > 1 else {}
 
 
-def class_cases(folders: dict[str, list[Path]], channels: Sequence[str] | None) -> Pictures:
+def class_cases(folders: dict[str, list[Path]], channels: Sequence[str] | None) -> Dataset:
     """A case for each image, with the name of its folder as its class.
 
     Args:
         folders: as :func:`class_folders` found them.
         channels: names of the channels of a case; None to look whether the images are in colour.
     """
-    result = Pictures()
+    result = Dataset("folder of classes")
     files = [file for images in folders.values() for file in images]
     if channels is None:
         channels = COLOURS if any(map(in_colour, files)) else ("image",)
+    result.channels = list(channels)
     times = Counter(case_name(volume_stem(file)) for file in files)
     taken: Counter[str] = Counter()
     for name, images in folders.items():

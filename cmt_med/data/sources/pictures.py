@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,8 @@ from cmt_med.base.errors import DataError
 from cmt_med.base.files import sha256
 from cmt_med.base.text import counted
 from cmt_med.data.case import COLOURS, Case
+from cmt_med.data.sources import by_channel
+from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.sources.walk import walk
 from cmt_med.data.volumes.decoder import Volume, decode
 from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
@@ -39,31 +40,7 @@ _WORD = re.compile(
 _IMAGE, _LABEL, _MASK = "image", "label", "mask"
 
 
-@dataclass
-class Pictures:
-    """The cases in a folder of 2D images.
-
-    Attributes:
-        cases: a case for each image, in grey or in colour as the data set is.
-        labels: name -> value; empty where there are no label maps.
-        colours: of label maps in colour (``Case.colours``).
-        notes: how files were matched, a line each.
-        problems: what was left out.
-    """
-
-    cases: list[Case] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)
-    colours: dict[int, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    problems: list[DataError] = field(default_factory=list)
-
-    @property
-    def channels(self) -> tuple[str, ...]:
-        """Of every case."""
-        return tuple(self.cases[0].images) if self.cases else ()
-
-
-def are_pictures(path: Path) -> bool:
+def recognises(path: Path) -> bool:
     """Tell whether a path is a 2D image, or a folder of such, with no volume beside them: those may be previews."""
     if path.is_file():
         return looks_like_picture(path)
@@ -77,8 +54,25 @@ def are_pictures(path: Path) -> bool:
     return found
 
 
-def image_cases(path: Path, channels: Sequence[str] | None) -> Pictures:
-    """The images under a path, each a case without a label map.
+def read(path: Path, channels: Sequence[str] | None) -> Dataset:
+    """Find the images under a path; with label maps, if no channels are asked for.
+
+    Channels that are no colours are those of several grey images, named by them (:mod:`cmt_med.data.sources.by_channel`).
+    """
+    if channels is None:
+        try:
+            return labelled_pictures(path)
+        except DataError as error:  # label maps that are none: the images can be looked at all the same
+            found = image_cases(path, None)
+            found.problems.insert(0, error)
+            return found
+    if len(channels) > 1 and tuple(channels) != COLOURS:
+        return by_channel.read(path, channels, pictures=True)
+    return image_cases(path, channels)
+
+
+def image_cases(path: Path, channels: Sequence[str] | None) -> Dataset:
+    """Find the images under a path, each a case without a label map.
 
     Args:
         path: of an image or a folder.
@@ -87,6 +81,7 @@ def image_cases(path: Path, channels: Sequence[str] | None) -> Pictures:
     found, images, labels, masks = _sorted_out(path)
     if channels is None:
         channels = COLOURS if any(map(in_colour, images.values())) else (_IMAGE,)
+    found.channels = list(channels)
     # Beside images alone, files called masks are as likely label maps.
     matched = _matched(images, masks, found, "field of view") if masks and labels else {}
     for name, file in images.items():
@@ -94,14 +89,15 @@ def image_cases(path: Path, channels: Sequence[str] | None) -> Pictures:
     return found
 
 
-def labelled_pictures(path: Path) -> Pictures:
-    """The images under a folder with their label maps, and what the values in these stand for.
+def labelled_pictures(path: Path) -> Dataset:
+    """Find the images under a folder with their label maps, and what the values in these stand for.
 
     Raises:
         DataError: E_LABEL for label maps with shades between the labels, or with more colours than labels can have.
     """
     found, images, labels, masks = _sorted_out(path)
     channels = COLOURS if any(map(in_colour, images.values())) else (_IMAGE,)
+    found.channels = list(channels)
     if not labels:
         labels, masks = masks, {}
     of_case = _matched(images, labels, found, "label map") if labels else {}
@@ -171,9 +167,9 @@ def _colour_map(codes: Sequence[int], path: Path) -> dict[int, int]:
 # ---- which file is what
 
 
-def _sorted_out(path: Path) -> tuple[Pictures, dict[str, Path], dict[str, Path], dict[str, Path]]:
+def _sorted_out(path: Path) -> tuple[Dataset, dict[str, Path], dict[str, Path], dict[str, Path]]:
     """Images by case name; label maps and masks by the names of their files."""
-    found = Pictures()
+    found = Dataset("file" if path.is_file() else "folder of 2D images", path.resolve().name)
     files = (
         [path]
         if path.is_file()
@@ -242,7 +238,7 @@ def case_name(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", stem).strip("_.+-")[:200] or "picture"
 
 
-def _matched(images: Mapping[str, Path], others: Mapping[str, Path], found: Pictures, what: str) -> dict[str, Path]:
+def _matched(images: Mapping[str, Path], others: Mapping[str, Path], found: Dataset, what: str) -> dict[str, Path]:
     """For each image its label map: by the same name, else by the part of the names that tells all files apart."""
     keys: list[tuple[str, Callable[[str], str]]] = [
         ("the same names", case_name),

@@ -1,4 +1,4 @@
-"""A folder of predictions' own description, and its targets in the numbers of a case list."""
+"""A folder of predictions: its label maps, its own description, and its targets in the numbers of a case list."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.manifest import Manifest
+from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
+from cmt_med.data.volumes.streams import readable_name
 
 RUN_FILE = "run.json"
 _MAX_BYTES = 50_000_000  # a run.json of more is no run.json
@@ -51,6 +53,30 @@ def read_run(folder: Path) -> RunRecord | None:
         raise DataError(
             f"{RUN_FILE} is damaged", where=str(path), why=_reason(error), fix="run infer again", code="E_RUN"
         ) from error
+
+
+def label_maps_in(folder: Path) -> dict[str, Path]:
+    """Case name -> label map for what lies directly in a folder, as ``infer`` writes it; probabilities are left out.
+
+    Raises:
+        DataError: E_IO if it is no folder, E_MANIFEST if two files differ in their endings alone.
+    """
+    if not folder.is_dir():
+        raise DataError("not a folder", where=readable_name(folder), fix="give a folder of label maps", code="E_IO")
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+    files = [path for path in files if not volume_stem(path).endswith("_prob")]
+    # Beside volumes, pictures are previews.
+    maps = list(filter(looks_like_volume, files)) or list(filter(looks_like_picture, files))
+    found: dict[str, Path] = {}
+    for path in maps:
+        name = volume_stem(path)
+        if name in found:
+            raise DataError(
+                f"two label maps are of case {name!r}", where=f"{readable_name(found[name])}, {path.name}",
+                why="which of them is meant cannot be known", fix="keep one", code="E_MANIFEST",
+            )  # fmt: skip
+        found[name] = path
+    return found
 
 
 def targets_in(manifest: Manifest, run: RunRecord, folder: Path) -> dict[str, list[int]]:

@@ -9,7 +9,14 @@ from cmt_med.base.errors import DataError
 from cmt_med.data.volumes.streams import io_error
 
 
-def walk(root: Path, depth: int, problems: list[DataError], *, is_leaf: Callable[[Path], bool]) -> Iterator[Path]:
+def walk(
+    root: Path,
+    depth: int,
+    problems: list[DataError],
+    *,
+    is_leaf: Callable[[Path], bool],
+    repeated: list[Path] | None = None,
+) -> Iterator[Path]:
     """Files under ``root``, and folders that are one item, sorted by name within each folder; hidden ones are left out.
 
     Folders that are linked come last, and no folder comes twice: a link to a folder's own parent leads nowhere new.
@@ -19,6 +26,7 @@ def walk(root: Path, depth: int, problems: list[DataError], *, is_leaf: Callable
         depth: levels of folders below it that are looked into.
         problems: receives E_IO for what cannot be listed or looked at, and what ``is_leaf`` raises.
         is_leaf: tells whether a folder is one item, such as the slices of a DICOM series.
+        repeated: receives links to folders that came before.
     """
     entered: set[tuple[int, int]] = set()
     links: list[tuple[Path, int]] = []
@@ -27,6 +35,8 @@ def walk(root: Path, depth: int, problems: list[DataError], *, is_leaf: Callable
         try:
             status = folder.stat()
             if (status.st_dev, status.st_ino) in entered:
+                if repeated is not None:
+                    repeated.append(folder)
                 return
             entered.add((status.st_dev, status.st_ino))
             paths = sorted(folder.iterdir())

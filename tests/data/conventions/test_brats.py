@@ -16,8 +16,8 @@ from cmt_med.data.conventions.signs import Signs, recognise
 from cmt_med.data.phantom import CHANNELS, make_head
 from cmt_med.data.phantom_years import write_as_downloaded, year_labels
 from cmt_med.data.preprocessing.survey import survey
-from cmt_med.data.sources.discover import find_cases
-from cmt_med.data.sources.foreign import Scan, scan
+from cmt_med.data.sources import find_cases, find_dataset
+from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
 from cmt_med.data.volumes.gate import load_labels
 
 OLD = {"background": 0, "NCR": 1, "ED": 2, "ET": 4}
@@ -32,13 +32,20 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def signs_of(folder: Path) -> tuple[Scan, Signs]:
+def scan(path: Path) -> Dataset:
+    """What init takes."""
+    found = find_dataset(path)
+    leave_out_incomplete(found)
+    return found
+
+
+def signs_of(folder: Path) -> tuple[Dataset, Signs]:
     found = scan(folder)
     seen = survey(found.cases, found.channels)
     assert not found.problems
     assert not seen.problems
     return found, Signs(
-        [case.name for case in found.cases], found.suffixes, set(seen.values), found.named, seen.values_in
+        [case.name for case in found.cases], found.suffixes, set(seen.values), found.labels, seen.values_in
     )
 
 
@@ -190,4 +197,4 @@ def test_the_decathlon_s_own_list_is_read(tmp_path: Path) -> None:
     write_as_downloaded(tmp_path, "msd", heads=1, spacing=12.0)
     content = json.loads((tmp_path / "dataset.json").read_text())
     assert content["labels"]["1"] == "edema"
-    assert scan(tmp_path).named == EXPECTED["msd"]
+    assert scan(tmp_path).labels == EXPECTED["msd"]

@@ -11,9 +11,8 @@ from PIL import Image
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.manifest import load_manifest, manifest_content
+from cmt_med.data.sources import find_cases, find_dataset, table
 from cmt_med.data.sources.classes import class_folders
-from cmt_med.data.sources.discover import find_cases
-from cmt_med.data.sources.foreign import read_table, scan
 
 
 def picture(path: Path) -> None:
@@ -24,7 +23,7 @@ def picture(path: Path) -> None:
 def test_names_of_cases(tmp_path: Path) -> None:
     for name in ("benign/a (1).png", "benign/a(1).png", "benign/b.png", "malignant/b.png", "malignant/c.png"):
         picture(tmp_path / name)
-    found = scan(tmp_path)
+    found = find_dataset(tmp_path)
     assert [(case.name, case.class_name) for case in found.cases] == [
         ("benign_a_1", "benign"), ("benign_a_1_2", "benign"), ("benign_b", "benign"), ("malignant_b", "malignant"),
         ("c", "malignant"),
@@ -69,4 +68,4 @@ def test_in_a_case_list(tmp_path: Path) -> None:
 def test_in_a_table(tmp_path: Path) -> None:
     path = tmp_path / "cases.csv"
     path.write_text("id,t1,diagnosis\np1,a.nii.gz,glioma\np2,b.nii.gz,none\n")
-    assert [(case.name, case.class_name) for case in read_table(path).cases] == [("p1", "glioma"), ("p2", "none")]
+    assert [(case.name, case.class_name) for case in table.read(path).cases] == [("p1", "glioma"), ("p2", "none")]

@@ -13,11 +13,10 @@ from PIL import Image
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import COLOURS
 from cmt_med.data.manifest import load_manifest, manifest_content
+from cmt_med.data.sources import find_cases, find_dataset
 from cmt_med.data.sources.classes import class_folders
-from cmt_med.data.sources.discover import find_cases, label_maps_in
-from cmt_med.data.sources.foreign import scan
-from cmt_med.data.sources.gather import gather
-from cmt_med.data.sources.pictures import are_pictures, labelled_pictures
+from cmt_med.data.sources.pictures import labelled_pictures, recognises
+from cmt_med.data.sources.predicted import label_maps_in
 from cmt_med.data.volumes.formats import is_series
 
 RNG = np.random.default_rng(0)
@@ -70,7 +69,7 @@ def test_the_field_of_view_beside_label_maps(tmp_path: Path) -> None:
     mask(tmp_path / "mask/21_test_mask .gif", 255, 0)  # a copy that went wrong, as DRIVE has nine
     found = labelled_pictures(tmp_path)
     assert not found.problems
-    assert found.channels == COLOURS
+    assert found.channels == list(COLOURS)
     assert [(c.name, c.label.name, c.mask.name) for c in found.cases if c.label and c.mask] == [
         ("21_test", "21_manual1.gif", "21_test_mask.gif"), ("22_test", "22_manual1.gif", "22_test_mask.gif"),
     ]  # fmt: skip
@@ -78,7 +77,7 @@ def test_the_field_of_view_beside_label_maps(tmp_path: Path) -> None:
     assert any("21_test_mask .gif" in note for note in found.notes)
     assert find_cases(tmp_path, COLOURS).cases[0].mask == tmp_path / "mask/21_test_mask.gif"
     assert [c.mask for c in find_cases(tmp_path / "images", COLOURS).cases] == [None, None]
-    assert gather(tmp_path).labels == {"background": 0, "foreground": 255}
+    assert find_dataset(tmp_path).labels == {"background": 0, "foreground": 255}
 
 
 def test_masks_alone_are_label_maps_and_never_an_input(tmp_path: Path) -> None:
@@ -101,9 +100,9 @@ def test_two_label_maps_of_one_picture(tmp_path: Path) -> None:
 
 def test_pictures_beside_volumes_are_previews(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
-    assert are_pictures(tmp_path)
+    assert recognises(tmp_path)
     (tmp_path / "a_t1.nii.gz").write_bytes(b"")
-    assert not are_pictures(tmp_path)
+    assert not recognises(tmp_path)
     assert find_cases(tmp_path, ["t1"]).cases[0].images["t1"][0].name == "a_t1.nii.gz"
 
 
@@ -123,8 +122,8 @@ def test_a_series_with_a_preview_is_a_series(tmp_path: Path, real_data: Path) ->
         picture(tmp_path / patient / "s/preview.png")
         shutil.copytree(source, tmp_path / "flat" / patient)
         picture(tmp_path / "flat" / patient / "preview.png")
-    assert not are_pictures(tmp_path / "p1/s")
-    assert not are_pictures(tmp_path)
+    assert not recognises(tmp_path / "p1/s")
+    assert not recognises(tmp_path)
     assert not class_folders(tmp_path / "flat")
 
 
@@ -133,8 +132,8 @@ def test_colours_are_numbered_and_kept(tmp_path: Path) -> None:
     colours[:3], colours[3:5] = (255, 0, 0), (0, 0, 255)
     picture(tmp_path / "images/a.png")
     picture(tmp_path / "labels/a.png", colours)
-    found = scan(tmp_path)
-    assert found.named == {"background": 0, "colour_0000ff": 1, "colour_ff0000": 2}
+    found = find_dataset(tmp_path)
+    assert found.labels == {"background": 0, "colour_0000ff": 1, "colour_ff0000": 2}
     assert found.colours == {0: 0, 0x0000FF: 1, 0xFF0000: 2}
     listed = tmp_path / "list.json"
     content = {
@@ -166,7 +165,7 @@ def test_numbered_instances_are_no_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="up to") as caught:
         labelled_pictures(tmp_path)
     assert caught.value.code == "E_LABEL"
-    seen = gather(tmp_path)
+    seen = find_dataset(tmp_path)
     assert [case.name for case in seen.cases] == ["a"]
     assert [problem.code for problem in seen.problems] == ["E_LABEL"]
 

@@ -14,8 +14,9 @@ import SimpleITK
 
 from cmt_med.base.errors import ConfigError, DataError, OutputError
 from cmt_med.data.phantom_years import write_as_downloaded
-from cmt_med.data.sources.discover import case_of_channels, find_cases, label_maps_in
-from cmt_med.data.sources.foreign import scan
+from cmt_med.data.sources import find_cases, find_dataset
+from cmt_med.data.sources.by_channel import case_of_channels
+from cmt_med.data.sources.predicted import label_maps_in
 from cmt_med.data.volumes.gate import load_case
 from cmt_med.inference.results import require_own
 from tests.data.made import LABEL, nifti
@@ -30,7 +31,7 @@ def test_downloads_are_read_as_they_are(year: str, tmp_path: Path) -> None:
     write_as_downloaded(tmp_path / "a/b", year, heads=2, spacing=12.0)
     folder = tmp_path / "a/b" if year == "msd" else tmp_path
     cases = find_cases(folder, FOUR).cases
-    expected = scan(folder).cases
+    expected = find_dataset(folder).cases
     assert [(c.name, dict(c.images)) for c in cases] == [(c.name, dict(c.images)) for c in expected]
 
 
@@ -40,7 +41,7 @@ def test_masks_and_old_folders_are_the_same_cases_as_init_finds(tmp_path: Path) 
         nifti(tmp_path / f"{name}.nii.gz", LABEL)
     for word in ("MR_T1.1", "OT.2"):
         nifti(tmp_path / f"three/VSD.Brain.XX.O.{word}/VSD.Brain.XX.O.{word}.nii.gz", LABEL)
-    cases, expected = find_cases(tmp_path, ("t1",)).cases, scan(tmp_path).cases
+    cases, expected = find_cases(tmp_path, ("t1",)).cases, find_dataset(tmp_path).cases
     seen = [[(c.name, dict(c.images), c.mask) for c in sorted(of, key=lambda c: c.name)] for of in (cases, expected)]
     assert seen[0] == seen[1]
     assert [mask.name if mask else None for *_, mask in seen[0]] == ["p1_brainmask.nii.gz", None, None, "mask.nii.gz"]
@@ -102,7 +103,7 @@ def test_label_maps_of_a_folder(tmp_path: Path) -> None:
 def test_files_that_no_channel_names_are_noted(tmp_path: Path) -> None:
     for name in ("c1_t1", "c1_fl", "c1_seg"):
         nifti(tmp_path / "c1" / f"{name}.nii.gz", LABEL)
-    found = scan(tmp_path)
+    found = find_dataset(tmp_path)
     assert found.channels == ["t1"]
     assert "c1_fl.nii.gz" in found.notes[0]
 
@@ -130,7 +131,7 @@ def test_folders_that_must_not_be_read_are_problems() -> None:
     assert sorted((Path(p.where).name, p.code) for p in found.problems) == [("locked", "E_IO"), ("q_t1.nii.gz", "E_IO")]
 
 
-def test_a_table_names_the_network_s_own_channels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_table_names_the_network_s_own_channels(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
         "id,ct,flair,age\na,a_ct.nii.gz,a_fl.nii.gz,3\nb,b_ct.nii.gz,,4\nc,,c_fl.nii.gz,5\n"
     )
@@ -139,7 +140,7 @@ def test_a_table_names_the_network_s_own_channels(tmp_path: Path, caplog: pytest
         (name, {"ct": (tmp_path / f"{name}_ct.nii.gz", None)}) for name in "ab"
     ]
     assert len(found.problems) == 1  # c
-    assert "flair, age" in caplog.text
+    assert "flair, age" in found.notes[0]
 
 
 @pytest.mark.parametrize("cell", ["../../x.nii.gz", "x\0.nii.gz"])

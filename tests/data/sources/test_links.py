@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.sources.discover import find_cases
-from cmt_med.data.sources.gather import gather
+from cmt_med.data.sources import find_cases, find_dataset
 from tests.data.made import nifti
 from tests.data.volumes.test_dicom import series
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(case.name for case in gather(folder).cases)
+    found = find_dataset(folder)
+    return sorted([*(case.name for case in found.cases), *(file.name for file in found.unmatched)])
 
 
 def test_folders_behind_links_are_looked_into(tmp_path: Path) -> None:
@@ -40,9 +40,9 @@ def test_loops_end_and_nothing_comes_twice(tmp_path: Path) -> None:
     (tmp_path / "a/itself").symlink_to("itself")
     (tmp_path / "a/again").symlink_to("z")
     (tmp_path / "b").symlink_to("a")
-    found = gather(tmp_path)
+    found = find_dataset(tmp_path)
     assert [case.images for case in found.cases] == [{"t1": (path, None)}]  # by its own place
-    assert found.others["a link to a folder that is here already"] == 3
+    assert len(found.repeated) == 3
 
 
 @given(links=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), max_size=12, unique=True))
@@ -66,6 +66,6 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "nothing").symlink_to("elsewhere")
     with pytest.raises(DataError) as raised:
-        gather(tmp_path / "missing")
+        find_dataset(tmp_path / "missing")
     assert raised.value.code == "E_IO"
-    assert gather(tmp_path).cases == []
+    assert find_dataset(tmp_path).cases == []
