@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 
 from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Region
-from cmt_med.data.case import CASE_NAME, Case
+from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS
 from cmt_med.data.conventions.names import (
     MEAN,
@@ -27,11 +26,9 @@ from cmt_med.data.conventions.names import (
     is_brain_tumour,
     require_distinct,
 )
-from cmt_med.data.volumes.endings import volume_stem
+from cmt_med.data.entries import fault, read_entry
 
 MAX_MANIFEST_BYTES = 200_000_000
-CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256", "class")
-"""Keys that are read of a case; others are left alone, unless they look like a slip of the pen."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +71,17 @@ def load_manifest(path: Path) -> Manifest:
     channels = _channel_names(content, path)
     listed = content.get("training")
     if not isinstance(listed, list):
-        raise _fault(path, "the list 'training' is missing", 'add "training": [{"image": ..., "label": ...}, ...]')
-    cases = tuple(_case(entry, f"training[{i}]", path, channels) for i, entry in enumerate(listed))
+        raise fault(path, "the list 'training' is missing", 'add "training": [{"image": ..., "label": ...}, ...]')
+    cases = tuple(read_entry(entry, f"training[{i}]", path, channels) for i, entry in enumerate(listed))
     listed_test = content.get("test", [])
     test = tuple(
-        _case(entry, f"test[{i}]", path, channels)
+        read_entry(entry, f"test[{i}]", path, channels)
         for i, entry in enumerate(listed_test if isinstance(listed_test, list) else [])
     )
     seen: dict[str, int] = {}
     for i, case in enumerate(cases):
         if case.name in seen:
-            raise _fault(
+            raise fault(
                 path,
                 f"case name {case.name!r} stands twice",
                 f"give training[{seen[case.name]}] or training[{i}] an id",
@@ -95,7 +92,7 @@ def load_manifest(path: Path) -> Manifest:
     for case in cases:
         other = owners.setdefault(tuple(case.images.values()), case.name)
         if other != case.name:
-            raise _fault(
+            raise fault(
                 path,
                 f"cases {other!r} and {case.name!r} are the same files",
                 "list each image once: it could else be trained on and held out",
@@ -181,7 +178,7 @@ def _read(path: Path) -> dict[str, Any]:
         if path.exists() and not path.is_file():  # a FIFO would never end
             raise OSError("it is not a regular file")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise _fault(path, "the case list is too large", f"at most {MAX_MANIFEST_BYTES} bytes are read")
+            raise fault(path, "the case list is too large", f"at most {MAX_MANIFEST_BYTES} bytes are read")
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=partial(_once_each, path))
     except OSError as error:
         raise DataError(
@@ -192,11 +189,11 @@ def _read(path: Path) -> dict[str, Any]:
             code="E_IO",
         ) from error
     except (ValueError, RecursionError) as error:
-        raise _fault(
+        raise fault(
             path, f"the case list is not JSON: {error}", "see data_manifests/README.md for the format"
         ) from error
     if not isinstance(content, dict):
-        raise _fault(path, "the case list is not a JSON object", "see data_manifests/README.md for the format")
+        raise fault(path, "the case list is not a JSON object", "see data_manifests/README.md for the format")
     return content
 
 
@@ -204,7 +201,7 @@ def _once_each(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise _fault(
+        raise fault(
             path, f"the key {twice!r} stands twice in one object", "keep one: the last would replace the others"
         )
     return content
@@ -215,14 +212,14 @@ def _channel_names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict):
-        raise _fault(path, "'modality' is not a mapping", 'write "modality": {"0": "FLAIR", ...}')
+        raise fault(path, "'modality' is not a mapping", 'write "modality": {"0": "FLAIR", ...}')
     try:
         ordered = [names[key] for key in sorted(names, key=int)]
     except ValueError as error:
-        raise _fault(path, "'modality' has a key that is no number", 'write "modality": {"0": "FLAIR", ...}') from error
+        raise fault(path, "'modality' has a key that is no number", 'write "modality": {"0": "FLAIR", ...}') from error
     channels = tuple(canonical_channel(str(name)) for name in ordered)
     if len(set(channels)) != len(channels):
-        raise _fault(path, f"two channels mean the same: {ordered}", "give each channel a name of its own")
+        raise fault(path, f"two channels mean the same: {ordered}", "give each channel a name of its own")
     return channels
 
 
@@ -230,25 +227,25 @@ def _label_values(content: dict[str, Any], path: Path, channels: Sequence[str]) 
     """Label name -> value; tumour parts of the brain get their usual names, other labels their own in lower case."""
     labels = content.get("labels", {})
     if not isinstance(labels, dict):
-        raise _fault(path, "'labels' is not a mapping", 'write "labels": {"0": "background", "1": "tumour"}')
+        raise fault(path, "'labels' is not a mapping", 'write "labels": {"0": "background", "1": "tumour"}')
     pairs = [(item, key) if str(key).lstrip("-").isdigit() else (key, item) for key, item in labels.items()]
     foreground = [str(name) for name, value in pairs if str(value) != "0"]
     tumour = bool(content.get("convention")) or is_brain_tumour(foreground, channels)
     values: dict[str, int] = {}
     for name, value in pairs:
         if not (re.fullmatch("[0-9]{1,9}", str(value)) and int(value) <= 255):
-            raise _fault(
+            raise fault(
                 path, f"label {name!r} has the value {value!r}", "use integers from 0 to 255; renumber the files"
             )
         usual = canonical_label(str(name))
         canonical = usual if tumour or name == usual or usual == "background" else str(name).lower()
         if canonical == MEAN:
-            raise _fault(path, f"no label can be called {MEAN!r}, as the average in reports is", "rename it")
+            raise fault(path, f"no label can be called {MEAN!r}, as the average in reports is", "rename it")
         if canonical in values or int(value) in values.values():
-            raise _fault(path, f"label {name!r} = {value} repeats a name or a value", "name each value once")
+            raise fault(path, f"label {name!r} = {value} repeats a name or a value", "name each value once")
         values[canonical] = int(value)
     if values and 0 not in values.values():
-        raise _fault(path, "no label has the value 0", 'add "0": "background"')
+        raise fault(path, "no label has the value 0", 'add "0": "background"')
     return dict(sorted(values.items(), key=lambda item: item[1]))
 
 
@@ -257,11 +254,11 @@ def _colours(content: dict[str, Any], path: Path, labels: dict[str, int]) -> dic
     listed = content.get("colours", {})
     form = 'write "colours": {"#ff0000": 1}, with values that \'labels\' names'
     if not isinstance(listed, dict):
-        raise _fault(path, "'colours' is not a mapping", form)
+        raise fault(path, "'colours' is not a mapping", form)
     colours: dict[int, int] = {}
     for colour, value in listed.items():
         if not re.fullmatch("#[0-9a-fA-F]{6}", str(colour)) or value not in labels.values() or isinstance(value, bool):
-            raise _fault(path, f"colour {colour!r} stands for {value!r}", form)
+            raise fault(path, f"colour {colour!r} stands for {value!r}", form)
         colours[int(str(colour)[1:], 16)] = int(value)
     return {0: 0} | colours if colours else {}
 
@@ -273,22 +270,22 @@ def _classes(content: dict[str, Any], path: Path, cases: Sequence[Case]) -> tupl
     if listed is None:
         return tuple(sorted(found))
     if not isinstance(listed, list) or not all(isinstance(name, str) and name for name in listed):
-        raise _fault(path, "'classes' is not a list of names", 'write "classes": ["benign", "malignant"]')
+        raise fault(path, "'classes' is not a list of names", 'write "classes": ["benign", "malignant"]')
     if len(set(listed)) < len(listed) or found - set(listed):
         strange = sorted(found - set(listed))
         what = f"the class {strange[0]!r} is not among 'classes'" if strange else "'classes' names one twice"
-        raise _fault(path, what, f"list each class once; cases have {', '.join(sorted(found))}")
+        raise fault(path, what, f"list each class once; cases have {', '.join(sorted(found))}")
     return tuple(listed)
 
 
 def _convention(content: dict[str, Any], path: Path, labels: dict[str, int]) -> str:
     word: Any = content.get("convention") or ""
     if word and (not isinstance(word, str) or word not in CONVENTIONS):
-        raise _fault(path, f"there is no convention {word!r}", f"use one of {', '.join(CONVENTIONS)}, or leave it out")
+        raise fault(path, f"there is no convention {word!r}", f"use one of {', '.join(CONVENTIONS)}, or leave it out")
     numbers = CONVENTIONS[word].labels if word else {}
     against = disagreements(labels, numbers) if word else []
     if against:
-        raise _fault(
+        raise fault(
             path, f"the labels are not those of its convention: {', '.join(against)}",
             f"{word} has {', '.join(f'{value} {name}' for name, value in numbers.items())}; correct one of them",
         )  # fmt: skip
@@ -302,88 +299,4 @@ def _regions(content: dict[str, Any], path: Path) -> tuple[Region, ...] | None:
         return tuple(Region.model_validate(region) for region in content["regions"])
     except (TypeError, ValidationError) as error:
         form = '"regions": [{"name": "WT", "labels": ["NCR", "ED", "ET"], "write": "ED"}]'
-        raise _fault(path, "'regions' is not a list of regions", f"write {form}") from error
-
-
-def _case(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case:
-    if isinstance(entry, str):
-        entry = {"image": entry}
-    if not isinstance(entry, dict) or "image" not in entry:
-        raise _fault(path, f"{where} has no image", 'write {"image": ..., "label": ...}')
-    for key in entry:
-        near = difflib.get_close_matches(str(key), CASE_KEYS, 1, cutoff=0.7)
-        if key not in CASE_KEYS and near:
-            raise _fault(path, f"{where} has the key {key!r}", f"did you mean {near[0]!r}?")
-    image = entry["image"]
-    files: dict[str, tuple[Path, int | None]]
-    if isinstance(image, dict):
-        files = {canonical_channel(str(name)): (listed_file(file, where, path), None) for name, file in image.items()}
-        if len(files) != len(image):
-            raise _fault(path, f"{where} names one channel twice", "give each channel one file")
-    elif isinstance(image, list):
-        if len(image) != len(channels):
-            raise _fault(
-                path, f"{where} has {len(image)} files, 'modality' names {len(channels)}", "name every file's channel"
-            )
-        files = {name: (listed_file(file, where, path), None) for name, file in zip(channels, image, strict=True)}
-    else:
-        file = listed_file(image, where, path)
-        names = channels or ("image",)
-        files = {name: (file, i if len(names) > 1 else None) for i, name in enumerate(names)}
-    first = next(iter(files.values()))[0]
-    name = str(entry.get("id", volume_stem(first)))
-    if not CASE_NAME.match(name):
-        raise _fault(path, f"{where} has the case name {name!r}", "use letters, digits, . _ + - (at most 200)")
-    label, mask = (listed_file(entry[key], where, path) if entry.get(key) else None for key in ("label", "mask"))
-    sums = _sums(entry.get("sha256", {}), where, path)
-    strange = [file for file in sums if file not in (*(image for image, _ in files.values()), label, mask)]
-    if strange:
-        raise _fault(
-            path, f"{where} has a sum for {strange[0].name!r}, which is none of its files",
-            "write the file as in image, label or mask, or make the sums with inspect --hash",
-        )  # fmt: skip
-    class_name = entry.get("class", "")
-    if not isinstance(class_name, str | int) or isinstance(class_name, bool):
-        raise _fault(path, f"{where} has the class {class_name!r}", "write a name")
-    fold = entry.get("fold")
-    if fold is not None and not (isinstance(fold, int) and fold >= 0):
-        raise _fault(path, f"{where} has fold {fold!r}", "use whole numbers from 0 on")
-    return Case(
-        name=name,
-        images=files,
-        label=label,
-        mask=mask,
-        group=str(entry.get("group", name)),
-        fold=fold,
-        sha256=sums,
-        class_name=str(class_name),
-    )
-
-
-def listed_file(value: Any, where: str, path: Path) -> Path:
-    """A file that a list names, relative to the list's folder.
-
-    Raises:
-        DataError: E_MANIFEST, if it is no path, or a relative one that leads out of the folder.
-    """
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise _fault(path, f"{where} has {value!r} where a file is expected", "write the path as text")
-    if not Path(value).is_absolute() and Path(os.path.normpath(value)).parts[:1] == ("..",):
-        # A list that was sent by somebody must not reach files beside the folder that it was put into.
-        raise _fault(
-            path, f"{where} leads out of the list's folder: {value!r}", "write an absolute path, or move the list"
-        )
-    return path.parent / value
-
-
-def _sums(value: Any, where: str, path: Path) -> dict[Path, str]:
-    if not isinstance(value, dict) or not all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in value.values()):
-        raise _fault(
-            path, f"{where} has a wrong 'sha256'", 'write {"FILE": "64 hexadecimal digits"}, or use inspect --hash'
-        )
-    return {listed_file(file, where, path): str(digest) for file, digest in value.items()}
-
-
-def _fault(path: Path, what: str, fix: str) -> DataError:
-    return DataError(what, where=str(path), why="no case is guessed from a list that does not add up", fix=fix,
-                     code="E_MANIFEST")  # fmt: skip
+        raise fault(path, "'regions' is not a list of regions", f"write {form}") from error

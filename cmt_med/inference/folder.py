@@ -19,7 +19,8 @@ from cmt_med.compute.memory import bytes_free
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.names import require_distinct
 from cmt_med.data.preprocessing.fingerprint import case_statistics, unlike_training
-from cmt_med.data.preprocessing.pipeline import background_value, seen_by
+from cmt_med.data.preprocessing.normalisation import background_value
+from cmt_med.data.preprocessing.pipeline import seen_by
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 from cmt_med.data.volumes.written import write_volume
 from cmt_med.inference.model import ModelCard

@@ -13,10 +13,10 @@ import torch
 from cmt_med.base.errors import ConfigError
 from cmt_med.config.schema import Experiment, without_later_keys
 from cmt_med.data.patches.augment import augment
+from cmt_med.data.patches.cut import WholeImaged, slice_axes
+from cmt_med.data.patches.cut import patches as cut_patches
 from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.preprocessing.cache import CachedCase
-from cmt_med.data.preprocessing.pipeline import WholeImaged, slice_axes
-from cmt_med.data.preprocessing.pipeline import patches as cut_patches
 from cmt_med.inference.predict import Windows
 from cmt_med.networks import NETWORKS_VERSION
 from cmt_med.networks.weights.frozen import freeze_encoder, levels_above

@@ -14,20 +14,14 @@ import hashlib
 import json
 import logging
 import os
-import queue
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cmt_med.base.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_SOME_FAILED, ConfigError, Interrupted
+from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError
 from cmt_med.base.files import locked, read_lines, require_writable_folder, write_folder, write_json, write_text
-from cmt_med.compute.device import pick_device
-from cmt_med.compute.machine import stop_listening
 from cmt_med.config.reading import dump_config
 from cmt_med.config.schema import Experiment, Inference, Split, without_later_keys
 from cmt_med.data.case import Case
@@ -37,9 +31,12 @@ from cmt_med.data.volumes.gate import content_of
 from cmt_med.inference.model import load_model, save_model
 from cmt_med.networks import NETWORKS_VERSION
 from cmt_med.reports.provenance import shared_and_own
+from cmt_med.runs.folder import clear_run
+from cmt_med.runs.outcome import report_details
+from cmt_med.runs.parallel import train_in_parallel
 from cmt_med.runs.prepare import bound_demo, ensure_phantom, prepare_data
 from cmt_med.runs.scoring import scored_cases
-from cmt_med.runs.single import Request, clear_run, report_details, run_experiment
+from cmt_med.runs.single import Request, run_experiment
 from cmt_med.tasks import TASKS
 from cmt_med.tasks.segmentation.choose import Choice, OutOfFoldCase, choose_settings
 
@@ -134,7 +131,7 @@ def _train_folds(
     if done:
         log.info("finished before: fold %s", ", ".join(map(str, done)))
     if len(devices) > 1:
-        _in_parallel(sorted(waiting), devices, arguments)
+        train_in_parallel(sorted(waiting), devices, arguments)
         return
     for i, fold in waiting.items():
         log.info("fold %d of %d", i, fold.experiment.folds)
@@ -208,66 +205,6 @@ def _is_finished(request: Request, contents: Sequence[Sequence[str | None]]) -> 
 
 
 # ---- several devices
-
-
-def _in_parallel(folds: Sequence[int], devices: Sequence[str], arguments: Sequence[str]) -> None:
-    """Train each fold by a process of its own, one at a time on each device.
-
-    Raises:
-        Interrupted: if a fold was; ConfigError if one failed. The others are trained to their end.
-    """
-    for name in devices:
-        pick_device(name)
-    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for fold in folds:
-        todo.put(fold)
-    codes: dict[int, int] = {}
-    running: set[subprocess.Popen[bytes]] = set()
-    stopped = threading.Event()
-
-    def work(device: str) -> None:
-        while not stopped.is_set():
-            try:
-                fold = todo.get_nowait()
-            except queue.Empty:
-                return
-            log.info("fold %d on %s", fold, device)
-            # Later options win, so that the command's own --device need not be taken out.
-            # A session of its own: a Ctrl-C in the terminal reaches this process alone, which passes it on once. The second
-            # signal makes a training leave without saving.
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cmt_med.train", *arguments, "--fold", str(fold), "--device", device],
-                start_new_session=True,
-            )
-            running.add(process)
-            codes[fold] = process.wait()
-            running.discard(process)
-            if codes[fold] == EXIT_INTERRUPTED:
-                stopped.set()
-
-    stop_listening()  # a SIGTERM interrupts like a Ctrl-C
-    workers = [threading.Thread(target=work, args=(device,)) for device in devices]
-    for worker in workers:
-        worker.start()
-    try:
-        for worker in workers:
-            worker.join()
-    except KeyboardInterrupt:
-        stopped.set()
-        for process in list(running):
-            process.terminate()
-        for worker in workers:
-            worker.join()
-    if stopped.is_set():
-        raise Interrupted(
-            "cross-validation was asked to stop", where=f"folds {', '.join(map(str, folds))}", why="a signal arrived",
-            fix="the same command resumes it",
-        )  # fmt: skip
-    failed = {fold: code for fold, code in codes.items() if code not in (EXIT_DONE, EXIT_SOME_FAILED)}
-    if failed:
-        listed = ", ".join(f"{fold} (exit code {code})" for fold, code in sorted(failed.items()))
-        raise ConfigError(f"training failed for fold {listed}", where="folds", why="see its messages above",
-                          fix="mend that; the same command trains what is missing")  # fmt: skip
 
 
 # ---- all folds together

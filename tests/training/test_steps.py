@@ -14,9 +14,9 @@ from torch import nn
 from cmt_med.config.schema import Augmentation, Data, Optimizer, Train
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.patches.augment import augment
+from cmt_med.data.patches.cut import patches
 from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.preprocessing.cache import prepare
-from cmt_med.data.preprocessing.pipeline import patches
 from cmt_med.networks import build_network
 from cmt_med.networks.weights.frozen import freeze_encoder
 from cmt_med.tasks.segmentation.labels import Classes

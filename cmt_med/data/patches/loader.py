@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from cmt_med.data.patches import sampler
 from cmt_med.data.patches.augment import Augment
+from cmt_med.data.patches.cut import RandPatchd, WholeImaged
 from cmt_med.data.preprocessing.cache import CachedCase
-from cmt_med.data.preprocessing.pipeline import RandPatchd, WholeImaged
 
 log = logging.getLogger(__name__)
 

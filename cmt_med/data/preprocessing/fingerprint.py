@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cmt_med.config.schema import Section
-from cmt_med.data.preprocessing.pipeline import foreground_of
+from cmt_med.data.preprocessing.normalisation import foreground_of
 from cmt_med.data.volumes.gate import Loaded
 
 QUANTILES = (5, 25, 50, 75, 95)

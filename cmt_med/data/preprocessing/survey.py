@@ -15,7 +15,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.compute.memory import no_memory
 from cmt_med.data.case import Case
 from cmt_med.data.phantom import BANNER
-from cmt_med.data.preprocessing.pipeline import foreground_of
+from cmt_med.data.preprocessing.normalisation import foreground_of
 from cmt_med.data.volumes import nifti
 from cmt_med.data.volumes.flags import copied_channels
 from cmt_med.data.volumes.gate import load_case

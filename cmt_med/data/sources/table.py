@@ -10,7 +10,7 @@ from pathlib import Path
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import CASE_NAME, Case
 from cmt_med.data.conventions.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel, case_and_word
-from cmt_med.data.manifest import listed_file
+from cmt_med.data.entries import listed_file
 from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
 from cmt_med.data.volumes.endings import volume_stem
 

@@ -15,18 +15,12 @@ from pydantic import ValidationError
 from cmt_med.config.schema import Augmentation, Data, Train
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.patches.augment import augment
+from cmt_med.data.patches.cut import patches
 from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.preprocessing import resampling as resample
 from cmt_med.data.preprocessing.cache import CachedCase, prepare
-from cmt_med.data.preprocessing.pipeline import (
-    Normalised,
-    as_dictionary,
-    background_value,
-    foreground_of,
-    invert_probabilities,
-    patches,
-    preprocessing,
-)
+from cmt_med.data.preprocessing.normalisation import Normalised, background_value, foreground_of
+from cmt_med.data.preprocessing.pipeline import as_dictionary, invert_probabilities, preprocessing
 from cmt_med.data.volumes.gate import Grid, Loaded
 from tests.helpers import tiny_dataset
 

@@ -1,0 +1,73 @@
+"""The config that init writes: patch and voxel size from a first look at the data."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cmt_med.data.manifest import Manifest
+from cmt_med.data.preprocessing.survey import Survey
+from cmt_med.data.sources.dataset import Dataset
+
+PATCHES = (128, 96, 64, 48, 32, 16)
+PATCHES_2D = (256, 192, 128, 96, 64, 32)
+WHOLE_2D, WHOLE_3D = 128, 96
+"""Longest edge of whole images: what a CPU trains on in minutes; a GPU can have more."""
+
+
+def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, found: Dataset) -> str:
+    environment = Environment(  # noqa: S701 - YAML, where HTML's escapes would be wrong; names are quoted as JSON
+        loader=PackageLoader("cmt_med", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    patients = len({case.group for case in manifest.cases})
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", output.stem).lstrip("._-")[:100] or "experiment"
+    return environment.get_template("experiment.yaml.j2").render(
+        name=name,
+        output=output,
+        manifest=_quoted(listed.name),
+        channels=[_quoted(name) for name in manifest.channels],
+        data_set=" ".join(found.title.split()),  # on one line: it stands in a comment
+        convention=manifest.convention,
+        brats=manifest.regions is not None,
+        folds=5 if patients >= 5 else max(2, patients),
+        dims=2 if found.pictures else 3,
+        classes=list(manifest.classes),
+        patch=_whole(seen, found) if manifest.classes else _patch(seen, 2 if found.pictures else 3),
+        spacing=_spacing(seen),
+        cases=len(manifest.cases),
+        patients=patients,
+    )
+
+
+def _patch(seen: Survey, dims: int) -> list[int]:
+    """The largest patch up to 128³ or 256² that the middle of the cases fills; the plan scales it to the device."""
+    middle, sizes = np.median(np.array(seen.shapes), axis=0)[:dims], PATCHES if dims == 3 else PATCHES_2D
+    return [next((p for p in sizes if p <= n * 1.15), sizes[-1]) for n in middle]
+
+
+def _whole(seen: Survey, found: Dataset) -> list[int]:
+    """The size that whole images are brought to: of 2D images a square, of volumes what the largest one fills."""
+    shapes = np.array(seen.shapes)
+    if found.pictures:
+        side = int(np.median(shapes.max(axis=1)))
+        return [min(WHOLE_2D, max(32, side // 32 * 32))] * 2
+    return [min(WHOLE_3D, -(-int(n) // 16) * 16) for n in shapes.max(axis=0)]
+
+
+def _spacing(seen: Survey) -> list[float] | None:
+    """The usual voxel size in mm, where cases differ; None where they do not."""
+    sizes = np.array(seen.spacings)
+    if np.allclose(sizes, sizes[0], rtol=0.02):
+        return None
+    return [round(float(v), 3) for v in np.median(sizes, axis=0)]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
