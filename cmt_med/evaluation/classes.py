@@ -139,7 +139,7 @@ def f1(answers: Answers, number: int) -> float:
 
 
 def macro_f1(answers: Answers) -> float:
-    """The mean over classes."""
+    """The macro F1: the mean of the classes' F1."""
     return float(np.mean([f1(answers, k) for k in range(answers.probabilities.shape[1])]))
 
 

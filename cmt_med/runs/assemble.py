@@ -106,7 +106,7 @@ def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Mod
 
 
 def case_validator(experiment: Experiment, data: Prepared, entries: list[CachedCase]) -> Validate:
-    """Scores a network on cached cases; see :func:`cmt_med.training.validation.validator`."""
+    """Return a function that scores a network on cached cases; see :func:`cmt_med.training.validation.validator`."""
     return validator(entries, windows(experiment), data.task, experiment.inference)
 
 

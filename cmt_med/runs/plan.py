@@ -65,7 +65,7 @@ def fit_device(
         if device.type == "cpu" and max(patch) > CPU_PATCH[dims]:
             before, patch = patch, [min(p, CPU_PATCH[dims]) for p in patch]
             notes.append(f"train.patch_size {before} -> {patch}: on a CPU, more and smaller steps learn more in a day")
-    if not {"train.batch_size", "train"} & given and device.type == "cpu" and batch > CPU_BATCH[dims]:
+    if not whole and not {"train.batch_size", "train"} & given and device.type == "cpu" and batch > CPU_BATCH[dims]:
         notes.append(f"train.batch_size {batch} -> {CPU_BATCH[dims]}: on a CPU, a batch is computed in turn")
         batch = CPU_BATCH[dims]
     changed = _with(experiment, patch, batch)

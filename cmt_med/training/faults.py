@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import re
 import signal
 from collections.abc import Iterator
 
@@ -15,9 +14,7 @@ from cmt_med.base.errors import CmtError, ConfigError, Interrupted
 from cmt_med.compute.limits import is_out_of_memory
 from cmt_med.compute.ranks import lost_rank
 from cmt_med.config.schema import Train
-from cmt_med.data.patches.loader import SHARED_MEMORY
-
-_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", re.DOTALL)
+from cmt_med.data.patches.loader import SHARED_MEMORY, WorkerGoneError, WorkerHangsError
 
 
 @contextlib.contextmanager
@@ -42,24 +39,27 @@ def explained(train: Train) -> Iterator[None]:
 def _explanation(error: Exception, train: Train) -> CmtError | None:
     text = str(error)
     again = "the same command resumes from the last checkpoint"
-    if "unable to allocate shared memory" in text or "Bus error" in text or text.endswith("exit code -7"):
+    ended = error.exit_code if isinstance(error, WorkerGoneError) else None
+    # Torch has no type of its own for shared memory that is full: a worker says it, or is ended by SIGBUS at its first write.
+    if ended == -signal.SIGBUS or "unable to allocate shared memory" in text:
         return ConfigError(
             "shared memory is full", where=f"{SHARED_MEMORY}, through which data workers hand over batches", code="E_MEMORY",
             why=text.splitlines()[-1][-200:], fix="set data.workers=0, or give the container more (docker run --shm-size=1g)",
         )  # fmt: skip
-    if text.endswith(f"exit code {-signal.SIGTERM}") and idist.get_world_size() > 1:
+    if ended == -signal.SIGTERM and idist.get_world_size() > 1:
         return lost_rank(
             "its data worker was ended by SIGTERM, as torchrun does when another process is gone, or the job is stopped"
         )
-    if worker := _WORKER.search(text):
+    if isinstance(error, WorkerGoneError):
         return Interrupted(
-            "a data worker is gone", where=f"process {worker[1]}", why=f"it {worker[2].splitlines()[0]}", code="E_WORKER",
+            "a data worker is gone", where=f"process {', '.join(map(str, error.pids))}",
+            why=f"it has ended with exit code {ended}", code="E_WORKER",
             fix=f"{again}; if the system killed it for want of memory, with fewer data.workers",
         )  # fmt: skip
-    if text.startswith("DataLoader timed out"):
-        workers = ", ".join(str(child.pid) for child in multiprocessing.active_children())
+    if isinstance(error, WorkerHangsError):
         return Interrupted(
-            "a data worker hangs", where=f"one of the processes {workers or 'killed'}", why=text, code="E_WORKER",
+            "a data worker hangs", where=f"one of the processes {', '.join(map(str, error.pids))}, which were killed",
+            why=f"it gave no batch within {error.seconds:g} s", code="E_WORKER",
             fix=f"look at the disk that holds the cache; {again}",
         )  # fmt: skip
     if is_out_of_memory(error):

@@ -16,6 +16,7 @@ from torch import nn
 from cmt_med.base.errors import DataError, Interrupted
 from cmt_med.base.files import append_line
 from cmt_med.compute.heartbeat import Heartbeat
+from cmt_med.data.patches.loader import WorkerGoneError
 from cmt_med.training.board import Board
 from cmt_med.training.budget import Budget
 from cmt_med.training.progress import OutsideShare, Progress
@@ -128,8 +129,7 @@ class Loop:
             except RuntimeError as error:
                 # A signal for the whole process group (a job that is cancelled, Ctrl-C) ends the data workers, too, and a
                 # training that waits for their batch must save all the same.
-                waited = str(error).startswith("DataLoader worker")
-                if waited and idist.get_world_size() == 1 and self.stop_requested():
+                if isinstance(error, WorkerGoneError) and idist.get_world_size() == 1 and self.stop_requested():
                     self._leave()
                 raise
 

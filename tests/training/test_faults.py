@@ -21,7 +21,7 @@ from ignite.engine import Engine
 from cmt_med.base.errors import ConfigError, Interrupted
 from cmt_med.base.files import LOCK_NAME
 from cmt_med.config.schema import Train
-from cmt_med.data.patches.loader import patch_batches
+from cmt_med.data.patches.loader import WorkerGoneError, patch_batches
 from cmt_med.data.patches.sampler import Order, shuffled
 from cmt_med.inference.model import load_model
 from cmt_med.networks import build_network
@@ -335,15 +335,15 @@ def test_little_shared_memory(folder: Path, options: str) -> None:
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize(
-    "said", ["unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
-             "DataLoader worker (pid 3) has ended with exit code -7"],
+    "said", [RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
+             WorkerGoneError([3], -signal.SIGBUS)],
 )  # fmt: skip
-def test_shared_memory_that_fills_up(said: str) -> None:
+def test_shared_memory_that_fills_up(said: RuntimeError) -> None:
     """Others may use it, too: what the worker or the system then says becomes advice."""
     with (
         pytest.raises(ConfigError, match="shared memory is full") as raised,
         explained(Train(epochs=1, patch_size=[8])),
     ):
-        raise RuntimeError(said)
+        raise said
     assert "--shm-size" in raised.value.fix
     assert raised.value.code == "E_MEMORY"

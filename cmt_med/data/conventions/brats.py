@@ -169,7 +169,7 @@ def _labels_of_name(case: str) -> dict[str, int] | None:
 
 
 def conventions_of(cases: Sequence[str]) -> set[str]:
-    """The conventions that names of cases may be of."""
+    """The conventions whose way of naming cases fits these names."""
     return {name for name in CONVENTIONS if any(re.match(CONVENTIONS[name].cases, case, re.I) for case in cases)}
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -37,6 +38,22 @@ NICE = 10
 START = "fork" if sys.platform == "linux" else None
 """The way workers start: forked ones start at once, and leave by themselves when the training is killed, for torch watches the
 parent process; one from a fork server has the server as its parent, and would stay. None: as the system has it."""
+
+
+class WorkerGoneError(RuntimeError):
+    """Data workers have ended, with the exit code of the first; negative for the signal that ended it."""
+
+    def __init__(self, pids: Sequence[int | None], exit_code: int | None) -> None:
+        self.pids, self.exit_code = tuple(pids), exit_code
+        super().__init__(f"data workers {', '.join(map(str, pids))} have ended with exit code {exit_code}")
+
+
+class WorkerHangsError(RuntimeError):
+    """No batch has come for so many seconds; the workers were killed."""
+
+    def __init__(self, pids: Sequence[int | None], seconds: float) -> None:
+        self.pids, self.seconds = tuple(pids), seconds
+        super().__init__(f"data workers {', '.join(map(str, pids))} gave no batch within {seconds:g} s")
 
 
 class PatchSet(Dataset[dict[str, Any]]):
@@ -117,7 +134,11 @@ def patch_batches(
 
     ``"class"`` (B,) is there where cases have one. Where the patches are still to be changed, they have a margin, and
     ``"drawn"`` says how (:mod:`cmt_med.data.patches.augment`).
-    ``batch_size`` counts all ranks together. A worker that takes longer than ``seconds``, or is gone, is a RuntimeError.
+    ``batch_size`` counts all ranks together.
+
+    Raises:
+        WorkerHangsError: while a batch is waited for, if that takes longer than ``seconds``.
+        WorkerGoneError: if a worker has ended.
     """
     if workers and not _fits_into_shared_memory(patches, batch_size // world, workers):
         workers = 0
@@ -159,7 +180,7 @@ def _fits_into_shared_memory(patches: PatchSet, batch_size: int, workers: int) -
 
 
 def _watched(loader: DataLoader[dict[str, Any]], seconds: float) -> Iterator[dict[str, Any]]:
-    """The loader's batches; workers that hang in the middle of handing one over, where torch waits for ever, are killed."""
+    """The loader's batches; workers that hang are killed, also in the middle of handing one over, where torch waits for ever."""
     others = set(multiprocessing.active_children())
     batches = iter(loader)
     workers = [child for child in multiprocessing.active_children() if child not in others]
@@ -172,6 +193,7 @@ def _watched(loader: DataLoader[dict[str, Any]], seconds: float) -> Iterator[dic
             worker.kill()
 
     while True:
+        begun = time.monotonic()
         watch = threading.Timer(seconds + GRACE_SECONDS, end)
         watch.daemon = True
         watch.start()
@@ -181,10 +203,7 @@ def _watched(loader: DataLoader[dict[str, Any]], seconds: float) -> Iterator[dic
             batch = next(batches)
         except (RuntimeError, OSError, EOFError) as error:
             if late.is_set():
-                numbers = ", ".join(str(worker.pid) for worker in workers)
-                raise RuntimeError(
-                    f"DataLoader timed out after {seconds:g} seconds in the middle of a batch; killed: {numbers}"
-                ) from error
+                raise WorkerHangsError([worker.pid for worker in workers], seconds) from error
             # What a worker leaves behind may be missed before the system tells of its end: it closes its files first, the
             # sentinel among them, and can be asked for its exit code only later. join() waits for that.
             closed = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1.0)
@@ -193,6 +212,9 @@ def _watched(loader: DataLoader[dict[str, Any]], seconds: float) -> Iterator[dic
                     worker.join(GRACE_SECONDS)
             _awaited.extend(workers)
             _tell()
+            if time.monotonic() - begun >= seconds:  # torch waits no longer either
+                end()
+                raise WorkerHangsError([worker.pid for worker in workers], seconds) from error
             raise
         finally:
             _awaited.clear()
@@ -217,8 +239,7 @@ def _tell(*_: object) -> None:
     gone = [worker for worker in _awaited if worker.exitcode is not None]
     if gone:
         _awaited.clear()  # it is said once
-        numbers = ", ".join(str(worker.pid) for worker in gone)
-        raise RuntimeError(f"DataLoader worker (pid {numbers}) has ended with exit code {gone[0].exitcode}")
+        raise WorkerGoneError([worker.pid for worker in gone], gone[0].exitcode)
 
 
 def _modestly(_: int) -> None:

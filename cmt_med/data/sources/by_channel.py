@@ -211,7 +211,11 @@ def _for_network(role: str, name: str, channels: Sequence[str]) -> str | None:
 def _grouped(
     files: Iterable[Path], channels: Sequence[str] | None
 ) -> tuple[dict[tuple[Path, str], _Files], list[tuple[Path, Path]]]:
-    """Files by place and case; and with their places those that name no channel beside such that do."""
+    """Group files by place and case.
+
+    Returns:
+        The groups; and, each with its place, the files that name no channel where others do.
+    """
     groups: dict[tuple[Path, str], _Files] = {}
     nameless: list[tuple[Path, str, Path]] = []
     for file in files:
