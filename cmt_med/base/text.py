@@ -1,7 +1,8 @@
-"""Text that others wrote, made safe to show: names of cases, labels and files are data, whatever is in them."""
+"""Text that others wrote: made safe to show, since names of cases and files are data, whatever is in them; JSON read strictly."""
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from typing import Any
 
@@ -28,6 +29,31 @@ def visible(text: object, limit: int | None = None) -> str:
         return shown
     head = (limit - 1) * 2 // 3
     return f"{shown[:head]}…{shown[len(shown) - (limit - 1 - head) :]}"
+
+
+class RepeatedKeyError(ValueError):
+    """A JSON object has a key twice, of whose two values readers differ in which they take."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(f"the key {key!r} is given twice")
+
+
+def strict_json(text: str) -> Any:
+    """Parse JSON whose objects have no key twice.
+
+    Raises:
+        RepeatedKeyError: naming the key; ValueError, RecursionError: if it is no JSON.
+    """
+    return json.loads(text, object_pairs_hook=_once_each)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+    return result
 
 
 def counted(number: int, noun: str) -> str:

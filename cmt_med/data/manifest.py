@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from cmt_med.base.errors import DataError
+from cmt_med.base.text import RepeatedKeyError, strict_json
 from cmt_med.config.schema import Region
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS
@@ -179,7 +177,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise OSError("it is not a regular file")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise fault(path, "the case list is too large", f"at most {MAX_MANIFEST_BYTES} bytes are read")
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=partial(_once_each, path))
+        content = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
             "the case list cannot be read",
@@ -188,22 +186,16 @@ def _read(path: Path) -> dict[str, Any]:
             fix="check data.manifest (--set data.manifest=FILE)",
             code="E_IO",
         ) from error
+    except RepeatedKeyError as error:
+        raise fault(
+            path, f"the key {error.key!r} stands twice in one object", "keep one: the last would replace the others"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise fault(
             path, f"the case list is not JSON: {error}", "see data_manifests/README.md for the format"
         ) from error
     if not isinstance(content, dict):
         raise fault(path, "the case list is not a JSON object", "see data_manifests/README.md for the format")
-    return content
-
-
-def _once_each(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise fault(
-            path, f"the key {twice!r} stands twice in one object", "keep one: the last would replace the others"
-        )
     return content
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import sha256, write_bytes, write_json
+from cmt_med.base.text import strict_json
 from cmt_med.config.schema import Inference, PercentRange, Section, VoxelSize, with_new_names
 from cmt_med.data.preprocessing.fingerprint import Fingerprint
 from cmt_med.data.volumes.streams import MAX_VOXELS
@@ -264,16 +264,7 @@ def _read_card(path: Path) -> Any:
         raise FileNotFoundError(path)
     if path.stat().st_size > MAX_CARD_BYTES:
         raise ValueError(f"it has more than {MAX_CARD_BYTES} bytes")
-    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys are all different: of two values for one key, readers differ in which they take."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return result
+    return strict_json(path.read_text(encoding="utf-8"))
 
 
 def _reason(error: Exception) -> str:
