@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cmt_med.base.errors import ConfigError
+from cmt_med.base.text import counted
 from cmt_med.config.schema import Split
 from cmt_med.data.case import Case
 
@@ -42,7 +43,8 @@ def split_cases(cases: Sequence[Case], split: Split, seed: int) -> tuple[list[Ca
         raise ConfigError(
             "the split leaves one side empty",
             where="data.split",
-            why=f"{len(cases)} cases of {len(groups)} patients give {len(training)} to train, {len(validation)} to validate",
+            why=f"{counted(len(cases), 'case')} of {counted(len(groups), 'patient')} give {len(training)} to train, "
+            f"{len(validation)} to validate",
             fix="change data.split, or set data.split.by=none to train on all cases without validation",
         )
     return training, validation

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import EXIT_DONE, ConfigError
 from cmt_med.base.files import require_writable_folder, write_json
-from cmt_med.base.text import visible
+from cmt_med.base.text import counted, visible
 from cmt_med.evaluation.metrics import CLASS_METRICS, METRICS, Metric, metric_of, surface_dice_name
 from cmt_med.evaluation.statistics import METHOD_TEXT, SIGNIFICANT, PairedTest, Standing, compare_pairs, standings
 from cmt_med.evaluation.summary import case_mean
@@ -173,7 +173,7 @@ def _print(content: dict[str, Any], tests: Sequence[PairedTest], ranked: Sequenc
         print(visible(notice))
     legend = content["metric"]
     title = f"{legend['title']} {legend['unit']}".strip()
-    print(f"{visible(title)} ({legend['better']} is better) over {len(content['cases'])} cases, "
+    print(f"{visible(title)} ({legend['better']} is better) over {counted(len(content['cases']), 'case')}, "
           f"rule {visible(content['empty_rule'])}")  # fmt: skip
     for report in content["reports"]:
         _print_report(report)
@@ -205,7 +205,7 @@ def _print_report(report: dict[str, Any]) -> None:
     failed = [f"{visible(case, 60)} {visible(code, 20)}" for case, code in report["failed"].items()]
     more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
     unscored = f", {len(failed)} not scored ({', '.join(failed[:5])}{more})" if failed else ""
-    print(f"  {visible(report['name'], 80)}: {report['cases']} cases{how}{left}{unscored}")
+    print(f"  {visible(report['name'], 80)}: {counted(report['cases'], 'case')}{how}{left}{unscored}")
     for target, row in report["seeds"].items():
         means = ", ".join(f"{mean:.4f}" for mean in row["means"])
         print(f"    {visible(target, 18)}: means of the seeds {means}, standard deviation {row['std']:.4f}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from cmt_med.base.errors import EXIT_DONE, ConfigError, DataError
 from cmt_med.base.files import private_file
-from cmt_med.base.text import visible
+from cmt_med.base.text import counted, visible
 from cmt_med.reports.sources import Source, find_source
 from cmt_med.reports.viewer import HOW_TO_BUILD, viewer_script
 
@@ -38,7 +38,10 @@ def serve(folder: Path, *, images: Path | None = None, port: int = 0, browser: b
         number = listening.getsockname()[1]
         server = make_server(source, script, token=token, port=number)
         address = f"http://{ADDRESS}:{number}/{token}/"
-        print(f"{len(source.listing.cases)} cases of {visible(source.title)}: {address}\nCtrl-C ends it", flush=True)
+        print(
+            f"{counted(len(source.listing.cases), 'case')} of {visible(source.title)}: {address}\nCtrl-C ends it",
+            flush=True,
+        )
         with contextlib.ExitStack() as stack:
             if browser:
                 webbrowser.open(stack.enter_context(page_leading_to(address)).as_uri())

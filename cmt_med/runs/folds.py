@@ -22,6 +22,7 @@ from typing import Any
 
 from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError
 from cmt_med.base.files import locked, read_lines, require_writable_folder, write_folder, write_json, write_text
+from cmt_med.base.text import counted
 from cmt_med.config.reading import dump_config
 from cmt_med.config.schema import Experiment, Inference, Split, without_later_keys
 from cmt_med.data.case import Case
@@ -161,7 +162,8 @@ def check_folds(experiment: Experiment, overrides: Sequence[str]) -> Manifest:
     if patients < experiment.folds:
         raise ConfigError(
             "there are more folds than patients", where=f"folds={experiment.folds}",
-            why=f"the {len(labelled)} cases with labels are of {patients} patients; a fold without one holds nothing out",
+            why=f"the {len(labelled)} cases with labels are of {counted(patients, 'patient')}; a fold without one holds "
+            "nothing out",
             fix=f"--set folds={patients}, or less" if patients > 1 else "take folds out of the config",
         )  # fmt: skip
     return manifest

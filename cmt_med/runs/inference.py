@@ -82,7 +82,7 @@ def infer_into(
         )
     count = len(found.cases) + len(found.problems)
     what = "segmented" if ensemble.card.outputs.dense else "classified"
-    print(f"{count - len(failures)} of {count} cases {what} in {output}")
+    print(f"{count - len(failures)} of {counted(count, 'case')} {what} in {output}")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
 

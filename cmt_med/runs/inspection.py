@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from cmt_med.base.errors import EXIT_DATA, EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError
 from cmt_med.base.files import require_writable_folder
-from cmt_med.base.text import visible_lines
+from cmt_med.base.text import counted, visible_lines
 from cmt_med.compute.memory import within_what_is_left
 from cmt_med.data.case import Case
 from cmt_med.data.sources import find_dataset
@@ -164,7 +164,7 @@ def _counted(items: Iterator[str]) -> dict[str, int]:
 
 def _text(content: dict[str, Any]) -> Iterator[str]:
     summary = content["summary"]
-    counts = f"{summary['cases']} cases, {summary['faulty']} faulty, {summary['flagged']} flagged"
+    counts = f"{counted(summary['cases'], 'case')}, {summary['faulty']} faulty, {summary['flagged']} flagged"
     yield f"{content['path']}: {content['kind']}, {counts}"
     for name in ("formats", "channels", "shapes", "spacings_mm", "axes", "other_files"):
         yield from _row(name.replace("_", " "), summary[name])

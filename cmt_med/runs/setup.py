@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError, OutputError
 from cmt_med.base.files import require_writable_folder, write_json, write_text
-from cmt_med.base.text import visible
+from cmt_med.base.text import counted, visible
 from cmt_med.compute.memory import within_what_is_left
 from cmt_med.config.reading import load_config
 from cmt_med.config.schema import Experiment
@@ -92,8 +92,8 @@ def _set_up_classes(found: Dataset, seen: Survey, classes: list[str], output: Pa
     counts = Counter(case.class_name for case in manifest.cases)
     patients = len({case.group for case in manifest.cases})
     for line in (
-        f"data set:   {found.title}, {len(manifest.cases)} cases of {patients} patients",
-        f"classes:    {', '.join(f'{name} ({counts[name]} cases)' for name in classes)}",
+        f"data set:   {found.title}, {counted(len(manifest.cases), 'case')} of {counted(patients, 'patient')}",
+        "classes:    " + ", ".join(f"{name} ({counted(counts[name], 'case')})" for name in classes),
         f"channels:   {', '.join(channels)}",
         *(f"note:       {note}" for note in found.notes),
         *(f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}" for failure in failures),
@@ -194,10 +194,11 @@ def _told(
     failures: list[dict[str, str]],
 ) -> Iterator[str]:
     patients = len({case.group for case in manifest.cases})
-    yield f"data set:   {found.title}, {len(manifest.cases)} cases of {patients} patients, {seen.labelled} with labels"
+    cases = f"{counted(len(manifest.cases), 'case')} of {counted(patients, 'patient')}"
+    yield f"data set:   {found.title}, {cases}, {seen.labelled} with labels"
     yield f"convention: {style.about if style is not None else 'none; names as listed'} (from {'; '.join(reasons)})"
     yield f"channels:   {', '.join(manifest.channels)}"
-    counts = ", ".join(f"{name} = {v} in {seen.values[v]} cases" for name, v in manifest.labels.items())
+    counts = ", ".join(f"{name} = {v} in {counted(seen.values[v], 'case')}" for name, v in manifest.labels.items())
     yield f"labels:     {counts}"
     for region in manifest.regions or ():
         yield f"region:     {region.name} = {' + '.join(region.labels)}, written as {region.write}"

@@ -91,7 +91,7 @@ def read(path: Path, channels: Sequence[str] | None, *, pictures: bool = False) 
                 channel: (file, None) for channel, file in members.images.items()
             }
             label, mask = (files[0] if files else None for files in (members.labels, members.masks))
-            found.cases.append(Case(name, images, label, mask, name if channels is None else ""))
+            found.cases.append(Case(name, images, label, mask, _patient(name) if channels is None else ""))
         else:
             found.unmatched += members.all()
     found.suffixes = _suffixes(found)
@@ -308,6 +308,12 @@ def _contradiction(name: str, files: _Files) -> DataError | None:
         why="which of them is meant cannot be known", fix="keep one",
         code="E_LABEL" if twice[0][1] is files.labels else "E_CHANNEL",
     )  # fmt: skip
+
+
+def _patient(name: str) -> str:
+    """The patient of a case: of BIDS the subject, whatever the session and the run; else the case itself."""
+    subject = re.match(r"sub-[A-Za-z0-9]+(?=_)", name)
+    return subject[0] if subject else name
 
 
 def _suffixes(found: Dataset) -> set[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from cmt_med.base.text import counted
 from cmt_med.evaluation import classes as scores
 from cmt_med.evaluation.classes import SPECIFICITIES, Answers
 from cmt_med.evaluation.metrics import CLASS_METRICS
@@ -61,7 +62,7 @@ def assess(
     lines = [f"{'score':22s} {'value':>8s}  95% interval"]
     lines += [_line(title, overall[key]) for key, title in _TITLES.items()]
     lines += [_line(f"AUC of {name}", row["auc"]) for name, row in by_class.items()]
-    lines.append(f"{len(cases)} cases of {metrics['patients']} patients, {failed} not scored")
+    lines.append(f"{counted(len(cases), 'case')} of {counted(metrics['patients'], 'patient')}, {failed} not scored")
     if unknown:
         lines.append(UNKNOWN_PATIENTS)
     return Assessment(metrics, tuple(lines), _sections(metrics, answers, cases, calibration))
@@ -132,7 +133,8 @@ def _sections(
 ) -> tuple[Section, ...]:
     names, summary = metrics["classes"], metrics["summary"]
     text = (
-        f"{len(cases)} cases of {metrics['patients']} patients, {summary['n_failed']} not scored. Intervals are 95% bootstrap "
+        f"{counted(len(cases), 'case')} of {counted(metrics['patients'], 'patient')}, {summary['n_failed']} not scored. "
+        "Intervals are 95% bootstrap "
         "percentiles over patients. AUC, sensitivity and Brier score of a class are those against the rest; macro values are "
         "means over classes. A sensitivity is the largest at that specificity on these cases: its threshold was chosen on them."
     )

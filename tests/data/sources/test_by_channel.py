@@ -40,6 +40,18 @@ def test_a_folder_of_bids_is_one_for_every_verb(tmp_path: Path, capsys: pytest.C
     assert [entry["id"] for entry in json.loads((tmp_path / "my.json").read_text())["training"]] == expected
 
 
+def test_sessions_of_a_subject_are_one_patient(tmp_path: Path) -> None:
+    for name in ("sub-01_ses-1", "sub-01_ses-2", "sub-010_ses-1", "sub-02"):
+        nifti(tmp_path / f"{name[:6].rstrip('_')}/{name}_T1w.nii.gz")
+    groups = {case.name: case.group for case in find_dataset(tmp_path).cases}
+    assert groups == {
+        "sub-01_ses-1": "sub-01",
+        "sub-01_ses-2": "sub-01",
+        "sub-010_ses-1": "sub-010",
+        "sub-02": "sub-02",
+    }
+
+
 @pytest.mark.parametrize(
     ("image", "label"),
     [("imagesTr/{}_0000", "labelsTr/{}"), ("images/{}", "masks/{}"), ("{0}/image", "{0}/seg"), ("{}_ct", "{}_label"),
