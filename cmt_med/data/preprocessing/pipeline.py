@@ -1,4 +1,4 @@
-"""MONAI dictionary transforms: the deterministic part, which is cached and inverted, and the cutting of patches.
+"""MONAI dictionary transforms of whole volumes: deterministic, cached, and undone for results.
 
 Keys of the dictionaries: ``image`` (C, *S) float32, ``label`` (1, *S) integers, ``foreground`` (1, *S) booleans.
 """
@@ -56,7 +56,7 @@ class WithForeground(MapTransform):
         return result
 
 
-class FitIntod(MapTransform):
+class FitToSized(MapTransform):
     """Bring whole images to one size (D1, D2, D3): scaled as they are, in the middle, with zeros around.
 
     Args:
@@ -113,7 +113,7 @@ def preprocessing(data: Data | Mapping[str, Any], *, with_label: bool) -> Compos
     if settings.get("foreground_channel"):
         steps.append(WithForeground(["image"]))
     if settings.get("size"):
-        steps.append(FitIntod(["image"], size=settings["size"], enlarge=settings["enlarge"]))
+        steps.append(FitToSized(["image"], size=settings["size"], enlarge=settings["enlarge"]))
     return Compose(steps)
 
 
