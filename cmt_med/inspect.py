@@ -13,7 +13,8 @@ from cmt_med.launch.command import Debug, begin_work, run_command
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A volume, a folder (cases, files, DICOM slices) or a case list (.json).")
+        Path,
+        typer.Argument(help="A volume, a folder (cases, files, DICOM slices), a case list (.json) or a table (.csv)."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     fix: Annotated[

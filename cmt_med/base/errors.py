@@ -25,6 +25,9 @@ class CmtError(Exception):
         where: the case, file, key or option concerned.
         why: why the package does not go on; where nothing is given, the reason common to errors of this kind.
         fix: what the user can do; likewise.
+
+    Attributes:
+        case: name of the one case that it concerns, where it is known.
     """
 
     code = "E_INTERNAL"
@@ -34,6 +37,7 @@ class CmtError(Exception):
 
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "", code: str | None = None) -> None:
         self.what, self.where, self.why, self.fix = what, where, why or self.usual_why, fix or self.usual_fix
+        self.case = ""
         if code is not None:
             self.code = code
         super().__init__(self.message())

@@ -1,1 +1,1 @@
-"""From a case to a label map on its own grid."""
+"""From a case to a label map on its own grid, or to classes."""

@@ -71,7 +71,7 @@ def infer_cases(
         probabilities: whether ``CASE_prob.nii.gz`` is written, and how: uint8 keeps steps of 1/255.
         banner: written into every record, for phantom data.
         limits: what a case may take.
-        problems: what stood beside the cases and could be none; failures, too.
+        problems: cases that were left out, and what else could not be read beside them; failures, too.
 
     Returns:
         The failures, which ``failures.json`` has, too.
@@ -84,9 +84,10 @@ def infer_cases(
     require_own(folder, cases)
     failures: list[dict[str, str]] = []
     for problem in problems:
-        failures.append({"case": problem.where} | problem.as_dict())
+        failures.append({"case": problem.case or problem.where} | problem.as_dict())
         log.error("no case\n%s", problem.message())
-    _write_run(folder, predictor, cases, failures, banner, complete=False)
+    asked = [*(case.name for case in cases), *(problem.case for problem in problems if problem.case)]
+    _write_run(folder, predictor, asked, failures, banner, complete=False)
     read = partial(_read, predictor.card, folder, probabilities)
     ahead = Prefetcher(partial(read, bytes_free), partial(read, lambda: AHEAD_BYTES))
     for number, case in enumerate(cases, 1):
@@ -114,14 +115,14 @@ def infer_cases(
     write_json(folder / "failures.json", failures)
     if isinstance(predictor, WholeEnsemble):
         predictor.finish(folder, cases)
-    _write_run(folder, predictor, cases, failures, banner, complete=True)
+    _write_run(folder, predictor, asked, failures, banner, complete=True)
     return failures
 
 
 def _write_run(
     folder: Path,
     predictor: Engine,
-    cases: Sequence[Case],
+    asked: Sequence[str],
     failures: Sequence[Mapping[str, str]],
     banner: str,
     *,
@@ -143,7 +144,7 @@ def _write_run(
             "preprocessing": card.preprocessing,
             "settings": card.inference.model_dump(),
             "provenance": card.provenance,
-            "cases": [case.name for case in cases],
+            "cases": list(asked),
             "failed": [failure["case"] for failure in failures],
             "notice": banner,
         },

@@ -1,4 +1,4 @@
-"""The local page of ``cmt-med view``: a list of cases, and their volumes by number. It needs the extra ``viewer``."""
+"""The local page of ``cmt-med view``: a list of cases, and their volumes by number. It needs the extra ``serve``."""
 
 from __future__ import annotations
 

@@ -102,9 +102,10 @@ def _score_answers(predictions: Path, references: Path, output: Path, run: RunRe
         )
     names = run.labels or {}
     task = whole_image_task(TASKS[run.task].from_card(names, None))
-    cases = {
-        case.name: case for case in find_cases(references, run.channels or ["image"]).cases if task.has_target(case)
-    }
+    found = find_cases(references, run.channels or ["image"])
+    for problem in found.problems:
+        log.warning("not a reference: %s", problem.message())
+    cases = {case.name: case for case in found.cases if task.has_target(case)}
     if run.cases is not None and set(run.cases) & set(cases):
         cases = {name: case for name, case in cases.items() if name in set(run.cases)}
     if not cases:

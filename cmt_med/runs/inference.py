@@ -1,4 +1,4 @@
-"""Label maps of cases by trained models: ``cmt-med infer``."""
+"""Label maps or classes of cases by trained models: ``cmt-med infer``."""
 
 from __future__ import annotations
 
@@ -58,8 +58,6 @@ def infer_into(
         found = find_cases(cases, channels)
     else:
         found = Dataset("files", cases=[_from_options(channel or [], channels)])
-    for note in found.notes:
-        log.warning("%s", note)
     written = _written(joint_card(cards), found, convention)
     require_writable_folder(output)
     predictors = [Predictor(trained_network(c, w), c, pick_device(device)) for c, w in members]

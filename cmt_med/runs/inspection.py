@@ -74,23 +74,26 @@ def inspect_path(
 
 
 def _all_of(path: Path) -> Dataset:
-    """Find what is under a path, with a case of its own for each volume that belongs to none, each under a name of its own."""
+    """Find what is under a path, with a case for each volume that belongs to none; every name is there once."""
     found = find_dataset(path)
-    strays = [Case(volume_stem(file), {"image": (file, None)}) for file in found.unmatched]
-    cases = [*found.cases, *found.test, *strays]
+    strays = [Case(volume_stem(f), {"image": (f, None)}) for f in (*found.unmatched, *found.duplicates)]
+    cases = [*found.cases, *found.test, *found.doubtful, *strays]
     times = Counter(case.name for case in cases)
-    found.cases = [
-        replace(case, name=readable_name(Path(case.name if times[case.name] == 1 else _place(case, path) / case.name)))
-        for case in cases
-    ]
+    taken: Counter[str] = Counter()
+    found.cases = []
+    for case in cases:
+        name = readable_name(Path(case.name if times[case.name] == 1 else _place(case, path)))
+        taken[name] += 1
+        found.cases.append(replace(case, name=name if taken[name] == 1 else f"{name} ({taken[name]})"))
     return found
 
 
 def _place(case: Case, root: Path) -> Path:
-    """The folder of a case's first file below ``root``."""
+    """Where a case lies below ``root``: its folder and name, or the path of its only file."""
     files = [*(file for file, _ in case.images.values()), *(file for file in (case.label, case.mask) if file)]
-    folder = files[0].parent if files else root
-    return folder.relative_to(root) if folder.is_relative_to(root) else Path()
+    if not files or not files[0].is_relative_to(root):
+        return Path(case.name)
+    return files[0].relative_to(root) if len(files) == 1 else files[0].parent.relative_to(root) / case.name
 
 
 def _other_files(found: Dataset) -> Counter[str]:

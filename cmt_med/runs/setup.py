@@ -21,7 +21,7 @@ from cmt_med.config.reading import load_config
 from cmt_med.config.schema import Experiment
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS, Convention, patient_of, standard_regions
-from cmt_med.data.conventions.names import LABEL_WORDS, TUMOUR_LABELS, is_brain_tumour, require_distinct
+from cmt_med.data.conventions.names import LABEL_WORDS, SEQUENCES, TUMOUR_LABELS, is_brain_tumour, require_distinct
 from cmt_med.data.conventions.signs import Signs, UnknownChallengeError, cavities_in_doubt, recognise
 from cmt_med.data.manifest import Manifest, manifest_content
 from cmt_med.data.preprocessing.survey import Survey, survey
@@ -47,6 +47,9 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     leave_out_incomplete(found)
     if not found.cases:
         raise found.problems[0] if found.problems else _nothing(path)
+    if not any(case.label or case.class_name for case in found.cases):
+        strange = [problem for problem in found.problems if problem.code == "E_LABEL"]
+        raise strange[0] if strange else _unlabelled(path)
     require_writable_folder(output.parent)
     seen = _look(found)
     if not seen.cases:
@@ -60,9 +63,15 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     if classes:
         return _set_up_classes(found, seen, classes, output, listed)
     if not seen.labelled:
-        lost = any(case.label is not None for case in found.cases)
-        problems = seen.problems if lost else found.problems
-        raise problems[0] if problems else _unlabelled(path)
+        raise seen.problems[0] if seen.problems else _unlabelled(path)
+    if convention is not None and not set(found.channels) & {*SEQUENCES, "image"}:
+        raise ConfigError(
+            "a convention says what the labels of brain tumours mean", where=f"--convention {convention}",
+            why=f"the channels are {', '.join(found.channels)}, no MR sequence", fix="leave it out, and name the labels",
+        )  # fmt: skip
+    known = found.labels or found.convention or convention
+    if not known and not set(found.channels) & set(SEQUENCES):
+        raise _unnamed(path, seen)
     style, reasons = _convention(found, seen, convention)
     labels = style.labels if style is not None else found.labels
     if not labels:
@@ -110,7 +119,9 @@ def _set_up_classes(found: Dataset, seen: Survey, classes: list[str], output: Pa
 
 def _note_failures(found: Dataset, seen: Survey, folder: Path) -> list[dict[str, str]]:
     """Write ``failures.json`` of what was left out, or remove that of before."""
-    failures = [{"case": p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]]
+    failures = [
+        {"case": p.case or p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]
+    ]
     if failures:
         write_json(folder / "failures.json", failures)
     else:

@@ -1,1 +1,1 @@
-"""Losses, schedules, checkpoints and the Ignite engines. Networks and loaders are handed in built."""
+"""The loop, its schedule, budget and checkpoints. Networks, tasks and loaders are handed in built."""

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,7 +31,7 @@ PREFETCHED = 2
 WORKER_SECONDS = 120.0
 """A worker that takes longer for a batch hangs."""
 GRACE_SECONDS = 5.0
-"""Seconds that torch, which knows more about its workers, is given to find that out first."""
+"""Seconds in which a worker that has closed its files must end."""
 NICE = 10
 """By how much workers are nicer than the training process."""
 START = "fork" if sys.platform == "linux" else None
@@ -150,7 +149,6 @@ def patch_batches(
         batch_sampler=stream,
         num_workers=workers,
         prefetch_factor=PREFETCHED if workers else None,
-        timeout=seconds if workers else 0,
         worker_init_fn=_modestly if workers else None,
         multiprocessing_context=START if workers else None,
         pin_memory=torch.cuda.is_available(),
@@ -180,7 +178,7 @@ def _fits_into_shared_memory(patches: PatchSet, batch_size: int, workers: int) -
 
 
 def _watched(loader: DataLoader[dict[str, Any]], seconds: float) -> Iterator[dict[str, Any]]:
-    """The loader's batches; workers that hang are killed, also in the middle of handing one over, where torch waits for ever."""
+    """The loader's batches; workers that hang are killed, in the middle of handing one over, too, where torch waits for ever."""
     others = set(multiprocessing.active_children())
     batches = iter(loader)
     workers = [child for child in multiprocessing.active_children() if child not in others]
@@ -193,8 +191,7 @@ def _watched(loader: DataLoader[dict[str, Any]], seconds: float) -> Iterator[dic
             worker.kill()
 
     while True:
-        begun = time.monotonic()
-        watch = threading.Timer(seconds + GRACE_SECONDS, end)
+        watch = threading.Timer(seconds, end)
         watch.daemon = True
         watch.start()
         try:
@@ -212,9 +209,6 @@ def _watched(loader: DataLoader[dict[str, Any]], seconds: float) -> Iterator[dic
                     worker.join(GRACE_SECONDS)
             _awaited.extend(workers)
             _tell()
-            if time.monotonic() - begun >= seconds:  # torch waits no longer either
-                end()
-                raise WorkerHangsError([worker.pid for worker in workers], seconds) from error
             raise
         finally:
             _awaited.clear()

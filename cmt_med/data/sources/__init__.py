@@ -5,6 +5,7 @@ A format is a module with ``recognises(path)`` and ``read(path, channels)``, and
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from cmt_med.data.conventions.names import require_distinct
 from cmt_med.data.sources import by_channel, case_list, classes, pictures, table
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.volumes.streams import io_error, readable_name
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ SOURCES: tuple[Source, ...] = (
     Source("2D images", pictures.recognises, pictures.read),
     Source("volumes named by channel", by_channel.recognises, by_channel.read),
 )
-"""The first that recognises a path reads it."""
+"""The first that recognises a path reads it: their order matters."""
 
 
 def find_dataset(path: Path, channels: Sequence[str] | None = None) -> Dataset:
@@ -55,8 +58,11 @@ def find_dataset(path: Path, channels: Sequence[str] | None = None) -> Dataset:
     """
     try:
         os.lstat(path)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise io_error(error, path) from error
+    try:
         source = next((source for source in SOURCES if source.recognises(path)), None)
-    except (OSError, ValueError) as error:
+    except OSError as error:  # a folder that must not be looked into
         raise io_error(error, path) from error
     if source is None:
         raise DataError(
@@ -67,7 +73,7 @@ def find_dataset(path: Path, channels: Sequence[str] | None = None) -> Dataset:
 
 
 def find_cases(path: Path, channels: Sequence[str]) -> Dataset:
-    """Find the cases under a path that a network can be given.
+    """Find the cases under a path that a network can be given; notes are logged.
 
     Raises:
         DataError: as :func:`find_dataset`; E_CHANNEL if no files can be matched by name; E_MANIFEST for names of cases whose
@@ -84,13 +90,17 @@ def find_cases(path: Path, channels: Sequence[str]) -> Dataset:
             code="E_CHANNEL",
         )  # fmt: skip
     require_distinct([case.name for case in found.cases], readable_name(path))
+    for note in found.notes:
+        log.warning("%s: %s", readable_name(path), note)
     return found
 
 
 def _can_be_named(case: Case, found: Dataset) -> bool:
     if CASE_NAME.match(case.name):
         return True
-    found.problems.append(by_channel.unnamed(case.name, next(iter(case.images.values()))[0]))
+    problem = by_channel.unnamed(case.name, next(iter(case.images.values()))[0])
+    problem.case = case.name
+    found.problems.append(problem)
     return False
 
 

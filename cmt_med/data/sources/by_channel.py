@@ -1,8 +1,8 @@
-"""Volumes named by channel: a file, the folder of a DICOM series, or such at any depth below a folder.
+"""Volumes named by channel: a single file, the folder of a DICOM series, or a tree of either.
 
 Read are BraTS 2017 to 2024 (``HGG/ID/ID_t1ce.nii.gz``, ``ID/ID-t1c.nii.gz``), BRATS 2013, whose files start with the sequence
-(``ID/T1c_x.nii.gz``), images and label maps in folders of their own (``imagesTr/ID_0000.nii.gz``, ``labelsTr/ID.nii.gz``;
-derivatives of BIDS), and volumes that name no channel. Channels go by name, never by position.
+(``ID/T1c_x.nii.gz``), images and label maps in folders of their own (``images/ID.nii.gz``, ``labels/ID.nii.gz``; derivatives of
+BIDS), and volumes that name no channel. Channels go by name, never by position.
 """
 
 from __future__ import annotations
@@ -24,39 +24,65 @@ from cmt_med.data.conventions.names import (
     place_of,
 )
 from cmt_med.data.sources.dataset import Dataset
-from cmt_med.data.sources.walk import walk
+from cmt_med.data.sources.walk import MAX_DEPTH, walk
 from cmt_med.data.volumes.endings import VOXELS_BESIDE, looks_like_picture, looks_like_volume, volume_stem
 from cmt_med.data.volumes.formats import is_series
+from cmt_med.data.volumes.nifti import partner
 from cmt_med.data.volumes.streams import readable_name
 
-MAX_DEPTH = 12
-IMAGE, LABEL, MASK = "image", "label", "mask"
-_IMAGE_WORDS = ("image", "img", "ct", "mri", "volume", "vol")
-_PROBABILITIES = "prob"
+IMAGE, LABEL, MASK, BRAIN_MASK = "image", "label", "mask", "brainmask"
+MODALITIES = ("ct", "mri", "pet")
+"""Words that name a channel beside the MR sequences."""
+_IMAGE_WORDS = ("image", "img", "volume", "vol")
 _ROLE_FOLDER = re.compile(r"(image|label|mask|segmentation|annotation)s?(?:tr|ts|val)?\Z")
+_PROBABILITIES = "_prob"
+
+Key = tuple[tuple[str, ...], str]
+"""What the files of a case share: the folders between it and the root, but for those of images or labels; and its name."""
 
 
 @dataclass
 class _Files:
-    """The files of one case: a place, which is a folder, and a name."""
+    """The files of one case."""
 
-    place: Path
     images: dict[str, Path] = field(default_factory=dict)
     labels: list[Path] = field(default_factory=list)
     masks: list[Path] = field(default_factory=list)
+    brain_masks: list[Path] = field(default_factory=list)
     again: dict[str, list[Path]] = field(default_factory=dict)  # what would be a channel a second time
 
     def all(self) -> list[Path]:
-        return [
-            *self.images.values(),
-            *self.labels,
-            *self.masks,
-            *(file for more in self.again.values() for file in more),
-        ]
+        """Every file."""
+        again = [file for more in self.again.values() for file in more]
+        return [*self.images.values(), *self.labels, *self.masks, *self.brain_masks, *again]
+
+    def add(self, role: str, file: Path) -> None:
+        """Sort in a file."""
+        lists = {LABEL: self.labels, MASK: self.masks, BRAIN_MASK: self.brain_masks}
+        if role in lists:
+            lists[role].append(file)
+        elif role in self.images:
+            self.again.setdefault(role, []).append(file)
+        else:
+            self.images[role] = file
+
+    def case(self, name: str, group: str) -> Case:
+        """The case, of what there is twice with the first."""
+        images: dict[str, tuple[Path, int | None]] = {channel: (file, None) for channel, file in self.images.items()}
+        masks = [*self.brain_masks, *self.masks]
+        return Case(name, images, self.labels[0] if self.labels else None, masks[0] if masks else None, group)
+
+
+@dataclass(frozen=True)
+class _Stray:
+    """A file that names no channel, in a folder where others do."""
+
+    folders: tuple[str, ...]
+    file: Path
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether a path is a file or a folder; what it holds, is seen while it is read."""
+    """Tell whether a path is a file or a folder; its content is only looked at while it is read."""
     return path.is_file() or path.is_dir()
 
 
@@ -65,42 +91,37 @@ def read(path: Path, channels: Sequence[str] | None, *, pictures: bool = False) 
 
     Args:
         path: of a volume, a series, or a folder.
-        channels: what a network needs, whose cases have these channels alone, and no label maps; None for all that is there:
-            the MR sequences that any file names, else whatever the files are called.
+        channels: channels that a network needs; label maps are then ignored. None for all MR sequences that files name, or
+            whatever the files are called if they name none, with label maps.
         pictures: read 2D images in place of volumes.
     """
     single = path.is_file() or is_series(path)
     found = Dataset("file" if single else "folder", path.resolve().name, by_name=True)
     files = [path] if single else _pictures(path, found) if pictures else _volumes(path, found)
-    groups, strays = _grouped(files, channels)
-    sequences = [name for name in SEQUENCES if any(name in files.images for files in groups.values())]
-    if sequences and channels is None:
+    groups, strays = _grouped(files, path.parent if single else path, channels)
+    sequences = [name for name in SEQUENCES if any(name in members.images for members in groups.values())]
+    if channels is None and sequences:
         strays += _without_sequence(groups)
-    _join_places(groups)
-    found.unmatched += _given_back(strays, groups, found)
-    found.channels = list(channels or sequences or sorted({c for files in groups.values() for c in files.images}))
-    if channels is None and not sequences and not any(files.labels for files in groups.values()):
+    found.unmatched += _misnamed_given_back(strays, groups, found)
+    names = {name for members in groups.values() for name in members.images}
+    found.channels = list(channels or sequences or sorted(names))
+    if channels is None and not sequences and not any(members.labels for members in groups.values()):
         _masks_as_labels(groups, found)
     for (_, name), members in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0])):
-        fault = _contradiction(name, members)
-        if fault is not None:
-            found.problems.append(fault)
-            found.unmatched += members.all()
-        elif members.images or (members.labels and channels is None):
-            images: dict[str, tuple[Path, int | None]] = {
-                channel: (file, None) for channel, file in members.images.items()
-            }
-            label, mask = (files[0] if files else None for files in (members.labels, members.masks))
-            found.cases.append(Case(name, images, label, mask, _patient(name) if channels is None else ""))
+        case = members.case(name, _patient(name) if channels is None else "")
+        twice = _twice(members)
+        if twice:
+            found.problems.append(_contradiction(name, *twice[0]))
+            found.doubtful.append(case)
+            found.duplicates += [file for _, same in twice for file in same[1:]]
+        elif case.images or (case.label and channels is None):
+            found.cases.append(case)
         else:
             found.unmatched += members.all()
-    found.suffixes = _suffixes(found)
+    found.suffixes = _suffixes(found.cases)
     if found.unmatched:
         first = readable_name(Path(found.unmatched[0].name))
-        are = "file is" if len(found.unmatched) == 1 else "files are"
-        found.notes.append(
-            f"{len(found.unmatched)} {are} not read ({first}): no channel or label is known by such a name"
-        )
+        found.notes.append(f"of no case, and not read: {counted(len(found.unmatched), 'file')} ({first})")
     return found
 
 
@@ -146,19 +167,11 @@ def unnamed(name: str, file: Path) -> DataError:
 def _volumes(folder: Path, found: Dataset) -> Iterator[Path]:
     """Files that are named like volumes, folders of DICOM slices, and voxels whose header is missing."""
     for path in walk(folder, MAX_DEPTH, found.problems, is_leaf=is_series, repeated=found.repeated):
-        if looks_like_volume(path) or path.is_dir() or _lacks_header(path):
-            yield path
-        elif not path.name.lower().endswith(VOXELS_BESIDE):
+        beside = path.name.lower().endswith(VOXELS_BESIDE)
+        if looks_like_volume(path) or path.is_dir() or (beside and not partner(path).exists()):
+            yield path  # the gate says which header is missing
+        elif not beside:
             found.others.append(path)
-
-
-def _lacks_header(path: Path) -> bool:
-    """Tell whether a file holds voxels and there is no header beside it; the gate says what is missing."""
-    name = path.name.lower()
-    if not name.endswith(VOXELS_BESIDE):
-        return False
-    wanted = re.sub(r"img(\.gz)?\Z", r"hdr\1", name)
-    return all(other.name.lower() != wanted for other in path.parent.iterdir())
 
 
 def _pictures(path: Path, found: Dataset) -> Iterator[Path]:
@@ -168,146 +181,150 @@ def _pictures(path: Path, found: Dataset) -> Iterator[Path]:
 # ---- names
 
 
-def _name_of(file: Path, channels: Sequence[str] | None) -> tuple[Path, str, str]:
-    """Place, case and role of a file: a channel, "image" where it names none, "label", "mask" or "prob"."""
+def _name_of(file: Path, root: Path, channels: Sequence[str] | None) -> tuple[Key, str]:
+    """Case and role of a file: a channel, or a constant above (``IMAGE`` where it names no channel)."""
     stem = volume_stem(file)
     place = place_of(file, stem)
-    known = {*SEQUENCES, *LABEL_WORDS, *MASK_WORDS, _PROBABILITIES, *(channels or ())}
-    name, word = case_and_word(stem, place.name, known)
-    folder = _ROLE_FOLDER.match(file.parent.name.lower())
-    if folder and place == file.parent:
-        place = place.parent
+    several = channels if channels is not None and len(channels) > 1 else ()
+    name, word = case_and_word(stem, place.resolve().name, {*SEQUENCES, *LABEL_WORDS, *MASK_WORDS, *several})
+    # The root's own name says something of files for a look alone: a network is given what the user points at.
+    within = place.relative_to(root).parts if place.is_relative_to(root) else ()
+    own = (root.resolve().name,) if channels is None else ()
+    folder = next(filter(None, (_ROLE_FOLDER.match(part.lower()) for part in reversed((*own, *within)))), None)
+    parts = re.match(r"(.+)[_.-]([A-Za-z0-9]+)\Z", stem, re.DOTALL)
     if not word:
-        parts = re.match(r"(.+)[_.-]([A-Za-z0-9]+)\Z", stem, re.DOTALL)
-        if stem.lower() in _IMAGE_WORDS and not folder:
-            name = place.name
-        elif parts and parts[2].lower() in _IMAGE_WORDS:
-            name = parts[1]
-        elif parts and folder and folder[1] == "image" and re.fullmatch(r"\d{4}", parts[2]):
-            name, word = parts[1], parts[2]
-        elif folder and folder[1] != "image":
-            word = MASK if folder[1] == "mask" else LABEL
+        last = parts[2].lower() if parts else ""
+        if stem.lower() in (*_IMAGE_WORDS, *MODALITIES) and not folder:
+            name, word = place.resolve().name, "" if stem.lower() in _IMAGE_WORDS else stem
+        elif parts and (last in _IMAGE_WORDS or last in MODALITIES or last in (channels or ())):
+            name, word = parts[1], "" if last in _IMAGE_WORDS and last not in (channels or ()) else last
+        elif parts and folder and folder[1] == IMAGE and re.fullmatch(r"\d{4}", last):
+            name, word = parts[1], last
+        elif folder and folder[1] != IMAGE:
+            word = MASK if folder[1] == MASK else LABEL
+    return (_without_roles(within), name), _role(word, channels)
+
+
+def _role(word: str, channels: Sequence[str] | None) -> str:
     role = canonical_channel(word) if word else IMAGE
-    if role in (channels or SEQUENCES):
-        return place, name, role
-    return place, name, LABEL if role in LABEL_WORDS else MASK if role in MASK_WORDS and role != "brainmask" else role
+    if role in (channels or SEQUENCES) or role == BRAIN_MASK:
+        return role
+    return LABEL if role in LABEL_WORDS else MASK if role in MASK_WORDS else role
 
 
-def _for_network(role: str, name: str, channels: Sequence[str]) -> str | None:
+def _without_roles(folders: Sequence[str]) -> tuple[str, ...]:
+    """The folders without those that part images from label maps: ``images``, ``labelsTr``, ``derivatives/NAME``."""
+    kept: list[str] = []
+    parts = iter(folders)
+    for part in parts:
+        if part.lower() == "derivatives":
+            next(parts, None)
+        elif not _ROLE_FOLDER.match(part.lower()):
+            kept.append(part)
+    return tuple(kept)
+
+
+def _for_network(role: str, channels: Sequence[str]) -> str | None:
     """Return the role of a file where a network needs ``channels``; None for what it has no use for."""
-    if role in channels:
+    if role in (*channels, BRAIN_MASK):
         return role
     # Beside images that name no sequence, "mask" may well be the label map.
-    if role == "brainmask" or (role == MASK and set(channels) <= set(SEQUENCES)):
-        return MASK
-    if role in (LABEL, MASK, _PROBABILITIES) or len(channels) > 1 or role in SEQUENCES:
+    if role == MASK:
+        return MASK if set(channels) <= set(SEQUENCES) else None
+    if role == LABEL or len(channels) > 1 or role in SEQUENCES:
         return None  # another sequence is never taken for the network's
-    return channels[0] if role == IMAGE or not role.strip("0") else None
+    if role in MODALITIES and channels[0] in (*MODALITIES, *SEQUENCES):
+        return None
+    return channels[0] if not role.isdigit() or int(role) == 0 else None
 
 
 # ---- cases
 
 
 def _grouped(
-    files: Iterable[Path], channels: Sequence[str] | None
-) -> tuple[dict[tuple[Path, str], _Files], list[tuple[Path, Path]]]:
-    """Group files by place and case.
+    files: Iterable[Path], root: Path, channels: Sequence[str] | None
+) -> tuple[dict[Key, _Files], list[_Stray]]:
+    """Sort files into cases.
 
     Returns:
-        The groups; and, each with its place, the files that name no channel where others do.
+        The files of each case; and those that name no channel where others do, in their folder (MR sequences) or their case.
     """
-    groups: dict[tuple[Path, str], _Files] = {}
-    nameless: list[tuple[Path, str, Path]] = []
+    groups: dict[Key, _Files] = {}
+    nameless: list[tuple[Key, Path]] = []
     for file in files:
-        place, name, role = _name_of(file, channels)
-        if role == _PROBABILITIES:
-            continue
-        wanted = (MASK if role == "brainmask" else role) if channels is None else _for_network(role, name, channels)
-        if wanted is None:
-            continue
-        if role == IMAGE and channels is not None and set(channels) <= set(SEQUENCES):
-            nameless.append((place, name, file))
-        else:
-            _sort_in(groups.setdefault((place, name), _Files(place)), wanted, file)
-    named = {place for place, _ in groups}
-    strays = [(place, file) for place, _, file in nameless if place in named]
-    for place, name, file in nameless:
-        if place not in named and channels is not None:
-            _sort_in(groups.setdefault((place, name), _Files(place)), channels[0], file)
+        if channels is not None and volume_stem(file).endswith(_PROBABILITIES):
+            continue  # beside label maps that infer has written
+        key, role = _name_of(file, root, channels)
+        wanted = role if channels is None else _for_network(role, channels)
+        if role == IMAGE and channels is not None and IMAGE not in channels and wanted is not None:
+            nameless.append((key, file))
+        elif wanted is not None:
+            groups.setdefault(key, _Files()).add(wanted, file)
+    sequences = channels is not None and set(channels) <= set(SEQUENCES)
+    named = {key[0] if sequences else key for key, members in groups.items() if members.images}
+    strays = []
+    for key, file in nameless:
+        if (key[0] if sequences else key) in named:
+            strays.append(_Stray(key[0], file))
+        elif channels is not None:
+            groups.setdefault(key, _Files()).add(channels[0], file)
     return groups, strays
 
 
-def _sort_in(files: _Files, role: str, file: Path) -> None:
-    if role == LABEL:
-        files.labels.append(file)
-    elif role == MASK:
-        files.masks.append(file)
-    elif role in files.images:
-        files.again.setdefault(role, []).append(file)
-    else:
-        files.images[role] = file
-
-
-def _without_sequence(groups: dict[tuple[Path, str], _Files]) -> list[tuple[Path, Path]]:
+def _without_sequence(groups: dict[Key, _Files]) -> list[_Stray]:
     """Take out, where sequences are named, files that name none and have no label map: they are no cases."""
     strays = []
-    for key, files in list(groups.items()):
-        if files.images and not files.labels and not files.images.keys() & set(SEQUENCES):
-            strays += [(key[0], file) for file in files.all()]
+    for key, members in list(groups.items()):
+        if members.images and not members.labels and not members.images.keys() & set(SEQUENCES):
+            strays += [_Stray(key[0], file) for file in members.all()]
             del groups[key]
     return strays
 
 
-def _join_places(groups: dict[tuple[Path, str], _Files]) -> None:
-    """Give label maps and masks that lie apart to the only images of their case's name."""
-    owners: dict[str, list[_Files]] = {}
-    for (_, name), files in groups.items():
-        if files.images:
-            owners.setdefault(name, []).append(files)
-    for (place, name), files in list(groups.items()):
-        if not files.images and len(owners.get(name, ())) == 1:
-            owners[name][0].labels += files.labels
-            owners[name][0].masks += files.masks
-            del groups[place, name]
+def _misnamed_given_back(strays: Sequence[_Stray], groups: dict[Key, _Files], found: Dataset) -> list[Path]:
+    """Give to a folder's only case its only misnamed label map; return the files that are of no case.
 
-
-def _given_back(
-    strays: Sequence[tuple[Path, Path]], groups: dict[tuple[Path, str], _Files], found: Dataset
-) -> Iterator[Path]:
-    """Give to a folder's only case its misnamed label map; the others are of no case."""
-    for place, file in strays:
-        owners = [(name, files) for (where, name), files in groups.items() if where == place and files.images]
-        if len(owners) == 1 and not owners[0][1].labels and "seg" in file.name.lower():
-            name, files = owners[0]  # BraTS 2020's case 355: W39_1998.09.19_Segm.nii
-            files.labels.append(file)
-            found.notes.append(f"case {name}: {file.name} is taken for its misnamed label map")
+    BraTS 2020's case 355 has ``W39_1998.09.19_Segm.nii``.
+    """
+    left = []
+    for stray in strays:
+        owners = [(key[1], members) for key, members in groups.items() if key[0] == stray.folders and members.images]
+        alike = [other for other in strays if other.folders == stray.folders and "seg" in other.file.name.lower()]
+        if alike == [stray] and len(owners) == 1 and not owners[0][1].labels:
+            name, members = owners[0]
+            members.labels.append(stray.file)
+            found.notes.append(f"case {name}: {stray.file.name} is taken for its misnamed label map")
         else:
-            yield file
+            left.append(stray.file)
+    return left
 
 
-def _masks_as_labels(groups: Mapping[tuple[Path, str], _Files], found: Dataset) -> None:
-    """Take masks for label maps where there are no others, and no sequence of the brain is named."""
+def _masks_as_labels(groups: Mapping[Key, _Files], found: Dataset) -> None:
+    """Take files called mask for label maps where there are no others, and no sequence of the brain is named."""
     count = 0
-    for files in groups.values():
-        if files.images and files.masks:
-            files.labels, files.masks = files.masks, []
+    for members in groups.values():
+        if members.images and members.masks:
+            members.labels, members.masks = members.masks, []
             count += 1
     if count:
         found.notes.append(f"{counted(count, 'file')} called mask: taken for label maps, as there are no others")
 
 
-def _contradiction(name: str, files: _Files) -> DataError | None:
-    """Find what a case has twice."""
-    twice = [(f"channel {channel}", [files.images[channel], *more]) for channel, more in files.again.items()]
-    twice += [("the label map", files.labels)] * (len(files.labels) > 1)
-    twice += [("the mask", files.masks)] * (len(files.masks) > 1)
-    if not twice:
-        return None
-    return DataError(
-        f"two files are {twice[0][0]} of case {name}", where=", ".join(map(readable_name, twice[0][1])),
+def _twice(members: _Files) -> list[tuple[str, list[Path]]]:
+    """What a case has more than once, and the files."""
+    found = [(f"channel {channel}", [members.images[channel], *more]) for channel, more in members.again.items()]
+    masks = [*members.brain_masks, *members.masks]
+    return found + [pair for pair in (("the label map", members.labels), ("the mask", masks)) if len(pair[1]) > 1]
+
+
+def _contradiction(name: str, what: str, files: Sequence[Path]) -> DataError:
+    error = DataError(
+        f"two files are {what} of case {name}", where=f"case {name}: {', '.join(map(readable_name, files))}",
         why="which of them is meant cannot be known", fix="keep one",
-        code="E_LABEL" if twice[0][1] is files.labels else "E_CHANNEL",
+        code="E_LABEL" if what == "the label map" else "E_CHANNEL",
     )  # fmt: skip
+    error.case = name
+    return error
 
 
 def _patient(name: str) -> str:
@@ -316,10 +333,10 @@ def _patient(name: str) -> str:
     return subject[0] if subject else name
 
 
-def _suffixes(found: Dataset) -> set[str]:
+def _suffixes(cases: Iterable[Case]) -> set[str]:
     """The words by which files name sequences, by which years are told apart."""
     words = set()
-    for case in found.cases:
+    for case in cases:
         for channel, (file, _) in case.images.items():
             stem = volume_stem(file)
             words.add(case_and_word(stem, place_of(file, stem).name, SEQUENCES)[1] if channel in SEQUENCES else "")

@@ -23,6 +23,7 @@ def read(path: Path, channels: Sequence[str] | None) -> Dataset:
     path = path / "dataset.json" if path.is_dir() else path
     manifest = load_manifest(path)
     return Dataset(
-        "case list", manifest.name or path.stem, manifest.name, list(manifest.cases), list(manifest.test),
-        list(manifest.channels), dict(manifest.labels), manifest.colours, manifest.convention, manifest.demo, listed=path,
+        "case list", manifest.name or path.stem, name=manifest.name, cases=list(manifest.cases), test=list(manifest.test),
+        channels=list(manifest.channels), labels=dict(manifest.labels), colours=manifest.colours,
+        convention=manifest.convention, demo=manifest.demo, listed=path,
     )  # fmt: skip

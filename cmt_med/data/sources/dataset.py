@@ -29,8 +29,10 @@ class Dataset:
         notes: what was read in an unusual way, a line each.
         problems: cases that were left out, and why.
         unmatched: volumes that belong to no case.
-        others: files that are no volumes.
-        repeated: links to folders that were there already.
+        doubtful: cases with a channel or a label map twice, here once; they are among the problems.
+        duplicates: the second files of these.
+        others: files that are no volumes, where folders were searched for volumes.
+        repeated: links to folders that were there already, likewise.
         listed: the case list, if there is one.
         by_name: whether cases and channels were told by the names of files, with nothing that lists them.
     """
@@ -49,6 +51,8 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
     problems: list[DataError] = field(default_factory=list)
     unmatched: list[Path] = field(default_factory=list)
+    doubtful: list[Case] = field(default_factory=list)
+    duplicates: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
     repeated: list[Path] = field(default_factory=list)
     listed: Path | None = None
@@ -57,11 +61,12 @@ class Dataset:
     @property
     def pictures(self) -> bool:
         """Tell whether all images are 2D."""
-        return all(looks_like_picture(file) for case in self.cases for file, _ in case.images.values())
+        files = [file for case in self.cases for file, _ in case.images.values()]
+        return bool(files) and all(map(looks_like_picture, files))
 
 
 def leave_out_incomplete(found: Dataset) -> None:
-    """Turn into problems the cases that lack a channel which others have, stand twice, or cannot name files."""
+    """Move cases that are incomplete, listed twice or badly named from ``cases`` to ``problems``."""
     seen: set[str] = set()
     owners: dict[tuple[tuple[Path, int | None], ...], str] = {}
     kept = []
@@ -69,7 +74,12 @@ def leave_out_incomplete(found: Dataset) -> None:
         files = tuple(case.images[name] for name in sorted(case.images))
         owner = owners.get(files, case.name)
         missing = [name for name in found.channels if name not in case.images]
-        if missing:
+        if not case.images:
+            fault = DataError(
+                "the case has no image", where=f"case {case.name}", why="a label map alone shows nothing to learn from",
+                fix="give the folder that holds the images, too", code="E_CHANNEL",
+            )  # fmt: skip
+        elif missing:
             fault = DataError(
                 f"channel {', '.join(missing)} is missing", where=f"case {case.name}",
                 why=f"{', '.join(found.channels)} are needed of every case",
@@ -95,5 +105,6 @@ def leave_out_incomplete(found: Dataset) -> None:
             owners[files] = case.name
             kept.append(case)
             continue
+        fault.case = case.name
         found.problems.append(fault)
     found.cases = kept

@@ -18,7 +18,7 @@ from cmt_med.base.text import counted
 from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.sources import by_channel
 from cmt_med.data.sources.dataset import Dataset
-from cmt_med.data.sources.walk import walk
+from cmt_med.data.sources.walk import MAX_DEPTH, walk
 from cmt_med.data.volumes.decoder import Volume, decode
 from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
 from cmt_med.data.volumes.formats import is_series
@@ -26,7 +26,6 @@ from cmt_med.data.volumes.gate import as_listed
 from cmt_med.data.volumes.header import IN_COLOUR
 from cmt_med.data.volumes.streams import readable_name
 
-MAX_DEPTH = 5
 MOST_COLOURS = 32
 """Colours in all masks of a data set, above which they are no labels."""
 _LABELS = re.compile(r"(?:^|[^a-z])(?:label|seg|ground|truth|annot|manual|target|gt(?![a-z]))")
@@ -206,7 +205,7 @@ def _sorted_out(path: Path) -> tuple[Dataset, dict[str, Path], dict[str, Path], 
         found.notes.append(f"{counted(len(unread), 'file')} not read ({unread[0].name!r}): another has the same name")
     if len(folders) > 1:
         first, *others = (folder.name for folder in folders)
-        found.notes.append(f"label maps are those of {first}; {', '.join(others)} is not read")
+        found.notes.append(f"label maps are those of {first}; not read: {', '.join(others)}")
     return found, roles[_IMAGE], roles[_LABEL], roles[_MASK]
 
 

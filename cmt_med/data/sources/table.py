@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cmt_med.base.errors import DataError
@@ -12,7 +12,7 @@ from cmt_med.data.case import CASE_NAME, Case
 from cmt_med.data.conventions.names import LABEL_WORDS, MASK_WORDS, SEQUENCES, canonical_channel, case_and_word
 from cmt_med.data.entries import listed_file
 from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
-from cmt_med.data.volumes.endings import volume_stem
+from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
 
 MAX_CSV_BYTES = 200_000_000
 _KNOWN = (*SEQUENCES, *LABEL_WORDS, *MASK_WORDS)
@@ -37,12 +37,11 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
     Args:
         path: of the table; its first line names the columns.
         channels: the only columns that count as channels, each of which every case needs; None for the MR sequences that
-            have a column.
+            have a column, or else for every column whose cells name volumes or 2D images.
 
     Raises:
         DataError: E_IO, or E_MANIFEST for a table that does not add up.
     """
-    wanted = SEQUENCES if channels is None else channels
     try:
         if path.exists() and not path.is_file():  # a FIFO would never end
             raise OSError("it is not a regular file")
@@ -61,6 +60,9 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
     result = Dataset("table", path.stem)
     role = {column: key for column in header for key, words in _COLUMNS.items() if column.strip().lower() in words}
     channel = {column: canonical_channel(column.strip()) for column in header if column not in role}
+    wanted: Sequence[str] = SEQUENCES if channels is None else channels
+    if channels is None and not set(channel.values()) & set(SEQUENCES):
+        wanted = [name for column, name in channel.items() if _names_images(row[column] for row in rows)]
     unused = [column for column, name in channel.items() if name not in wanted]
     channel = {column: name for column, name in channel.items() if name in wanted}
     meanings = [role.get(column) or channel.get(column) or f"column {column!r}" for column in header]
@@ -73,7 +75,7 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
             else f"no column is a channel; columns: {', '.join(header) or 'none'}"
             if not channel
             else "it has no lines",
-            f"name a column for each channel ({', '.join(wanted)}), and id, seg, patient, fold, mask as needed",
+            f"name a column for each channel ({', '.join(wanted or SEQUENCES)}), and id, seg, patient, fold, mask as needed",
         )
     if unused:
         result.notes.append(f"columns that nothing reads: {', '.join(unused)}")
@@ -81,8 +83,14 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
         result.cases.append(_row_case(path, number, row, role, channel))
     result.suffixes = {column.strip() for column in channel}
     result.channels = [c for c in wanted if channels is not None or c in channel.values()]
-    leave_out_incomplete(result)
+    if channels is not None:
+        leave_out_incomplete(result)
     return result
+
+
+def _names_images(cells: Iterable[str | None]) -> bool:
+    files = [Path(cell.strip()) for cell in cells if cell and cell.strip()]
+    return bool(files) and all(looks_like_volume(file) or looks_like_picture(file) for file in files)
 
 
 def _row_case(path: Path, number: int, row: dict[str, str], role: dict[str, str], channel: dict[str, str]) -> Case:

@@ -1,4 +1,4 @@
-"""The files under a folder, at any depth and behind links, each folder once."""
+"""The files under a folder and behind links, each folder once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.volumes.streams import io_error
+
+MAX_DEPTH = 12
+"""Levels of folders below the one that is given."""
 
 
 def walk(

@@ -70,9 +70,7 @@ def test_images_that_name_no_sequence(tmp_path: Path, image: str, label: str) ->
         assert [file for file, _ in case.images.values()] == [tmp_path / f"{image.format(case.name)}.nii.gz"]
         assert case.label == tmp_path / f"{label.format(case.name)}.nii.gz"
         assert case.mask is None
-    cases = find_cases(
-        tmp_path, ["mri"]
-    ).cases  # results have the names of the references, whatever the channel is called
+    cases = find_cases(tmp_path, ["image"]).cases  # results have the names of the references
     assert [(case.name, case.label) for case in cases] == [("a1", None), ("b2", None)]
 
 
@@ -87,7 +85,8 @@ def test_what_a_case_has_twice_is_named_and_the_others_are_kept(tmp_path: Path) 
     assert [(problem.code, problem.what) for problem in found.problems] == [
         ("E_CHANNEL", "two files are channel t1 of case a"), ("E_LABEL", "two files are the label map of case b"),
     ]  # fmt: skip
-    assert sorted(file.name[0] for file in found.unmatched) == ["a"] * 3 + ["b"] * 3  # inspect looks at each
+    assert [file.name for file in found.duplicates] == ["a_t1w.nii.gz", "b_seg.nii.gz"]  # inspect looks at each
+    assert [case.name for case in found.doubtful] == ["a", "b"]
 
 
 def test_one_name_in_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +103,120 @@ def test_one_name_in_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [case["name"] for case in json.loads(capsys.readouterr().out)["cases"]] == ["one/p", "two/p"]
 
 
+def files(folder: Path, *names: str) -> Path:
+    for name in names:
+        nifti(folder / f"{name}.nii.gz", LABEL)
+    return folder
+
+
+@pytest.mark.parametrize("mask", ["p1_mask", "p1_brainmask"])
+def test_a_mask_beside_an_image_that_names_no_channel(tmp_path: Path, mask: str) -> None:
+    (case,) = find_cases(files(tmp_path, "p1", mask), ["t1"]).cases
+    assert (case.name, case.images, case.mask) == (
+        "p1", {"t1": (tmp_path / "p1.nii.gz", None)}, tmp_path / f"{mask}.nii.gz",
+    )  # fmt: skip
+
+
+def test_a_brain_mask_is_no_label_map(tmp_path: Path) -> None:
+    (case,) = find_dataset(files(tmp_path, "p1", "p1_brainmask")).cases
+    assert (case.label, case.mask) == (None, tmp_path / "p1_brainmask.nii.gz")
+
+
+def test_modalities_are_channels_of_their_own(tmp_path: Path) -> None:
+    files(tmp_path, "p1_ct", "p1_mri", "p2_ct", "p2_mri", "p1_seg", "p2_seg")
+    assert find_dataset(tmp_path).channels == ["ct", "mri"]
+    for channel in ("ct", "mri"):
+        found = find_cases(tmp_path, [channel])
+        assert [case.images[channel][0].name for case in found.cases] == [f"p{i}_{channel}.nii.gz" for i in (1, 2)]
+        assert not found.problems
+    files(tmp_path / "more", "q1_ct", "q1")
+    (case,) = find_cases(tmp_path / "more", ["ct"]).cases
+    assert case.images["ct"][0].name == "q1_ct.nii.gz"
+
+
+@pytest.mark.parametrize("folder", ["segmentation", "masks", "label", "images"])
+def test_the_folder_that_is_given_may_have_any_name(tmp_path: Path, folder: str) -> None:
+    (case,) = find_cases(files(tmp_path / folder, "p1"), ["ct"]).cases
+    assert case.name == "p1"
+
+
+def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files(tmp_path / "anna", "ct"))
+    for path in (Path("ct.nii.gz"), Path(), tmp_path / "anna", tmp_path):
+        assert [case.name for case in find_cases(path, ["ct"]).cases] == ["anna"]
+
+
+def test_label_maps_of_another_folder_are_not_taken(tmp_path: Path) -> None:
+    files(tmp_path, "siteA/p1/t1", "siteB/p1/seg", "siteA/p2/t1", "siteA/p2/seg")
+    found = find_dataset(tmp_path)
+    assert {case.name: case.label is not None for case in found.cases if case.images} == {"p1": False, "p2": True}
+
+
+def test_of_two_misnamed_label_maps_none_is_taken(tmp_path: Path) -> None:
+    files(tmp_path, "p/p_t1", "p/p_t2", "p/W39_Segm", "p/W40_Segm")
+    found = find_dataset(tmp_path)
+    assert [case.label for case in found.cases] == [None]
+    assert len(found.unmatched) == 2
+
+
+def test_probabilities_are_looked_at_and_never_an_input(tmp_path: Path) -> None:
+    files(tmp_path, "p1", "p1_prob", "heart_prob_01")
+    assert [case.name for case in find_cases(tmp_path, ["ct"]).cases] == ["heart_prob_01", "p1"]
+    assert len(find_dataset(tmp_path / "p1_prob.nii.gz").cases) == 1
+
+
+@pytest.mark.parametrize("names", [["image_001", "image_002"], ["ct_train_1_image", "ct_train_2_image"]])
+def test_names_that_begin_with_the_channel(tmp_path: Path, names: list[str]) -> None:
+    channel = names[0].split("_")[0]
+    expected = [name.removesuffix("_image") for name in names]
+    assert [case.name for case in find_dataset(files(tmp_path, *names)).cases] == expected
+    assert [case.name for case in find_cases(tmp_path, [channel]).cases] == expected
+
+
+def test_what_is_left_out_has_the_name_of_its_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files(tmp_path / "d", "a_t1", "a_t1w", "a_seg", "b_t1", "b_seg", "c_t1", "c_seg")
+    arguments = [str(tmp_path / "d"), "--output", str(tmp_path / "my.yaml"), "--convention", "brats2021"]
+    assert run_command(init, arguments) == 2
+    assert [item["case"] for item in json.loads((tmp_path / "failures.json").read_text())] == ["a"]
+    assert "left out:   a: [E_CHANNEL]" in capsys.readouterr().out
+    assert run_command(inspect, [str(tmp_path / "d"), "--json"]) == 2
+    cases = {case["name"]: case for case in json.loads(capsys.readouterr().out)["cases"]}
+    assert set(cases) == {"a", "b", "c", "a_t1w"}
+    assert [file["role"] for file in cases["a"]["files"]] == ["t1", "label"]
+
+
+def test_names_in_inspect_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nifti(tmp_path / "p1_t1.nii")
+    files(tmp_path, "p1_t1")
+    assert run_command(inspect, [str(tmp_path), "--json"]) == 2
+    names = [case["name"] for case in json.loads(capsys.readouterr().out)["cases"]]
+    assert len(set(names)) == 2
+
+
+def test_label_maps_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files(tmp_path / "labelsTr", "a", "b")
+    assert run_command(init, [str(tmp_path / "labelsTr"), "--output", str(tmp_path / "my.yaml")]) == 65
+    assert "E_CHANNEL" in capsys.readouterr().err
+
+
+def test_other_organs_are_not_asked_for_a_challenge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files(tmp_path / "d", "a_ct", "a_seg", "b_ct", "b_seg")
+    arguments = [str(tmp_path / "d"), "--output", str(tmp_path / "my.yaml")]
+    assert run_command(init, arguments) == 65
+    assert '"labels"' in capsys.readouterr().err
+    assert run_command(init, [*arguments, "--convention", "brats2021"]) == 64
+    assert not list(tmp_path.glob("my.*"))
+
+
+def test_a_table_of_other_channels(tmp_path: Path) -> None:
+    files(tmp_path, "a", "b")
+    (tmp_path / "t.csv").write_text("id,CT,seg,age\n1,a.nii.gz,b.nii.gz,7\n2,b.nii.gz,a.nii.gz,8\n")
+    found = find_dataset(tmp_path / "t.csv")
+    assert found.channels == ["ct"]
+    assert [case.images["ct"][0].name for case in found.cases] == ["a.nii.gz", "b.nii.gz"]
+    assert "age" in found.notes[0]
+
+
 def test_volumes_of_another_kind_among_sequences(tmp_path: Path) -> None:
     for channel in ("t1", "t2", "seg"):
         nifti(tmp_path / f"p/p_{channel}.nii.gz", LABEL)
@@ -112,7 +225,7 @@ def test_volumes_of_another_kind_among_sequences(tmp_path: Path) -> None:
     found = find_dataset(tmp_path)
     assert [case.name for case in found.cases] == ["p"]
     assert found.unmatched == [tmp_path / "atlas.nii.gz", folder]
-    assert "2 files are not read (atlas.nii.gz)" in found.notes[0]
+    assert found.notes == ["of no case, and not read: 2 files (atlas.nii.gz)"]
 
 
 def test_a_case_without_a_channel_that_others_have(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_the_field_of_view_beside_label_maps(tmp_path: Path) -> None:
     assert [(c.name, c.label.name, c.mask.name) for c in found.cases if c.label and c.mask] == [
         ("21_test", "21_manual1.gif", "21_test_mask.gif"), ("22_test", "22_manual1.gif", "22_test_mask.gif"),
     ]  # fmt: skip
-    assert any("2nd_manual is not read" in note for note in found.notes)
+    assert any("not read: 2nd_manual" in note for note in found.notes)
     assert any("21_test_mask .gif" in note for note in found.notes)
     assert find_cases(tmp_path, COLOURS).cases[0].mask == tmp_path / "mask/21_test_mask.gif"
     assert [c.mask for c in find_cases(tmp_path / "images", COLOURS).cases] == [None, None]
