@@ -294,7 +294,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 class _Summed(io.RawIOBase):
-    """Passes on what is written, and knows its SHA-256."""
+    """A stream that hashes what is written through it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.digest = stream, hashlib.sha256()

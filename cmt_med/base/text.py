@@ -1,4 +1,4 @@
-"""Text that others wrote: made safe to show, since names of cases and files are data, whatever is in them; JSON read strictly."""
+"""Text that others wrote: safe to display, and JSON read strictly."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def visible(text: object, limit: int | None = None) -> str:
 
 
 class RepeatedKeyError(ValueError):
-    """A JSON object has a key twice, of whose two values readers differ in which they take."""
+    """A JSON object repeats a key, and parsers disagree on which value counts."""
 
     def __init__(self, key: str) -> None:
         self.key = key

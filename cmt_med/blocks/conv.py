@@ -37,7 +37,7 @@ def _onednn_convolution(x: Tensor, layer: nn.Conv2d | nn.Conv3d) -> Tensor:
 
 @register_flop_formula(torch.ops.aten.mkldnn_convolution)
 def _onednn_flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """So that PyTorch's counter sees what is called by name, too."""
+    """FLOPs of oneDNN convolutions, for torch's FLOP counter."""
     return conv_flop_count(list(x), list(weight), list(out_shape))
 
 

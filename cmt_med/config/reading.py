@@ -237,7 +237,7 @@ def _override(
 
 
 RENAMED = {("inference", old): f"inference.{new}" for old, new in INFERENCE_NAMES.items()}
-"""Keys of before -> what they are called now."""
+"""Older keys -> their present names."""
 
 
 def _validate(tree: dict[str, Any], lines: dict[tuple[str, ...], str], source: str) -> Experiment:

@@ -70,11 +70,11 @@ class Experiment(Section):
 
 
 INFERENCE_NAMES = {"minimum": "min_region_mm3", "components": "min_component_mm3"}
-"""Names of before in the section ``inference`` -> those of now."""
+"""Older names of keys in the section ``inference`` -> their present ones."""
 
 
 def with_new_names(inference: dict[str, Any]) -> dict[str, Any]:
-    """The section ``inference`` of a model card of before, with the names of now."""
+    """The section ``inference`` of an older model card, with the present names."""
     renamed = {INFERENCE_NAMES.get(key, key): value for key, value in inference.items()}
     if isinstance(renamed.get("choose"), list):
         renamed["choose"] = [INFERENCE_NAMES.get(name, name) for name in renamed["choose"]]
@@ -82,7 +82,7 @@ def with_new_names(inference: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_later_keys(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as a run of before would have written them, so that it can be resumed and its folds are known again."""
+    """Drop keys that older versions lacked, so that their runs resume and their finished folds are recognised."""
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
     for path, value in LATER_KEYS.items():
         section = result if len(path) == 1 else result.get(path[0])

@@ -71,7 +71,7 @@ def auc(positive: NDArray[np.bool_], score: Floats) -> float:
 
 
 def class_auc(answers: Answers, number: int) -> float:
-    """Of one class against the rest."""
+    """The area under the ROC curve of one class against the rest."""
     return auc(answers.truth == number, answers.probabilities[:, number])
 
 

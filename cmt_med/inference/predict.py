@@ -48,7 +48,7 @@ class Windows:
     patch: tuple[int, ...] | None = None
 
     def over(self, volume: Sequence[int]) -> list[int]:
-        """The window for a volume: no larger than it, since padding costs, but where training padded, too."""
+        """Clip the window to a volume, which saves padding, except along axes where training padded."""
         patch = self.patch or (1,) * len(self.size)
         return [min(max(n, p), w) for n, p, w in zip(volume, patch, self.size, strict=True)]
 

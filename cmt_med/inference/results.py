@@ -33,7 +33,7 @@ class Results:
 
     @classmethod
     def of(cls, case: Case, folder: Path) -> Results:
-        """Those of a case in a folder."""
+        """The result files of a case in a folder."""
         source = next(iter(case.images.values()))[0] if case.images else Path()
         ending = ".png" if looks_like_picture(source) else ".nii.gz"
         return cls(

@@ -166,7 +166,7 @@ def _channels(record: Path, where: str) -> dict[str, tuple[int, list[int]]]:
 
 
 def _counted(chance: NDArray[np.float32], truth: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
-    """(3, BINS) of what counts (:class:`Reliability`): voxels, sum of probabilities, voxels in the reference."""
+    """Count for each bin (3, BINS), as :class:`Reliability` does: voxels, sum of probabilities, voxels in the reference."""
     bins = np.clip((chance * BINS).astype(np.intp), 0, BINS - 1)
     near = ((bins > 0) | truth).astype(np.uint8)
     for axis, size in enumerate(spacing):

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def empty_rule_of(convention: str) -> EmptyRule:
-    """The meaning of an empty reference in a data set: the BraTS challenges have a rule of their own, other organs have not."""
+    """The rule for empty references: the challenge's for BraTS data, the diagonal's for all others."""
     return "challenge" if convention in CONVENTIONS else "diagonal"
 
 

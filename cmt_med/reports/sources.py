@@ -15,7 +15,7 @@ from typing import Any
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import Case
 from cmt_med.data.manifest import load_manifest
-from cmt_med.data.sources import find_cases
+from cmt_med.data.sources import cases_for_network
 from cmt_med.data.sources.predicted import RunRecord, read_run, targets_in
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.inference.results import predictions_in
@@ -120,7 +120,7 @@ def _listing_of_inference(folder: Path, run: RunRecord, images: Path | None) -> 
     predicted = predictions_in(folder)
     known: dict[str, Case] = {}
     if images is not None:
-        known = {case.name: case for case in find_cases(images, _channels(folder, predicted)).cases}
+        known = {case.name: case for case in cases_for_network(images, _channels(folder, predicted)).cases}
     targets = _targets(run, folder)
     theirs = targets if images is None else _targets_in_list(images, run, folder)
     cases = []

@@ -17,7 +17,7 @@ from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.data.conventions.names import MEAN
 from cmt_med.data.manifest import colours_of, load_manifest, sums_of
-from cmt_med.data.sources import find_cases
+from cmt_med.data.sources import cases_for_network
 from cmt_med.data.sources.predicted import RunRecord, label_maps_in, read_run, targets_in
 from cmt_med.data.volumes.gate import load_labels
 from cmt_med.evaluation.lesions import lesion_rule_named
@@ -102,7 +102,7 @@ def _score_answers(predictions: Path, references: Path, output: Path, run: RunRe
         )
     names = run.labels or {}
     task = whole_image_task(TASKS[run.task].from_card(names, None))
-    found = find_cases(references, run.channels or ["image"])
+    found = cases_for_network(references, run.channels or ["image"])
     for problem in found.problems:
         log.warning("not a reference: %s", problem.message())
     cases = {case.name: case for case in found.cases if task.has_target(case)}

@@ -106,7 +106,7 @@ def cross_validate(request: Request, *, only: int | None, devices: Sequence[str]
 
 
 def _start_over(requests: Mapping[int, Request], manifest: Manifest) -> dict[int, Request]:
-    """Clear all folds: all at once, so that what is interrupted later is not resumed with folds of before.
+    """Clear all folds: all at once, so that what is interrupted later is not resumed with older folds.
 
     Nothing is touched while another process works in one of them, or if there is a faulty case.
     """

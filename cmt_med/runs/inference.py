@@ -14,7 +14,7 @@ from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS, labels_by_name, named_convention
 from cmt_med.data.conventions.names import disagreements
 from cmt_med.data.phantom import BANNER
-from cmt_med.data.sources import find_cases
+from cmt_med.data.sources import cases_for_network
 from cmt_med.data.sources.by_channel import case_of_channels
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.inference.cards import joint_card, renumbered, with_settings
@@ -55,7 +55,7 @@ def infer_into(
                           why="one of them says what is segmented, and both could contradict each other",
                           fix="leave one out")  # fmt: skip
     if cases is not None:
-        found = find_cases(cases, channels)
+        found = cases_for_network(cases, channels)
     else:
         found = Dataset("files", cases=[_from_options(channel or [], channels)])
     written = _written(joint_card(cards), found, convention)

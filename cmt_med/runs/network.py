@@ -78,7 +78,7 @@ def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: b
 def start_network(
     experiment: Experiment, data: Prepared, *, fresh: bool = False
 ) -> tuple[torch.nn.Module, Account | None]:
-    """The network to train, from the weights that the config names, if it does, and the account of them, which is printed.
+    """Build the network, load ``network.pretrained`` if it is set, and return both the network and the account of its weights.
 
     Raises:
         NetworkError: if no weight fits; DataError: E_WEIGHTS or E_MODEL, if they cannot be read.

@@ -118,7 +118,7 @@ def _set_up_classes(found: Dataset, seen: Survey, classes: list[str], output: Pa
 
 
 def _note_failures(found: Dataset, seen: Survey, folder: Path) -> list[dict[str, str]]:
-    """Write ``failures.json`` of what was left out, or remove that of before."""
+    """Write ``failures.json`` of what was left out, or remove an older one."""
     failures = [
         {"case": p.case or p.where.removeprefix("case ")} | p.as_dict() for p in [*found.problems, *seen.problems]
     ]

@@ -102,17 +102,17 @@ def run_experiment(request: Request) -> int:
         experiment, changes = fit_device(experiment, data, device, request.overrides)
         network, account = start_network(experiment, data, fresh=request.fresh)
         network = network.to(device)
-        parts = replace(training_setup(experiment, data, network), notes=changes)
+        setup = replace(training_setup(experiment, data, network), notes=changes)
         if main:  # only now: a faulty config or case must not touch what an earlier run left
             if request.fresh:
                 require_run(folder)
                 if not request.dry_run and folder.exists():
                     clear_run(folder)
             else:
-                require_same_run(folder, parts, experiment.train, changed_settings(folder / "config.yaml", experiment))
+                require_same_run(folder, setup, experiment.train, changed_settings(folder / "config.yaml", experiment))
         if request.dry_run:
             with explained(experiment.train):
-                return _dry_run(experiment, data, parts)
+                return _dry_run(experiment, data, setup)
         if main:
             write_text(folder / "config.yaml", dump_config(experiment))
             write_json(folder / "environment.json", environment(device, experiment.seed))
@@ -122,7 +122,7 @@ def run_experiment(request: Request) -> int:
         group.meet()
         # When one process of a job is gone, torchrun asks the others to end: they do, and say why.
         stack.push(lambda kind, *_: stop_listening(ending=group.spread and kind is not None))
-        outcome = _train(experiment, data, parts, folder, request.started, group.heartbeat, banner)
+        outcome = _train(experiment, data, setup, folder, request.started, group.heartbeat, banner)
         if not main:
             return EXIT_DONE  # the first process alone segments, scores and reports
         stop_listening()
@@ -136,7 +136,7 @@ def run_experiment(request: Request) -> int:
 def _train(
     experiment: Experiment,
     data: Prepared,
-    parts: TrainingSetup,
+    setup: TrainingSetup,
     folder: Path,
     started: float,
     heartbeat: Heartbeat,
@@ -144,7 +144,7 @@ def _train(
 ) -> Outcome:
     per_case = len(data.validation) / max(1, len(monitored(experiment, data)))
     return fit(
-        parts,
+        setup,
         experiment.train,
         experiment.optimizer,
         seed=experiment.seed,
@@ -160,28 +160,28 @@ def _train(
 # ---- what comes out
 
 
-def _dry_run(experiment: Experiment, data: Prepared, parts: TrainingSetup) -> int:
-    batch = next(parts.batches(0))
-    device = next(parts.network.parameters()).device
+def _dry_run(experiment: Experiment, data: Prepared, setup: TrainingSetup) -> int:
+    batch = next(setup.batches(0))
+    device = next(setup.network.parameters()).device
     begun = time.monotonic()
-    moved = on_device(batch, device, parts.augment)
-    value = parts.task.loss(parts.network.train()(moved["image"]), moved)
+    moved = on_device(batch, device, setup.augment)
+    value = setup.task.loss(setup.network.train()(moved["image"]), moved)
     value.backward()
     step_seconds = time.monotonic() - begun
     begun = time.monotonic()
     score = "none is held out"
     if data.validation_entries:
-        found = case_validator(experiment, data, data.validation_entries[:1])(parts.network.eval(), lambda: False)
+        found = case_validator(experiment, data, data.validation_entries[:1])(setup.network.eval(), lambda: False)
         monitor = data.task.monitor
         score = f"{monitor.title} {found[monitor.name]:.4f} (untrained)" if found else score
-    parameters = sum(p.numel() for p in parts.network.parameters())
+    parameters = sum(p.numel() for p in setup.network.parameters())
     print(f"network     {experiment.network.name}, {parameters / 1e6:.2f} M parameters, on {device}")
     print(f"data        {counted(len(data.training), 'case')} to train, {len(data.validation)} to validate")
-    print(f"batch       {tuple(moved['image'].shape)}, {parts.steps_per_epoch} steps per epoch")
+    print(f"batch       {tuple(moved['image'].shape)}, {setup.steps_per_epoch} steps per epoch")
     print(f"bound       {said_bounds(experiment.train.epochs, experiment.train.max_minutes)}")
     print(f"first step  loss {float(value.detach()):.4f}, {step_seconds:.1f} s (the first is slower than the rest)")
     print(f"validation  one case in {time.monotonic() - begun:.1f} s, {score}")
-    for change in parts.notes:
+    for change in setup.notes:
         print(f"changed     {change}")
     print(f"memory      {peak_memory_gb(device):.1f} GB at the most so far")
     return EXIT_DONE

@@ -130,7 +130,7 @@ class Budget:
         return self.plan.progress(step) if self.plan is not None else min(1.0, (step + 1) / 1000)
 
     def is_over(self, step: int) -> bool:
-        """Tell whether ``step`` steps are all there is to do."""
+        """Tell whether ``step`` has reached the planned number of steps."""
         return self.plan is not None and step >= self.plan.total_steps
 
     def seconds_left(self, step: int) -> float | None:

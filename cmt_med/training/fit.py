@@ -28,7 +28,7 @@ class Outcome:
 
 
 def fit(
-    parts: TrainingSetup,
+    setup: TrainingSetup,
     train: Train,
     optimizer_settings: Optimizer,
     *,
@@ -43,7 +43,7 @@ def fit(
     """Train, or go on with the run in ``folder``.
 
     Args:
-        parts: see :class:`TrainingSetup`.
+        setup: see :class:`TrainingSetup`.
         train, optimizer_settings: sections of the experiment.
         seed: of everything random.
         folder: run folder; gets ``checkpoints/``, ``log.jsonl``, ``plan.json`` and ``tensorboard/``.
@@ -60,17 +60,17 @@ def fit(
         ConfigError: if they belong to another experiment; E_MEMORY.
         OutputError: if a checkpoint or a log cannot be written.
     """
-    run = Run(parts, train, optimizer_settings, folder)
+    run = Run(setup, train, optimizer_settings, folder)
     plan = run.resume()
     budget = Budget(
         train,
-        steps_per_epoch=parts.steps_per_epoch,
+        steps_per_epoch=setup.steps_per_epoch,
         seconds_before=run.position.seconds,
         started=started,
         reserve=reserve,
         path=folder / "plan.json" if run.main else None,
         plan=plan,
-        notes=parts.notes,
+        notes=setup.notes,
         step=run.position.step,
         pace=run.pace,
         finished=run.finished_before,
@@ -82,7 +82,7 @@ def fit(
     return Outcome(
         weights=run.chosen_weights(),
         steps=run.position.step,
-        epochs=run.position.step / parts.steps_per_epoch,
+        epochs=run.position.step / setup.steps_per_epoch,
         seconds=budget.seconds(),
         stopped_by=run.position.stopped_by or budget.bound,
     )

@@ -35,7 +35,7 @@ CHECKPOINT_SECONDS = 300.0
 MANY_EPOCHS = 10**7
 
 
-class Moments(EventEnum):
+class TrainingEvents(EventEnum):
     """Beside Ignite's: its epochs begin anew when a run is resumed, ours are counted in steps."""
 
     EPOCH_ENDED = "epoch_ended"
@@ -55,8 +55,8 @@ class Loop:
         banner: str,
     ) -> None:
         self.state, self.budget, self.stop_requested, self.heartbeat = run, budget, stop_requested, heartbeat
-        self.parts, self.train = run.parts, run.train
-        network = self.parts.network
+        self.setup, self.train = run.setup, run.train
+        network = self.setup.network
         if idist.get_world_size() > 1:
             device = next(network.parameters()).device
             ids = [device.index] if device.type == "cuda" else None
@@ -64,21 +64,21 @@ class Loop:
         step = training_step(
             network,
             run.optimizer,
-            self.parts.task.loss,
+            self.setup.task.loss,
             rate_at=self._rate,
             average=run.average,
             seed=seed,
             clip=run.settings.clip,
             amp=self.train.amp,
-            augment=self.parts.augment,
+            augment=self.setup.augment,
             compiled=self.train.compile,
-            frozen=self.parts.frozen,
+            frozen=self.setup.frozen,
         )
         self.banner = banner
         self.engine = Engine(step)
         self.share = OutsideShare()
         self.row: dict[str, Any] = {}
-        self.engine.register_events(*Moments)
+        self.engine.register_events(*TrainingEvents)
         handlers: dict[Any, tuple[Callable[..., None], ...]] = {
             Events.GET_BATCH_STARTED: (self.share.begin, lambda: heartbeat.at("waiting for data")),
             Events.GET_BATCH_COMPLETED: (lambda: heartbeat.at("in a step"),),
@@ -86,14 +86,14 @@ class Loop:
                 self._count, self._check_finite, self._spend, self._show, self._write_scalars, self._stop_if_asked,
                 self._end_epoch, self._checkpoint_now_and_then,
             ),
-            Moments.EPOCH_ENDED: (
+            TrainingEvents.EPOCH_ENDED: (
                 self._begin_row, self._validate_if_due, self._append_row, self._clear_sums, self._checkpoint_if_due,
             ),
         }  # fmt: skip
         for event, called in handlers.items():
             for handler in called:
                 self.engine.add_event_handler(event, handler)
-        self.progress = Progress(self.parts.task.monitor, enabled=run.main, banner=banner)
+        self.progress = Progress(self.setup.task.monitor, enabled=run.main, banner=banner)
         self.last_checkpoint = time.monotonic()
         self.board: Board | None = None
 
@@ -107,7 +107,7 @@ class Loop:
         if self.state.main:
             self.board = Board(self.state.folder / "tensorboard", step=position.step, notice=self.banner)
         if unclosed:
-            self.engine.fire_event(Moments.EPOCH_ENDED)
+            self.engine.fire_event(TrainingEvents.EPOCH_ENDED)
         if not done and not self._lost_patience():
             self._run_engine()
         if self.board is not None:
@@ -115,11 +115,11 @@ class Loop:
 
     def _run_engine(self) -> None:
         position = self.state.position
-        stream = self.parts.batches(position.step * self.train.accumulate)
+        stream = self.setup.batches(position.step * self.train.accumulate)
         self.engine.load_state_dict(
             {
                 "iteration": position.step,
-                "epoch_length": self.parts.steps_per_epoch,
+                "epoch_length": self.setup.steps_per_epoch,
                 "max_epochs": MANY_EPOCHS,  # the budget ends the run
             }
         )
@@ -134,7 +134,7 @@ class Loop:
                 raise
 
     def _ends_epoch(self, step: int) -> bool:
-        return step % self.parts.steps_per_epoch == 0 or self.budget.is_over(step)
+        return step % self.setup.steps_per_epoch == 0 or self.budget.is_over(step)
 
     def _rate(self, step: int) -> float:
         settings = self.state.settings
@@ -180,7 +180,7 @@ class Loop:
     def _end_epoch(self) -> None:
         step = self.state.position.step
         if self._ends_epoch(step):
-            self.engine.fire_event(Moments.EPOCH_ENDED)
+            self.engine.fire_event(TrainingEvents.EPOCH_ENDED)
             if self.budget.is_over(step) or self._lost_patience():
                 self.engine.terminate()
 
@@ -216,7 +216,7 @@ class Loop:
         position = self.state.position
         self.row = {
             "step": position.step,
-            "epoch": math.ceil(position.step / self.parts.steps_per_epoch),
+            "epoch": math.ceil(position.step / self.setup.steps_per_epoch),
             "loss": position.loss_sum / max(1, position.loss_count),
             "lr": self._rate(position.step - 1),
             "seconds": round(self.budget.seconds(), 1),
@@ -228,7 +228,7 @@ class Loop:
         # The last average is scored on all held-out cases right after training, so only a choice needs it here.
         last = self.budget.is_over(self.state.position.step)
         wanted = self.train.select == "best" if last else self.row["epoch"] % self.train.validate_every == 0
-        if self.parts.validate is None or not wanted:
+        if self.setup.validate is None or not wanted:
             return
         scores = self._validate()
         self.state.note_scores(scores)
@@ -250,14 +250,14 @@ class Loop:
         self.share.clear()
 
     def _checkpoint_if_due(self) -> None:
-        if self.budget.is_over(self.state.position.step) or self.parts.task.monitor.name in self.row:
+        if self.budget.is_over(self.state.position.step) or self.setup.task.monitor.name in self.row:
             self._checkpoint()
         self.budget.skip_pause()
 
     # ---- what handlers do
 
     def _validate(self) -> dict[str, float]:
-        assert self.parts.validate is not None  # by the callers
+        assert self.setup.validate is not None  # by the callers
         begun = time.monotonic()
 
         def stop() -> bool:  # asked before each batch of windows
@@ -266,8 +266,8 @@ class Loop:
 
         self.heartbeat.at("validating")
         with self.state.evaluated():
-            self.parts.network.eval()
-            scores = self.parts.validate(self.parts.network, stop)
+            self.setup.network.eval()
+            scores = self.setup.validate(self.setup.network, stop)
         if scores is None:
             self._leave()
         assert scores is not None  # else we have left
@@ -275,7 +275,7 @@ class Loop:
         return scores
 
     def _measure_validation(self) -> None:
-        if self.parts.validate is not None:
+        if self.setup.validate is not None:
             self._validate()
 
     def _checkpoint(self) -> None:
@@ -294,7 +294,7 @@ class Loop:
         cases = torch.cat([batch["case"] for batch in self.engine.state.batch])
         if idist.get_world_size() > 1:
             cases = torch.as_tensor(idist.all_gather(cases))
-        names = ", ".join(sorted({self.parts.case_names[int(i)] for i in cases}))
+        names = ", ".join(sorted({self.setup.case_names[int(i)] for i in cases}))
         if position.skipped >= MAX_BAD_STEPS:
             raise DataError(
                 f"the loss was not finite once more, after {MAX_BAD_STEPS} batches that were skipped",

@@ -81,14 +81,14 @@ class Position:
 _KEYS = ("fingerprint", "bounds", "position", "plan", "network", "optimizer", "average", "average_updates", "best")
 
 
-def require_same_run(folder: Path, parts: TrainingSetup, train: Train, changed: Sequence[str] = ()) -> None:
+def require_same_run(folder: Path, setup: TrainingSetup, train: Train, changed: Sequence[str] = ()) -> None:
     """Refuse a folder whose checkpoints belong to another experiment or were planned with another bound.
 
     A finished run may be given more epochs or minutes.
 
     Args:
         folder: the run's.
-        parts, train: of the training that would go on there.
+        setup, train: of the training that would go on there.
         changed: settings that differ from the run's own config, for the message.
 
     Raises:
@@ -98,7 +98,7 @@ def require_same_run(folder: Path, parts: TrainingSetup, train: Train, changed: 
     saved = load_newest(folder / "checkpoints", _KEYS)
     if saved is None:
         return
-    if saved["fingerprint"] != parts.fingerprint:
+    if saved["fingerprint"] != setup.fingerprint:
         others = "its cases, their files, or the networks of its version, were others"
         raise ConfigError(
             "the run folder belongs to another experiment",
@@ -137,11 +137,11 @@ def said_bounds(epochs: int | None, minutes: float | None) -> str:
 class Run:
     """The state of a run: weights, optimizer, average and position, and how they are kept."""
 
-    def __init__(self, parts: TrainingSetup, train: Train, settings: Optimizer, folder: Path) -> None:
-        self.parts, self.train, self.settings, self.folder = parts, train, settings, folder
+    def __init__(self, setup: TrainingSetup, train: Train, settings: Optimizer, folder: Path) -> None:
+        self.setup, self.train, self.settings, self.folder = setup, train, settings, folder
         self.main = idist.get_rank() == 0
-        self.optimizer = optimiser(parts.network, settings, parts.levels)
-        self.average = AveragedWeights(parts.network, train.ema)
+        self.optimizer = optimiser(setup.network, settings, setup.levels)
+        self.average = AveragedWeights(setup.network, train.ema)
         self.position = Position()
         self.pace = Pace()
         self.finished_before = False
@@ -151,19 +151,19 @@ class Run:
 
     def averaged_weights(self) -> dict[str, Tensor]:
         """The average, or the network's own where there is none."""
-        return self.average.weights if self.train.ema else self.parts.network.state_dict()
+        return self.average.weights if self.train.ema else self.setup.network.state_dict()
 
     def chosen_weights(self) -> dict[str, Tensor]:
-        """Last or best, as the experiment says."""
+        """The last or the best averaged weights, as ``train.select`` says."""
         return self.best or self.averaged_weights()
 
     def evaluated(self) -> contextlib.AbstractContextManager[None]:
         """Within the context, the network has the weights that are validated."""
-        return self.average.swapped_into(self.parts.network) if self.train.ema else contextlib.nullcontext()
+        return self.average.swapped_into(self.setup.network) if self.train.ema else contextlib.nullcontext()
 
     def note_scores(self, scores: dict[str, float]) -> None:
         """Keep the best so far."""
-        monitor = self.parts.task.monitor
+        monitor = self.setup.task.monitor
         if not monitor.is_better(scores[monitor.name], self.position.best.get(monitor.name)):
             self.position.without_gain += 1
             return
@@ -179,7 +179,7 @@ class Run:
             DataError: E_NAN for weights that are not finite: the checkpoints before are.
         """
         self.position.seconds = seconds
-        kept = [*self.parts.network.state_dict().items(), *self.average.weights.items()]
+        kept = [*self.setup.network.state_dict().items(), *self.average.weights.items()]
         broken = [name for name, tensor in kept if not tensor.isfinite().all()]
         if broken:
             raise DataError(
@@ -189,12 +189,12 @@ class Run:
             )  # fmt: skip
         if self.main:
             state = {
-                "fingerprint": self.parts.fingerprint,
+                "fingerprint": self.setup.fingerprint,
                 "bounds": [self.train.epochs, self.train.max_minutes],
                 "position": asdict(self.position),
                 "plan": plan.as_dict() if plan is not None else None,
                 "pace": pace.as_dict(),
-                "network": self.parts.network.state_dict(),
+                "network": self.setup.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": self.average.weights,
                 "average_updates": self.average.updates,
@@ -204,14 +204,14 @@ class Run:
 
     def resume(self) -> StepPlan | None:
         """Go back to the newest checkpoint, if there is one; returns its plan, or None for a new one."""
-        require_same_run(self.folder, self.parts, self.train)
+        require_same_run(self.folder, self.setup, self.train)
         saved = load_newest(self.folder / "checkpoints", _KEYS)
         if saved is None:
             if self.main:
                 (self.folder / "log.jsonl").unlink(missing_ok=True)  # of a run that left no checkpoint
             return None
-        device = next(self.parts.network.parameters()).device
-        self.parts.network.load_state_dict(saved["network"])
+        device = next(self.setup.network.parameters()).device
+        self.setup.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.average.weights = {name: t.to(device) for name, t in saved["average"].items()}
         self.average.updates = saved["average_updates"]

@@ -62,7 +62,7 @@ def _run(folder: Path) -> Run:
 def test_the_best_weights_go_back_with_their_checkpoint(tmp_path: Path) -> None:
     run = _run(tmp_path)
     for step, dice in ((1, 0.5), (2, 0.9)):
-        torch.nn.init.constant_(run.parts.network.weight, float(step))  # type: ignore[arg-type]
+        torch.nn.init.constant_(run.setup.network.weight, float(step))  # type: ignore[arg-type]
         run.position.step = step
         run.note_scores({"dice": dice})
         run.save(0.0, None, Pace())

@@ -33,7 +33,7 @@ _Range = Annotated[Range, Field(strict=False)]
 
 
 class ChannelFingerprint(Section):
-    """Of one channel: a range for each of ``QUANTILES``, and of the mean difference of neighbours in standard deviations."""
+    """Ranges of one channel: for each of ``QUANTILES``, and of the mean difference of neighbours in standard deviations."""
 
     quantiles: list[_Range] = Field(min_length=len(QUANTILES), max_length=len(QUANTILES))
     roughness: _Range

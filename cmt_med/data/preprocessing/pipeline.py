@@ -57,7 +57,7 @@ class WithForeground(MapTransform):
 
 
 class FitToSized(MapTransform):
-    """Bring whole images to one size (D1, D2, D3): scaled as they are, in the middle, with zeros around.
+    """Bring whole images to one size (D1, D2, D3): scaled by one factor, centred and padded with zeros.
 
     Args:
         keys: entries, (C, *S) each.

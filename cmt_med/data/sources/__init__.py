@@ -72,7 +72,7 @@ def find_dataset(path: Path, channels: Sequence[str] | None = None) -> Dataset:
     return source.read(path, channels)
 
 
-def find_cases(path: Path, channels: Sequence[str]) -> Dataset:
+def cases_for_network(path: Path, channels: Sequence[str]) -> Dataset:
     """Find the cases under a path that a network can be given; notes are logged.
 
     Raises:

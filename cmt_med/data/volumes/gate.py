@@ -247,10 +247,16 @@ def _mask(path: Path, case: Case, grid: Grid) -> NDArray[np.bool_]:
 
 
 def require_same_grid(first: Grid | None, found: Grid, where: str, than: str = "the case's first channel") -> Grid:
-    """The first grid of a case; refuses one that differs from it; ``than`` says whose the first is.
+    """Return the grid of a case.
+
+    Args:
+        first: of its files so far, if there is one.
+        found: of one more file.
+        where: names that file in the message.
+        than: names the file of ``first``.
 
     Raises:
-        DataError: E_GRID.
+        DataError: E_GRID, if the two differ.
     """
     if first is None or first.equals(found):
         return first or found

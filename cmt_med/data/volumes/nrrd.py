@@ -216,7 +216,7 @@ def _require_one_measure(fields: dict[str, str], count: int, extra: int | None, 
 
 
 def _quoted(fields: dict[str, str], name: str, count: int, where: str) -> list[str]:
-    """The texts of a field that has one in double quotes for each axis; empty ones if the field is not there."""
+    """The quoted texts of a field with one for each axis; empty texts if the field is not there."""
     text = fields.get(name, '"" ' * count).strip()
     if not re.fullmatch(rf'("[^"]*"\s*){{{count}}}', text):
         raise DataError(

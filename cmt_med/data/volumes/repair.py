@@ -192,7 +192,7 @@ class _Labels:
         self.apart = 0.0
 
     def nearly_whole(self, pieces: Iterable[bytes]) -> bool:
-        """Tell whether all are, and some not quite."""
+        """Tell whether every value is close to an integer, and at least one is not exact."""
         if self.dtype.kind != "f" and self.slope == int(self.slope) and self.intercept == int(self.intercept):
             return False
         try:
@@ -203,10 +203,10 @@ class _Labels:
         return self.apart > 0
 
     def whole(self, piece: bytes) -> bytes:
-        """The integers of a piece.
+        """Round one piece to integers.
 
         Raises:
-            _NoLabelsError: if it has other numbers.
+            _NoLabelsError: if it has values that are not close to 0 to 255.
         """
         values = np.frombuffer(piece, dtype=self.dtype).astype(np.float64) * self.slope + self.intercept
         whole = np.rint(values)
@@ -221,4 +221,4 @@ class _Labels:
 
 
 class _NoLabelsError(DataError):
-    """Voxels that cannot be made labels without a guess."""
+    """Some values are not close enough to integers to be labels."""

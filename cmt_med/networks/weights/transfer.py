@@ -140,7 +140,7 @@ def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
 
 
 def _with_channels(source: Tensor, target: Tensor, layer: nn.Module, channels: ChannelMap) -> Tensor | None:
-    """The weight of a layer that reads the image, for other channels; None if it is no such layer.
+    """Adapt the weight of a layer that reads the image to other channels; None for any other layer.
 
     Its last inputs are the image's channels, or 2×2(×2) cells of them, channels fastest: (O, F + n·C', ...) becomes
     (O, F + n·C, ...).

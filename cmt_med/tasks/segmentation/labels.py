@@ -65,9 +65,10 @@ class LabelScheme(ABC):
 
     @abstractmethod
     def decide(self, settings: Inference) -> Decide | None:
-        """The decision of :meth:`labels` at each voxel by itself; equal codes at two points are the code in between.
+        """A function that gives each voxel one byte, the code of the label that :meth:`labels` would choose there.
 
-        Where all probabilities are 0 the code is 0. None where a byte is not enough.
+        If two neighbouring points of a grid share a code, every point interpolated between them has it, too. Where all
+        probabilities are 0 the code is 0. None where a byte is too small.
         """
 
     @abstractmethod

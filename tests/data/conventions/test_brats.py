@@ -16,7 +16,7 @@ from cmt_med.data.conventions.signs import Signs, recognise
 from cmt_med.data.phantom import CHANNELS, make_head
 from cmt_med.data.phantom_years import write_as_downloaded, year_labels
 from cmt_med.data.preprocessing.survey import survey
-from cmt_med.data.sources import find_cases, find_dataset
+from cmt_med.data.sources import cases_for_network, find_dataset
 from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
 from cmt_med.data.volumes.gate import load_labels
 
@@ -161,7 +161,7 @@ def test_a_table_of_files(tmp_path: Path) -> None:
     found = scan(tmp_path / "cases.csv")
     assert [(c.name, c.group, c.fold) for c in found.cases] == [("p0", "same", 0), ("p1", "same", 0)]
     assert found.channels == ["t1ce", "flair"]
-    assert [case.name for case in find_cases(tmp_path / "cases.csv", ["t1ce", "flair"]).cases] == ["p0", "p1"]
+    assert [case.name for case in cases_for_network(tmp_path / "cases.csv", ["t1ce", "flair"]).cases] == ["p0", "p1"]
     twice = [*lines, lines[1].replace("p0", "again")]
     (tmp_path / "twice.csv").write_text("\n".join(twice))
     found = scan(tmp_path / "twice.csv")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.sources import SOURCES, find_cases, find_dataset
+from cmt_med.data.sources import SOURCES, cases_for_network, find_dataset
 from cmt_med.data.sources.dataset import leave_out_incomplete
 from cmt_med.init import init
 from cmt_med.inspect import inspect
@@ -29,7 +29,7 @@ def test_a_folder_of_bids_is_one_for_every_verb(tmp_path: Path, capsys: pytest.C
     assert [case.name for case in found.cases] == expected
     assert found.channels == ["t1", "flair"]
     assert all(case.label and case.label.name == f"{case.name}_dseg.nii.gz" for case in found.cases)
-    assert [case.name for case in find_cases(tmp_path / "bids", ["t1", "flair"]).cases] == expected
+    assert [case.name for case in cases_for_network(tmp_path / "bids", ["t1", "flair"]).cases] == expected
     assert run_command(inspect, [str(tmp_path / "bids"), "--json"]) == 0
     seen = json.loads(capsys.readouterr().out)
     assert [case["name"] for case in seen["cases"]] == expected
@@ -70,7 +70,7 @@ def test_images_that_name_no_sequence(tmp_path: Path, image: str, label: str) ->
         assert [file for file, _ in case.images.values()] == [tmp_path / f"{image.format(case.name)}.nii.gz"]
         assert case.label == tmp_path / f"{label.format(case.name)}.nii.gz"
         assert case.mask is None
-    cases = find_cases(tmp_path, ["image"]).cases  # results have the names of the references
+    cases = cases_for_network(tmp_path, ["image"]).cases  # results have the names of the references
     assert [(case.name, case.label) for case in cases] == [("a1", None), ("b2", None)]
 
 
@@ -95,7 +95,7 @@ def test_one_name_in_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[s
         nifti(tmp_path / f"data/{place}/p_t1.nii.gz")
         nifti(tmp_path / f"data/{place}/p_seg.nii.gz", LABEL)
     with pytest.raises(DataError, match="same name"):
-        find_cases(tmp_path / "data", ["t1"])
+        cases_for_network(tmp_path / "data", ["t1"])
     assert run_command(init, [str(tmp_path / "data"), "--output", str(tmp_path / "my.yaml")]) == 65
     assert "same name" in capsys.readouterr().err
     assert not list(tmp_path.glob("my.*"))
@@ -111,7 +111,7 @@ def files(folder: Path, *names: str) -> Path:
 
 @pytest.mark.parametrize("mask", ["p1_mask", "p1_brainmask"])
 def test_a_mask_beside_an_image_that_names_no_channel(tmp_path: Path, mask: str) -> None:
-    (case,) = find_cases(files(tmp_path, "p1", mask), ["t1"]).cases
+    (case,) = cases_for_network(files(tmp_path, "p1", mask), ["t1"]).cases
     assert (case.name, case.images, case.mask) == (
         "p1", {"t1": (tmp_path / "p1.nii.gz", None)}, tmp_path / f"{mask}.nii.gz",
     )  # fmt: skip
@@ -126,24 +126,24 @@ def test_modalities_are_channels_of_their_own(tmp_path: Path) -> None:
     files(tmp_path, "p1_ct", "p1_mri", "p2_ct", "p2_mri", "p1_seg", "p2_seg")
     assert find_dataset(tmp_path).channels == ["ct", "mri"]
     for channel in ("ct", "mri"):
-        found = find_cases(tmp_path, [channel])
+        found = cases_for_network(tmp_path, [channel])
         assert [case.images[channel][0].name for case in found.cases] == [f"p{i}_{channel}.nii.gz" for i in (1, 2)]
         assert not found.problems
     files(tmp_path / "more", "q1_ct", "q1")
-    (case,) = find_cases(tmp_path / "more", ["ct"]).cases
+    (case,) = cases_for_network(tmp_path / "more", ["ct"]).cases
     assert case.images["ct"][0].name == "q1_ct.nii.gz"
 
 
 @pytest.mark.parametrize("folder", ["segmentation", "masks", "label", "images"])
 def test_the_folder_that_is_given_may_have_any_name(tmp_path: Path, folder: str) -> None:
-    (case,) = find_cases(files(tmp_path / folder, "p1"), ["ct"]).cases
+    (case,) = cases_for_network(files(tmp_path / folder, "p1"), ["ct"]).cases
     assert case.name == "p1"
 
 
 def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files(tmp_path / "anna", "ct"))
     for path in (Path("ct.nii.gz"), Path(), tmp_path / "anna", tmp_path):
-        assert [case.name for case in find_cases(path, ["ct"]).cases] == ["anna"]
+        assert [case.name for case in cases_for_network(path, ["ct"]).cases] == ["anna"]
 
 
 def test_label_maps_of_another_folder_are_not_taken(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_of_two_misnamed_label_maps_none_is_taken(tmp_path: Path) -> None:
 
 def test_probabilities_are_looked_at_and_never_an_input(tmp_path: Path) -> None:
     files(tmp_path, "p1", "p1_prob", "heart_prob_01")
-    assert [case.name for case in find_cases(tmp_path, ["ct"]).cases] == ["heart_prob_01", "p1"]
+    assert [case.name for case in cases_for_network(tmp_path, ["ct"]).cases] == ["heart_prob_01", "p1"]
     assert len(find_dataset(tmp_path / "p1_prob.nii.gz").cases) == 1
 
 
@@ -170,7 +170,7 @@ def test_names_that_begin_with_the_channel(tmp_path: Path, names: list[str]) -> 
     channel = names[0].split("_")[0]
     expected = [name.removesuffix("_image") for name in names]
     assert [case.name for case in find_dataset(files(tmp_path, *names)).cases] == expected
-    assert [case.name for case in find_cases(tmp_path, [channel]).cases] == expected
+    assert [case.name for case in cases_for_network(tmp_path, [channel]).cases] == expected
 
 
 def test_what_is_left_out_has_the_name_of_its_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

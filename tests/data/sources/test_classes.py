@@ -11,7 +11,7 @@ from PIL import Image
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.manifest import load_manifest, manifest_content
-from cmt_med.data.sources import find_cases, find_dataset, table
+from cmt_med.data.sources import cases_for_network, find_dataset, table
 from cmt_med.data.sources.classes import class_folders
 
 
@@ -28,7 +28,7 @@ def test_names_of_cases(tmp_path: Path) -> None:
         ("benign_a_1", "benign"), ("benign_a_1_2", "benign"), ("benign_b", "benign"), ("malignant_b", "malignant"),
         ("c", "malignant"),
     ]  # fmt: skip
-    assert [case.name for case in find_cases(tmp_path, ["image"]).cases] == [case.name for case in found.cases]
+    assert [case.name for case in cases_for_network(tmp_path, ["image"]).cases] == [case.name for case in found.cases]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_folders_of_volumes_are_patients(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(b"")
     assert not class_folders(tmp_path)
-    assert [case.class_name for case in find_cases(tmp_path, ["t1"]).cases] == ["", ""]
+    assert [case.class_name for case in cases_for_network(tmp_path, ["t1"]).cases] == ["", ""]
 
 
 def test_in_a_case_list(tmp_path: Path) -> None:

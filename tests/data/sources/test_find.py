@@ -14,7 +14,7 @@ import SimpleITK
 
 from cmt_med.base.errors import ConfigError, DataError, OutputError
 from cmt_med.data.phantom_years import write_as_downloaded
-from cmt_med.data.sources import find_cases, find_dataset
+from cmt_med.data.sources import cases_for_network, find_dataset
 from cmt_med.data.sources.by_channel import case_of_channels
 from cmt_med.data.sources.predicted import label_maps_in
 from cmt_med.data.volumes.gate import load_case
@@ -30,7 +30,7 @@ def test_downloads_are_read_as_they_are(year: str, tmp_path: Path) -> None:
     """At any depth; the decathlon's 4D files by its dataset.json. The same volumes as ``init`` finds."""
     write_as_downloaded(tmp_path / "a/b", year, heads=2, spacing=12.0)
     folder = tmp_path / "a/b" if year == "msd" else tmp_path
-    cases = find_cases(folder, FOUR).cases
+    cases = cases_for_network(folder, FOUR).cases
     expected = find_dataset(folder).cases
     assert [(c.name, dict(c.images)) for c in cases] == [(c.name, dict(c.images)) for c in expected]
 
@@ -41,14 +41,14 @@ def test_masks_and_old_folders_are_the_same_cases_as_init_finds(tmp_path: Path) 
         nifti(tmp_path / f"{name}.nii.gz", LABEL)
     for word in ("MR_T1.1", "OT.2"):
         nifti(tmp_path / f"three/VSD.Brain.XX.O.{word}/VSD.Brain.XX.O.{word}.nii.gz", LABEL)
-    cases, expected = find_cases(tmp_path, ("t1",)).cases, find_dataset(tmp_path).cases
+    cases, expected = cases_for_network(tmp_path, ("t1",)).cases, find_dataset(tmp_path).cases
     seen = [[(c.name, dict(c.images), c.mask) for c in sorted(of, key=lambda c: c.name)] for of in (cases, expected)]
     assert seen[0] == seen[1]
     assert [mask.name if mask else None for *_, mask in seen[0]] == ["p1_brainmask.nii.gz", None, None, "mask.nii.gz"]
     # without a sequence's name, a mask may as well be the label map
-    (case,) = find_cases(nifti(tmp_path / "ct/q.nii.gz").parent, ("ct",)).cases
+    (case,) = cases_for_network(nifti(tmp_path / "ct/q.nii.gz").parent, ("ct",)).cases
     nifti(tmp_path / "ct/q_mask.nii.gz", LABEL)
-    assert find_cases(tmp_path / "ct", ("ct",)).cases == [case]
+    assert cases_for_network(tmp_path / "ct", ("ct",)).cases == [case]
 
 
 def test_other_formats_and_series(tmp_path: Path) -> None:
@@ -56,15 +56,15 @@ def test_other_formats_and_series(tmp_path: Path) -> None:
     for name in ("one/p_t1.nrrd", "one/p_t2.mha", "one/p_seg.nrrd", "one/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("") if name.endswith("txt") else SimpleITK.WriteImage(image, tmp_path / name)
-    (case,) = find_cases(tmp_path / "one", ("t1", "t2")).cases
+    (case,) = cases_for_network(tmp_path / "one", ("t1", "t2")).cases
     assert (case.name, set(case.images)) == ("p", {"t1", "t2"})
     folder = series(tmp_path / "scans" / "patient1")
     for given in (folder, tmp_path / "scans"):
-        (case,) = find_cases(given, ("ct",)).cases
+        (case,) = cases_for_network(given, ("ct",)).cases
         assert (case.name, case.images) == ("patient1", {"ct": (folder, None)})
     assert load_case(case, ("ct",)).image.shape[0] == 1
     two = [series(tmp_path / "study" / "anna" / word) for word in ("T1w", "FLAIR")]  # a series for each channel
-    (case,) = find_cases(tmp_path / "study", ("t1", "flair")).cases
+    (case,) = cases_for_network(tmp_path / "study", ("t1", "flair")).cases
     assert (case.name, case.images) == ("anna", {"t1": (two[0], None), "flair": (two[1], None)})
 
 
@@ -79,11 +79,11 @@ def test_what_cannot_be_matched_is_refused(tmp_path: Path) -> None:
         (tmp_path / "nothing", ("t1",), "E_IO"),
     ):
         with pytest.raises(DataError) as caught:
-            find_cases(path, channels)
+            cases_for_network(path, channels)
         assert caught.value.code == code
     shutil.copy(tmp_path / "one/p_t1.nii.gz", tmp_path / "one/p_t1w.nii.gz")
     with pytest.raises(DataError, match="two files are channel t1 of case p"):
-        find_cases(tmp_path / "one", ("t1",))
+        cases_for_network(tmp_path / "one", ("t1",))
     with pytest.raises(DataError, match="cannot be a case name"):
         case_of_channels({"t1": tmp_path / "patient 3_t1.nii.gz"}, ("t1",))
     with pytest.raises(ConfigError, match="no channel adc"):
@@ -120,11 +120,11 @@ def test_folders_that_must_not_be_read_are_problems() -> None:
             path.chmod(mode)
         os.seteuid(65534)
         try:
-            found = find_cases(folder, ("t1",))
+            found = cases_for_network(folder, ("t1",))
             with pytest.raises(DataError, match="no permission"):
-                find_cases(folder / "locked", ("t1",))
+                cases_for_network(folder / "locked", ("t1",))
             with pytest.raises(DataError, match="no permission"):
-                find_cases(folder / "locked/below", ("t1",))
+                cases_for_network(folder / "locked/below", ("t1",))
         finally:
             os.seteuid(0)
     assert [case.name for case in found.cases] == ["p"]
@@ -135,7 +135,7 @@ def test_a_table_names_the_network_s_own_channels(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
         "id,ct,flair,age\na,a_ct.nii.gz,a_fl.nii.gz,3\nb,b_ct.nii.gz,,4\nc,,c_fl.nii.gz,5\n"
     )
-    found = find_cases(tmp_path / "t.csv", ("ct",))
+    found = cases_for_network(tmp_path / "t.csv", ("ct",))
     assert [(case.name, case.images) for case in found.cases] == [
         (name, {"ct": (tmp_path / f"{name}_ct.nii.gz", None)}) for name in "ab"
     ]
@@ -147,14 +147,14 @@ def test_a_table_names_the_network_s_own_channels(tmp_path: Path) -> None:
 def test_a_table_leads_nowhere_else(tmp_path: Path, cell: str) -> None:
     (tmp_path / "t.csv").write_text(f"id,t1\na,{cell}\n")
     with pytest.raises(DataError) as caught:
-        find_cases(tmp_path / "t.csv", ("t1",))
+        cases_for_network(tmp_path / "t.csv", ("t1",))
     assert caught.value.code == "E_MANIFEST"
 
 
 def test_a_table_that_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.csv")
     with pytest.raises(DataError) as caught:
-        find_cases(tmp_path / "t.csv", ("t1",))
+        cases_for_network(tmp_path / "t.csv", ("t1",))
     assert caught.value.code == "E_IO"
 
 
@@ -164,9 +164,9 @@ def test_a_series_beside_whose_slices_something_else_lies_is_not_left_out(tmp_pa
     for name in ("anna", "bert"):
         series(tmp_path / "scans" / name)
     (tmp_path / "scans/bert/AAA").write_text("notes")  # the first of its files, by name
-    assert [case.name for case in find_cases(tmp_path / "scans", ("ct",)).cases] == ["anna", "bert"]
+    assert [case.name for case in cases_for_network(tmp_path / "scans", ("ct",)).cases] == ["anna", "bert"]
     with pytest.raises(DataError, match="AAA") as raised:
-        load_case(find_cases(tmp_path / "scans/bert", ("ct",)).cases[0], ("ct",))
+        load_case(cases_for_network(tmp_path / "scans/bert", ("ct",)).cases[0], ("ct",))
     assert raised.value.code == "E_FORMAT"
 
 
@@ -175,7 +175,7 @@ def test_a_series_beside_whose_slices_something_else_lies_is_not_left_out(tmp_pa
 def test_the_result_of_a_folder_with_the_name_of_a_file(tmp_path: Path, name: str) -> None:
     """OUTPUT/s.nii.gz, not OUTPUT/s.nii.gz.nii.gz; and never the folder itself."""
     folder = series(tmp_path / "scans" / name)
-    for found in (find_cases(folder, ("ct",)), find_cases(tmp_path / "scans", ("ct",))):
+    for found in (cases_for_network(folder, ("ct",)), cases_for_network(tmp_path / "scans", ("ct",))):
         assert [(case.name, case.images["ct"][0]) for case in found.cases] == [("s", folder)]
         if name == "s.nii.gz":
             with pytest.raises(OutputError, match="overwrite an input"):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.sources import find_cases, find_dataset
+from cmt_med.data.sources import cases_for_network, find_dataset
 from tests.data.made import nifti
 from tests.data.volumes.test_dicom import series
 
@@ -31,7 +31,9 @@ def test_folders_behind_links_are_looked_into(tmp_path: Path) -> None:
     nifti(tmp_path / "data/p3/p3_t1.nii.gz")
     assert names(tmp_path / "data") == ["head", "p1", "p2", "p3"]
     (tmp_path / "data/head").unlink()  # infer takes it for a case of a network with one channel alone
-    assert names(tmp_path / "data") == sorted(case.name for case in find_cases(tmp_path / "data", ("t1", "t2")).cases)
+    assert names(tmp_path / "data") == sorted(
+        case.name for case in cases_for_network(tmp_path / "data", ("t1", "t2")).cases
+    )
 
 
 def test_loops_end_and_nothing_comes_twice(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import COLOURS
 from cmt_med.data.manifest import load_manifest, manifest_content
-from cmt_med.data.sources import find_cases, find_dataset
+from cmt_med.data.sources import cases_for_network, find_dataset
 from cmt_med.data.sources.classes import class_folders
 from cmt_med.data.sources.pictures import labelled_pictures, recognises
 from cmt_med.data.sources.predicted import label_maps_in
@@ -75,8 +75,8 @@ def test_the_field_of_view_beside_label_maps(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert any("not read: 2nd_manual" in note for note in found.notes)
     assert any("21_test_mask .gif" in note for note in found.notes)
-    assert find_cases(tmp_path, COLOURS).cases[0].mask == tmp_path / "mask/21_test_mask.gif"
-    assert [c.mask for c in find_cases(tmp_path / "images", COLOURS).cases] == [None, None]
+    assert cases_for_network(tmp_path, COLOURS).cases[0].mask == tmp_path / "mask/21_test_mask.gif"
+    assert [c.mask for c in cases_for_network(tmp_path / "images", COLOURS).cases] == [None, None]
     assert find_dataset(tmp_path).labels == {"background": 0, "foreground": 255}
 
 
@@ -84,7 +84,7 @@ def test_masks_alone_are_label_maps_and_never_an_input(tmp_path: Path) -> None:
     picture(tmp_path / "images/a.png")
     mask(tmp_path / "masks/a.png", 0, 1, 2)
     assert labelled_pictures(tmp_path).labels == {"background": 0, "label_1": 1, "label_2": 2}
-    assert find_cases(tmp_path, ["image"]).cases[0].mask is None
+    assert cases_for_network(tmp_path, ["image"]).cases[0].mask is None
 
 
 def test_two_label_maps_of_one_picture(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_pictures_beside_volumes_are_previews(tmp_path: Path) -> None:
     assert recognises(tmp_path)
     (tmp_path / "a_t1.nii.gz").write_bytes(b"")
     assert not recognises(tmp_path)
-    assert find_cases(tmp_path, ["t1"]).cases[0].images["t1"][0].name == "a_t1.nii.gz"
+    assert cases_for_network(tmp_path, ["t1"]).cases[0].images["t1"][0].name == "a_t1.nii.gz"
 
 
 def test_pictures_beside_label_volumes_are_previews(tmp_path: Path) -> None:
@@ -174,6 +174,6 @@ def test_channels_by_name(tmp_path: Path) -> None:
     """Grey pictures of one case, for a network with several channels that are no colours."""
     for channel in ("t1", "t2"):
         picture(tmp_path / f"p1_{channel}.png")
-    case = find_cases(tmp_path, ["t1", "t2"]).cases[0]
+    case = cases_for_network(tmp_path, ["t1", "t2"]).cases[0]
     assert case.name == "p1"
     assert {name: file.name for name, (file, _) in case.images.items()} == {"t1": "p1_t1.png", "t2": "p1_t2.png"}

@@ -17,7 +17,7 @@ from cmt_med.data.patches.augment.flip import Flip
 from cmt_med.data.patches.augment.gamma import Gamma
 from cmt_med.data.patches.augment.noise import Noise
 from cmt_med.data.patches.augment.resolution import Resolution
-from cmt_med.data.patches.augment.transform import BrightnessChange, Change, Drawn
+from cmt_med.data.patches.augment.transform import Drawn, IntensityTransform, RandomTransform
 
 __all__ = ["Augment", "Drawn", "augment", "rotation"]
 
@@ -42,7 +42,7 @@ class Augment:
         dims = len(self.size)
         self.affine, self.flip = Affine(settings, self.size), Flip(settings, dims)
         self.margin = self.affine.margin
-        self.brightness: tuple[BrightnessChange, ...] = (
+        self.brightness: tuple[IntensityTransform, ...] = (
             Contrast(settings, channels), Gamma(settings), Noise(settings), Blur(settings, dims), Resolution(settings),
         )  # fmt: skip
 
@@ -50,7 +50,7 @@ class Augment:
         """Draw what happens to one patch: B = 1, without that axis. Each change draws from a stream of its own."""
         root = int(rng.integers(2**62))
         drawn: Drawn = {}
-        changes: tuple[Change, ...] = (self.affine, self.flip, *self.brightness)
+        changes: tuple[RandomTransform, ...] = (self.affine, self.flip, *self.brightness)
         for change in changes:
             drawn |= change.draw(np.random.default_rng([root, change.key]))
         return drawn

@@ -36,7 +36,7 @@ class Affine:
         self.margin = tuple(math.ceil(n * settings.scale / 2) if settings.affine else 0 for n in self.size)
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """See the class."""
+        """Draw angles and scales; the identity for no change."""
         s, dims = self.settings, len(self.size)
         happens = rng.random() < s.affine
         angles = rng.uniform(-1, 1, 3 if dims == 3 else 1) * math.radians(s.rotate_degrees)

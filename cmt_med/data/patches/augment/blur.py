@@ -27,7 +27,7 @@ class Blur:
         self.chance, self.dims = settings.blur, dims
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """See the class."""
+        """Draw the width of the blur; 0 for none."""
         happens, sigma = rng.random() < self.chance, rng.uniform(*SIGMA, self.dims)
         return {"sigma": torch.as_tensor(sigma * happens, dtype=torch.float32)}
 

@@ -21,7 +21,7 @@ class Contrast:
         self.chance, self.strength, self.channels = settings.intensity, settings.strength, channels
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """See the class."""
+        """Draw factor and offset of the values."""
         happens = rng.random(2) < self.chance
         factors, offsets = rng.uniform(-self.strength, self.strength, (2, self.channels))
         return {

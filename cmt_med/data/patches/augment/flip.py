@@ -31,7 +31,7 @@ class Flip:
             )
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """See the class."""
+        """Draw which axes are mirrored."""
         mirrored = rng.random(self.dims) < self.chance
         return {"flip": torch.as_tensor([bool(mirrored[i]) and i in self.axes for i in range(self.dims)])}
 

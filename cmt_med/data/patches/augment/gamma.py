@@ -23,12 +23,12 @@ class Gamma:
         self.chance = settings.gamma
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """See the class."""
+        """Draw the exponent; 1 for no change."""
         happens, gamma = rng.random() < self.chance, rng.uniform(*RANGE)
         return {"gamma": torch.tensor(gamma if happens else 1.0)}
 
     def apply(self, image: Tensor, drawn: Drawn) -> None:
-        """Raise brightness, from 0 at its least to 1 at its most, to a power; mean and standard deviation stay. In place.
+        """Correct gamma in place: rescale to 0 to 1, raise to ``gamma``, and restore mean and standard deviation.
 
         Range, mean and deviation are those of all channels of a patch together.
         """

@@ -24,7 +24,7 @@ class Noise:
         self.chance = settings.noise
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """See the class."""
+        """Draw the standard deviation, 0 for none, and the seed of the noise."""
         happens, deviation, seed = rng.random() < self.chance, rng.uniform(0, LARGEST), int(rng.integers(2**62))
         return {"noise": torch.tensor(deviation if happens else 0.0), "seed": torch.tensor(seed)}
 

@@ -25,7 +25,7 @@ class Resolution:
         self.chance = settings.low_resolution
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """See the class."""
+        """Draw the factor of the coarser grid; 1 for none."""
         happens, zoom = rng.random() < self.chance, rng.uniform(LOWEST, 1)
         return {"zoom": torch.tensor(zoom if happens else 1.0)}
 

@@ -14,8 +14,8 @@ Drawn = dict[str, Tensor]
 """The numbers that were drawn, a row for each patch; a change that does not happen has its neutral value."""
 
 
-class Change(Protocol):
-    """Something random that may happen to a patch.
+class RandomTransform(Protocol):
+    """A random transform of a patch.
 
     Attributes:
         key: of its randomness, which no other change has: a new one changes no draw of the others.
@@ -28,8 +28,8 @@ class Change(Protocol):
         ...
 
 
-class BrightnessChange(Change, Protocol):
-    """A change of the values of an image, whose label stays as it is."""
+class IntensityTransform(RandomTransform, Protocol):
+    """A random transform of intensities, which leaves the label as it is."""
 
     def apply(self, image: Tensor, drawn: Drawn) -> None:
         """Change patches (B, C, *S) in place, by rows that were drawn on the CPU, so that nothing waits for the device."""
