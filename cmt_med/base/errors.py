@@ -27,7 +27,7 @@ class CmtError(Exception):
         fix: what the user can do; likewise.
 
     Attributes:
-        case: name of the one case that it concerns, where it is known.
+        case: name of the one case that it concerns, where it is known, in valid UTF-8.
     """
 
     code = "E_INTERNAL"

@@ -99,7 +99,7 @@ def _can_be_named(case: Case, found: Dataset) -> bool:
     if CASE_NAME.match(case.name):
         return True
     problem = by_channel.unnamed(case.name, next(iter(case.images.values()))[0])
-    problem.case = case.name
+    problem.case = readable_name(Path(case.name))
     found.problems.append(problem)
     return False
 

@@ -323,7 +323,7 @@ def _contradiction(name: str, what: str, files: Sequence[Path]) -> DataError:
         why="which of them is meant cannot be known", fix="keep one",
         code="E_LABEL" if what == "the label map" else "E_CHANNEL",
     )  # fmt: skip
-    error.case = name
+    error.case = readable_name(Path(name))
     return error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import CASE_NAME, Case
 from cmt_med.data.volumes.endings import looks_like_picture
+from cmt_med.data.volumes.streams import readable_name
 
 
 @dataclass
@@ -105,6 +106,6 @@ def leave_out_incomplete(found: Dataset) -> None:
             owners[files] = case.name
             kept.append(case)
             continue
-        fault.case = case.name
+        fault.case = readable_name(Path(case.name))
         found.problems.append(fault)
     found.cases = kept
