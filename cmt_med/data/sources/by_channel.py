@@ -187,9 +187,10 @@ def _name_of(file: Path, root: Path, channels: Sequence[str] | None) -> tuple[Ke
     place = place_of(file, stem)
     several = channels if channels is not None and len(channels) > 1 else ()
     name, word = case_and_word(stem, place.resolve().name, {*SEQUENCES, *LABEL_WORDS, *MASK_WORDS, *several})
-    # The root's own name says something of files for a look alone: a network is given what the user points at.
     within = place.relative_to(root).parts if place.is_relative_to(root) else ()
-    own = (root.resolve().name,) if channels is None else ()
+    above = _ROLE_FOLDER.match(root.resolve().name.lower())
+    # A network is given what the user points at, and be it a folder called "masks".
+    own = (root.resolve().name,) if channels is None or (above and above[1] == IMAGE) else ()
     folder = next(filter(None, (_ROLE_FOLDER.match(part.lower()) for part in reversed((*own, *within)))), None)
     parts = re.match(r"(.+)[_.-]([A-Za-z0-9]+)\Z", stem, re.DOTALL)
     if not word:

@@ -140,6 +140,12 @@ def test_the_folder_that_is_given_may_have_any_name(tmp_path: Path, folder: str)
     assert case.name == "p1"
 
 
+@pytest.mark.parametrize("given", [".", "imagesTs", "imagesTs/p1_0000.nii.gz"])
+def test_numbered_images_have_the_names_of_their_label_maps(tmp_path: Path, given: str) -> None:
+    files(tmp_path / "imagesTs", "p1_0000")
+    assert [case.name for case in cases_for_network(tmp_path / given, ["ct"]).cases] == ["p1"]
+
+
 def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files(tmp_path / "anna", "ct"))
     for path in (Path("ct.nii.gz"), Path(), tmp_path / "anna", tmp_path):
@@ -243,7 +249,8 @@ def test_every_format_has_a_row(tmp_path: Path) -> None:
     nifti(tmp_path / "v/a_t1.nii.gz")
     (tmp_path / "t.csv").write_text("id,t1\na,v/a_t1.nii.gz\n")
     (tmp_path / "l.json").write_text(json.dumps({"training": [{"id": "a", "image": {"t1": "v/a_t1.nii.gz"}}]}))
-    for path in (tmp_path / "v", tmp_path / "t.csv", tmp_path / "l.json", tmp_path / "v/a_t1.nii.gz"):
-        (case,) = find_dataset(path).cases
+    for name, about in (("v", "volumes named by channel"), ("t.csv", "a CSV table"), ("l.json", "a case list"),
+                        ("v/a_t1.nii.gz", "volumes named by channel")):  # fmt: skip
+        (case,) = find_dataset(tmp_path / name).cases
         assert (case.name, case.images) == ("a", {"t1": (tmp_path / "v/a_t1.nii.gz", None)})
-    assert len({source.about for source in SOURCES}) == len(SOURCES)
+        assert next(source.about for source in SOURCES if source.recognises(tmp_path / name)) == about
