@@ -7,7 +7,6 @@ BIDS), and volumes that name no channel. Channels go by name, never by position.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,29 +15,29 @@ from cmt_med.base.errors import ConfigError, DataError
 from cmt_med.base.text import counted
 from cmt_med.data.case import CASE_NAME, Case
 from cmt_med.data.conventions.names import (
-    LABEL_WORDS,
-    MASK_WORDS,
     SEQUENCES,
     canonical_channel,
     case_and_word,
     place_of,
 )
 from cmt_med.data.sources.dataset import Dataset
+from cmt_med.data.sources.file_names import (
+    BRAIN_MASK,
+    IMAGE,
+    LABEL,
+    MASK,
+    Key,
+    name_of,
+    patient_of_name,
+    role_for_network,
+)
 from cmt_med.data.sources.walk import MAX_DEPTH, walk
 from cmt_med.data.volumes.endings import VOXELS_BESIDE, looks_like_picture, looks_like_volume, volume_stem
 from cmt_med.data.volumes.formats import is_series
 from cmt_med.data.volumes.nifti import partner
 from cmt_med.data.volumes.streams import readable_name
 
-IMAGE, LABEL, MASK, BRAIN_MASK = "image", "label", "mask", "brainmask"
-MODALITIES = ("ct", "mri", "pet")
-"""Words that name a channel beside the MR sequences."""
-_IMAGE_WORDS = ("image", "img", "volume", "vol")
-_ROLE_FOLDER = re.compile(r"(image|label|mask|segmentation|annotation)s?(?:tr|ts|val)?\Z")
 _PROBABILITIES = "_prob"
-
-Key = tuple[tuple[str, ...], str]
-"""What the files of a case share: the folders between it and the root, but for those of images or labels; and its name."""
 
 
 @dataclass
@@ -108,7 +107,7 @@ def read(path: Path, channels: Sequence[str] | None, *, pictures: bool = False) 
     if channels is None and not sequences and not any(members.labels for members in groups.values()):
         _masks_as_labels(groups, found)
     for (_, name), members in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0])):
-        case = members.case(name, _patient(name) if channels is None else "")
+        case = members.case(name, patient_of_name(name) if channels is None else "")
         twice = _twice(members)
         if twice:
             found.problems.append(_contradiction(name, *twice[0]))
@@ -178,67 +177,6 @@ def _pictures(path: Path, found: Dataset) -> Iterator[Path]:
     return filter(looks_like_picture, walk(path, MAX_DEPTH, found.problems, is_leaf=is_series))
 
 
-# ---- names
-
-
-def _name_of(file: Path, root: Path, channels: Sequence[str] | None) -> tuple[Key, str]:
-    """Case and role of a file: a channel, or a constant above (``IMAGE`` where it names no channel)."""
-    stem = volume_stem(file)
-    place = place_of(file, stem)
-    several = channels if channels is not None and len(channels) > 1 else ()
-    name, word = case_and_word(stem, place.resolve().name, {*SEQUENCES, *LABEL_WORDS, *MASK_WORDS, *several})
-    within = place.relative_to(root).parts if place.is_relative_to(root) else ()
-    above = _ROLE_FOLDER.match(root.resolve().name.lower())
-    # A network is given what the user points at, and be it a folder called "masks".
-    own = (root.resolve().name,) if channels is None or (above and above[1] == IMAGE) else ()
-    folder = next(filter(None, (_ROLE_FOLDER.match(part.lower()) for part in reversed((*own, *within)))), None)
-    parts = re.match(r"(.+)[_.-]([A-Za-z0-9]+)\Z", stem, re.DOTALL)
-    if not word:
-        last = parts[2].lower() if parts else ""
-        if stem.lower() in (*_IMAGE_WORDS, *MODALITIES) and not folder:
-            name, word = place.resolve().name, "" if stem.lower() in _IMAGE_WORDS else stem
-        elif parts and (last in _IMAGE_WORDS or last in MODALITIES or last in (channels or ())):
-            name, word = parts[1], "" if last in _IMAGE_WORDS and last not in (channels or ()) else last
-        elif parts and folder and folder[1] == IMAGE and re.fullmatch(r"\d{4}", last):
-            name, word = parts[1], last
-        elif folder and folder[1] != IMAGE:
-            word = MASK if folder[1] == MASK else LABEL
-    return (_without_roles(within), name), _role(word, channels)
-
-
-def _role(word: str, channels: Sequence[str] | None) -> str:
-    role = canonical_channel(word) if word else IMAGE
-    if role in (channels or SEQUENCES) or role == BRAIN_MASK:
-        return role
-    return LABEL if role in LABEL_WORDS else MASK if role in MASK_WORDS else role
-
-
-def _without_roles(folders: Sequence[str]) -> tuple[str, ...]:
-    """The folders without those that part images from label maps: ``images``, ``labelsTr``, ``derivatives/NAME``."""
-    kept: list[str] = []
-    parts = iter(folders)
-    for part in parts:
-        if part.lower() == "derivatives":
-            next(parts, None)
-        elif not _ROLE_FOLDER.match(part.lower()):
-            kept.append(part)
-    return tuple(kept)
-
-
-def _for_network(role: str, channels: Sequence[str]) -> str | None:
-    """Return the role of a file where a network needs ``channels``; None for what it has no use for."""
-    if role in (*channels, BRAIN_MASK):
-        return role
-    # Beside images that name no sequence, "mask" may well be the label map.
-    if role == MASK:
-        return MASK if set(channels) <= set(SEQUENCES) else None
-    if role == LABEL or len(channels) > 1 or role in SEQUENCES:
-        return None  # another sequence is never taken for the network's
-    if role in MODALITIES and channels[0] in (*MODALITIES, *SEQUENCES):
-        return None
-    return channels[0] if not role.isdigit() or int(role) == 0 else None
-
-
 # ---- cases
 
 
@@ -255,8 +193,8 @@ def _grouped(
     for file in files:
         if channels is not None and volume_stem(file).endswith(_PROBABILITIES):
             continue  # beside label maps that infer has written
-        key, role = _name_of(file, root, channels)
-        wanted = role if channels is None else _for_network(role, channels)
+        key, role = name_of(file, root, channels)
+        wanted = role if channels is None else role_for_network(role, channels)
         if role == IMAGE and channels is not None and IMAGE not in channels and wanted is not None:
             nameless.append((key, file))
         elif wanted is not None:
@@ -326,12 +264,6 @@ def _contradiction(name: str, what: str, files: Sequence[Path]) -> DataError:
     )  # fmt: skip
     error.case = readable_name(Path(name))
     return error
-
-
-def _patient(name: str) -> str:
-    """The patient of a case: of BIDS the subject, whatever the session and the run; else the case itself."""
-    subject = re.match(r"sub-[A-Za-z0-9]+(?=_)", name)
-    return subject[0] if subject else name
 
 
 def _suffixes(cases: Iterable[Case]) -> set[str]:
