@@ -56,11 +56,13 @@ class CmtError(Exception):
 
     def within(self, where: str) -> CmtError:
         """The same error with a wider place named before its own, such as the case that a file belongs to."""
-        return type(self)(self.what, where=f"{where}: {self.where}", why=self.why, fix=self.fix, code=self.code)
+        error = type(self)(self.what, where=f"{where}: {self.where}", why=self.why, fix=self.fix, code=self.code)
+        error.case = self.case
+        return error
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process borders (data workers); the default would call __init__ with the message alone.
-        return _rebuild, (type(self), self.what, self.where, self.why, self.fix, self.code)
+        return _rebuild, (type(self), self.what, self.where, self.why, self.fix, self.code), {"case": self.case}
 
 
 def _on_one_line(text: str) -> str:

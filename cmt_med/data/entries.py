@@ -10,9 +10,7 @@ from typing import Any
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import CASE_NAME, Case
-from cmt_med.data.conventions.names import (
-    canonical_channel,
-)
+from cmt_med.data.conventions.names import canonical_channel
 from cmt_med.data.volumes.endings import volume_stem
 
 CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256", "class")
@@ -20,6 +18,17 @@ CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256", "class")
 
 
 def read_entry(entry: Any, where: str, path: Path, channels: tuple[str, ...]) -> Case:
+    """Make a case of an entry.
+
+    Args:
+        entry: as parsed from JSON.
+        where: in the list, for messages.
+        path: of the list, whose folder relative files are relative to.
+        channels: that the list names, in the order of an image's files.
+
+    Raises:
+        DataError: E_MANIFEST.
+    """
     if isinstance(entry, str):
         entry = {"image": entry}
     if not isinstance(entry, dict) or "image" not in entry:
@@ -99,5 +108,6 @@ def _sums(value: Any, where: str, path: Path) -> dict[Path, str]:
 
 
 def fault(path: Path, what: str, fix: str) -> DataError:
+    """Make the error for a case list that cannot be used."""
     return DataError(what, where=str(path), why="no case is guessed from a list that does not add up", fix=fix,
                      code="E_MANIFEST")  # fmt: skip

@@ -20,6 +20,15 @@ WHOLE_2D, WHOLE_3D = 128, 96
 
 
 def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, found: Dataset) -> str:
+    """Write out the commented config of a data set.
+
+    Args:
+        output: file of the config, which gives the experiment its name.
+        listed: file of the case list.
+        manifest: the data set.
+        seen: what a first look at its volumes has found.
+        found: how it lies on disk.
+    """
     environment = Environment(  # noqa: S701 - YAML, where HTML's escapes would be wrong; names are quoted as JSON
         loader=PackageLoader("cmt_med", "templates"),
         undefined=StrictUndefined,

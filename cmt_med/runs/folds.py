@@ -206,9 +206,6 @@ def _is_finished(request: Request, contents: Sequence[Sequence[str | None]]) -> 
     return isinstance(content, dict) and content.get("key") == _key(request, contents)
 
 
-# ---- several devices
-
-
 # ---- all folds together
 
 

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def card_of(experiment: Experiment, data: Prepared, outcome: Outcome, network: torch.nn.Module) -> ModelCard:
+    """Make the card of a model: all that inference needs beside its weights, and where it comes from."""
     return ModelCard(
         name=experiment.name,
         network=network_arguments(experiment, data),

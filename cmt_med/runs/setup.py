@@ -50,32 +50,30 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     if not any(case.label or case.class_name for case in found.cases):
         strange = [problem for problem in found.problems if problem.code == "E_LABEL"]
         raise strange[0] if strange else _unlabelled(path)
-    require_writable_folder(output.parent)
-    seen = _look(found)
-    if not seen.cases:
-        raise seen.problems[0]
-    classes = sorted({case.class_name for case in seen.cases if case.class_name})
-    if classes and convention is not None:
+    if convention is not None and any(case.class_name for case in found.cases):
         raise ConfigError(
             "a convention says what label values mean", where=f"--convention {convention}",
             why="these cases have classes, and no label is learned", fix="leave it out",
         )  # fmt: skip
-    if classes:
-        return _set_up_classes(found, seen, classes, output, listed)
-    if not seen.labelled:
-        raise seen.problems[0] if seen.problems else _unlabelled(path)
     if convention is not None and not set(found.channels) & {*SEQUENCES, "image"}:
         raise ConfigError(
             "a convention says what the labels of brain tumours mean", where=f"--convention {convention}",
             why=f"the channels are {', '.join(found.channels)}, no MR sequence", fix="leave it out, and name the labels",
         )  # fmt: skip
+    require_writable_folder(output.parent)
+    seen = _look(found)
+    if not seen.cases:
+        raise seen.problems[0]
+    classes = sorted({case.class_name for case in seen.cases if case.class_name})
+    if classes:
+        return _set_up_classes(found, seen, classes, output, listed)
+    if not seen.labelled:
+        raise seen.problems[0] if seen.problems else _unlabelled(path)
     known = found.labels or found.convention or convention
     if not known and not set(found.channels) & set(SEQUENCES):
         raise _unnamed(path, seen)
     style, reasons = _convention(found, seen, convention)
     labels = style.labels if style is not None else found.labels
-    if not labels:
-        raise _unnamed(path, seen)
     manifest = _manifest(found, seen, style, labels, listed)
     write_json(listed, manifest_content(manifest, manifest.cases, listed.parent))
     write_text(output, first_config(output, listed, manifest, seen, found))
@@ -188,9 +186,6 @@ def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: di
         regions=tuple(regions) if regions else None,
         colours=dict(found.colours),
     )
-
-
-# ---- the config
 
 
 # ---- what is said

@@ -157,9 +157,6 @@ def _train(
     )
 
 
-# ---- what comes out
-
-
 def _dry_run(experiment: Experiment, data: Prepared, setup: TrainingSetup) -> int:
     batch = next(setup.batches(0))
     device = next(setup.network.parameters()).device

@@ -1,4 +1,4 @@
-"""The training loop: an Ignite engine with its handlers, bounded by epochs, minutes or both."""
+"""One call that trains, or goes on training: the run, its budget, and the loop over both."""
 
 from __future__ import annotations
 

@@ -27,12 +27,11 @@ from cmt_med.training.steps import batch_groups, training_step
 log = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 3
-
-
+"""Steps without a finite loss that a run forgives."""
 CHECKPOINT_SECONDS = 300.0
-
-
+"""Between two checkpoints, whatever the epochs take."""
 MANY_EPOCHS = 10**7
+"""For Ignite, which asks for a number: the budget ends the run."""
 
 
 class TrainingEvents(EventEnum):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +20,7 @@ from cmt_med.infer import infer
 from cmt_med.init import init
 from cmt_med.launch.command import run_command
 from cmt_med.train import train
-from tests.helpers import save
+from tests.helpers import save, tiny_dataset
 
 TINY = "{stem_channels: 8, dims: [8, 16], depths: [1, 1], head_dim: 8, attention: [identity, identity], kv_strides: [2, 1]}"
 
@@ -135,3 +138,24 @@ def test_volumes_whose_size_matters(tmp_path: Path) -> None:
     assert card["preprocessing"]["enlarge"] is False
     metrics = json.loads((tmp_path / "run/report/metrics.json").read_text())
     assert metrics["summary"]["overall"]["auc"]["value"] >= 0.9
+
+
+def test_the_pipeline_of_volumes_above_the_median(tmp_path: Path) -> None:
+    """The classes are those of the masks: half of the training cases lie above the median of their own volumes."""
+    data = tiny_dataset(tmp_path / "d", cases=8).parent
+    listed = tmp_path / "list.json"
+    sets = [f"data.manifest={listed}", "data.channels=[a, b]", "data.split={by: last, count: 2}", "data.workers=0",
+            f"network.options={TINY}", "train.epochs=1", "train.patch_size=[16, 16, 16]",
+            f"output={tmp_path / 'run'}"]  # fmt: skip
+    script = Path(__file__).parents[2] / "pipelines/hippocampus_volume.py"
+    words = [word for item in sets for word in ("--set", item)]
+    done = subprocess.run([sys.executable, str(script), str(data), *words], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    entries = {entry["id"]: entry for entry in json.loads(listed.read_text())["training"]}
+    counts = {name: np.count_nonzero(nib.load(data / f"{name}_seg.nii.gz").dataobj) for name in entries}
+    training = sorted(entries)[:6]
+    median = np.median([counts[name] for name in training])
+    assert {name: entry["class"] for name, entry in entries.items()} == {
+        name: "larger" if count > median else "smaller" for name, count in counts.items()
+    }
+    assert {entries[name]["class"] for name in training} == {"larger", "smaller"}
