@@ -20,8 +20,8 @@ def main() -> int:
     """Run the command named on the command line."""
     app = typer.Typer(
         pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True, context_settings=HELP_OPTIONS,
-        help="Segmentation of medical images with CMT networks: inspect, init, train, infer, evaluate, view, compare. "
-        "--version prints the version.",
+        help="Segmentation and classification of medical images with CMT networks: inspect, init, train, infer, evaluate, view, "
+        "compare. --version prints the version.",
     )  # fmt: skip
     for command in (inspect, init, train, infer, evaluate, view, compare):
         app.command(context_settings=HELP_OPTIONS)(command)

@@ -12,8 +12,14 @@ from cmt_med.launch.command import Debug, begin_work, run_command
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Option(help="Folder of label maps, as infer writes it.")],
-    references: Annotated[Path, typer.Option(help="Folder of label maps of the same names, or a case list (.json).")],
+    predictions: Annotated[Path, typer.Option(help="Folder of label maps or of classes, as infer writes it.")],
+    references: Annotated[
+        Path,
+        typer.Option(
+            help="Label maps: a folder of the same names, or a case list (.json). Classes: a case list, a CSV table, or a folder "
+            "for each class."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Report folder.")],
     labels: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE[,VALUE...]; needed where the predictions have no run.json.")
@@ -40,6 +46,9 @@ def evaluate(
     Writes OUTPUT/report.html, metrics.json and metrics.csv: Dice, IoU, sensitivity, precision, specificity, HD, HD95,
     ASSD (mm), surface Dice, volumes (mL) and their errors. A case list may number its labels differently from the
     model: targets are matched by name. With a case list, the cases scored are those that were predicted (run.json).
+
+    Of classes: AUC, accuracy, sensitivity, Brier score and calibration; --labels, --empty, --tolerance and --lesion-wise are
+    for label maps.
 
     With --labels and no run.json, a value in a prediction that neither --labels, nor the case list, nor any reference has is
     an error of that case (E_LABEL), not background.

@@ -12,7 +12,12 @@ from cmt_med.launch.command import Debug, begin_work, run_command
 
 
 def init(
-    path: Annotated[Path, typer.Argument(help="A folder as downloaded, a dataset.json or a CSV table.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder as downloaded (volumes, 2D images, a folder for each class), a dataset.json or a CSV table."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="The config to write; the case list goes beside it, as NAME.json.")],
     convention: Annotated[
         str | None,

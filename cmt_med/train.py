@@ -31,7 +31,7 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     debug: Debug = False,
 ) -> int:
-    """Train a network from one YAML file, then segment and score the held-out cases.
+    """Train a network from one YAML file, then predict and score the held-out cases.
 
     The run folder gets model/ (give it to infer), report/report.html, checkpoints/, log.jsonl and tensorboard/. The same
     command again resumes an interrupted run (exit code 75). Runs unchanged under torchrun.

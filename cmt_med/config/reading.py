@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from cmt_med.base.errors import ConfigError
 from cmt_med.config.schema import INFERENCE_NAMES, Experiment, Inference, Section
@@ -277,8 +278,18 @@ def _explained(
         f"wrong value for {key}{more}" if first["type"] != "missing" else f"missing key {key}{more}",
         where=line,
         why=first["msg"].removeprefix("Value error, "),
-        fix=f"it was given {first['input']!r}" if first["type"] not in ("missing", "value_error") else "correct it",
+        fix=_advice(first, path, source),
     )
+
+
+def _advice(first: ErrorDetails, path: tuple[str, ...], source: str) -> str:
+    if first["type"] == "missing":
+        if source.endswith(".json"):
+            return "give the config (.yaml); this is named like a case list"
+        return f"write {'.'.join(path)}: VALUE; files in configs/ are examples"
+    if first["type"] == "value_error":
+        return "change one of the keys that it names"
+    return f"change {str(first['input'])[:100]!r}, which it was given"
 
 
 def _section_of(annotation: Any) -> type[Section] | None:

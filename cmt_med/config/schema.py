@@ -56,6 +56,12 @@ class Experiment(Section):
             )
         if self.task != "classification" and self.classification != Classification():
             raise ValueError("the section classification needs task: classification")
+        if self.task == "classification":
+            self._whole_images()
+        if self.network.freeze is not None and self.network.pretrained is None:
+            raise ValueError(
+                "network.freeze keeps what network.pretrained brings; without it, random weights would be frozen"
+            )
         if self.task != "classification" and not self.data.enlarge:
             raise ValueError("data.enlarge is for task: classification, where images are brought to one size")
         if self.inference.window is not None and len(self.inference.window) != dims:
@@ -67,6 +73,17 @@ class Experiment(Section):
         if self.data.spacing is not None and len(self.data.spacing) != 3:
             raise ValueError("data.spacing needs three numbers")
         return self
+
+    def _whole_images(self) -> None:
+        """Raise for what is read where images are cut into patches, or label maps are drawn."""
+        if self.data.slice_axis is not None:
+            raise ValueError("data.slice_axis is for label maps; with task: classification, 2D networks see 2D images")
+        if self.data.regions is not None:
+            raise ValueError("data.regions is for label maps, and task is classification")
+        if self.train.foreground_fraction != Train.model_fields["foreground_fraction"].default:
+            raise ValueError(
+                "train.foreground_fraction is for patches; with task: classification, images are seen whole"
+            )
 
 
 INFERENCE_NAMES = {"minimum": "min_region_mm3", "components": "min_component_mm3"}

@@ -129,6 +129,6 @@ def with_settings(cards: Sequence[ModelCard], overrides: Sequence[str]) -> list[
     changed = []
     for card in cards:
         settings = changed_inference(card.inference.model_copy(update=common), overrides)
-        card.scheme.check(settings)
+        card.outputs.check(settings)
         changed.append(card.model_copy(update={"inference": settings}))
     return changed

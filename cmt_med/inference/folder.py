@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import CmtError, DataError, OutputError
 from cmt_med.base.files import sha256, write_json
+from cmt_med.base.text import counted, visible
 from cmt_med.compute.limits import USUAL_LIMITS, Limits, bounded, is_out_of_memory
 from cmt_med.compute.memory import bytes_free
 from cmt_med.data.case import Case
@@ -21,6 +22,7 @@ from cmt_med.data.conventions.names import require_distinct
 from cmt_med.data.preprocessing.fingerprint import case_statistics, unlike_training
 from cmt_med.data.preprocessing.normalisation import background_value
 from cmt_med.data.preprocessing.pipeline import seen_by
+from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 from cmt_med.data.volumes.written import write_volume
 from cmt_med.inference.model import ModelCard
@@ -86,6 +88,7 @@ def infer_cases(
     for problem in problems:
         failures.append({"case": problem.case or problem.where} | problem.as_dict())
         log.error("no case\n%s", problem.message())
+    _name_others(folder, cases)
     asked = [*(case.name for case in cases), *(problem.case for problem in problems if problem.case)]
     _write_run(folder, predictor, asked, failures, banner, complete=False)
     read = partial(_read, predictor.card, folder, probabilities)
@@ -117,6 +120,18 @@ def infer_cases(
         predictor.finish(folder, cases)
     _write_run(folder, predictor, asked, failures, banner, complete=True)
     return failures
+
+
+def _name_others(folder: Path, cases: Sequence[Case]) -> None:
+    """Say how many results of an earlier run, of cases that are not among these, stay in the folder."""
+    names = {case.name for case in cases}
+    others = [p for p in folder.glob("*.json") if p.stem not in names and p.name not in ("run.json", "failures.json")]
+    count = sum(read_record(path).get("case") == path.stem for path in others)
+    if count:
+        log.warning(
+            "%s: results of %s from an earlier run stay here, and are not part of this one", folder,
+            counted(count, "other case"),
+        )  # fmt: skip
 
 
 def _write_run(
@@ -198,6 +213,7 @@ def _infer_case(
         return False
     if following is not None and loaded.image.nbytes <= AHEAD_BYTES:
         ahead.begin(following)
+    _require_dimensions(card, case, loaded)
     for stale in results.files:  # of other inputs, another model or other settings
         stale.unlink(missing_ok=True)
     if isinstance(predictor, WholeEnsemble):
@@ -210,11 +226,29 @@ def _infer_case(
         seen = case_statistics(alone, card.channels, card.preprocessing["clip"])
         resampled = card.preprocessing["spacing"] is not None
         flags += unlike_training(seen, volumes, card.training_data, resampled=resampled)
+    for flag in flags:
+        log.warning("%s: %s", visible(case.name), flag)
     members = [member["weights_sha256"] for member in card.provenance.get("members", [])]
     background = {n: background_value(c) for n, c in zip(card.channels, loaded.image, strict=True)}
     about = {"case": case.name, "members": members, "flags": flags, "background": background, "notice": banner}
     write_json(results.record, found.key | said | about)
     return True
+
+
+def _require_dimensions(card: ModelCard, case: Case, loaded: Loaded) -> None:
+    """Raise where a network of 2D images would see a volume at once, or one of volumes a 2D image."""
+    depth, source = loaded.grid.shape[2], case.images[card.channels[0]][0]
+    if card.slice_axes and not card.outputs.dense and depth > 1:
+        what, fix = (
+            "the case is a volume, the model classifies 2D images",
+            "give it single images, or train with volumes",
+        )
+    elif not card.slice_axes and depth == 1 and looks_like_picture(source):
+        what, fix = "the case is a 2D image, the model is for volumes", "give it volumes, or train with 2D images"
+    else:
+        return
+    shape = "×".join(map(str, loaded.grid.shape))
+    raise DataError(what, where=f"case {case.name}: {source}", why=f"it has {shape} voxels", fix=fix, code="E_NDIM")
 
 
 def _label_map(

@@ -156,13 +156,19 @@ def require_same_references(reports: Sequence[SavedReport]) -> None:
     """Refuse reports whose references of one case differ in voxels or in mL: they are not the same case, or grid.
 
     Raises:
-        DataError: E_REFERENCE, naming the case.
+        DataError: E_REFERENCE, naming the case; E_TARGETS for models of other classes.
     """
     seen: dict[tuple[str, str], tuple[Mapping[str, float], SavedReport]] = {}
     for report in reports:
         for case, rows in report.cases.items():
             for target, row in rows.items():
                 known, earlier = seen.setdefault((case, target), (row, report))
+                if _classes(known) != _classes(row):
+                    raise DataError(
+                        "the models have different classes",
+                        where=f"{_place(earlier)}: {', '.join(_classes(known))}; {_place(report)}: {', '.join(_classes(row))}",
+                        why="their errors are not of one kind", fix="compare models of the same classes", code="E_TARGETS",
+                    )  # fmt: skip
                 if known.get("reference_class") != row.get("reference_class"):
                     raise DataError(
                         "the references differ: another class", where=f"case {case} in {_place(earlier)} and {_place(report)}",
@@ -182,6 +188,11 @@ def require_same_references(reports: Sequence[SavedReport]) -> None:
                         fix="evaluate both against the same references",
                         code="E_REFERENCE",
                     )
+
+
+def _classes(row: Mapping[str, float]) -> list[str]:
+    """The classes that a row has probabilities of; none of label maps."""
+    return [key.removeprefix("p_") for key in row if key.startswith("p_")]
 
 
 def require_defined_alike(reports: Sequence[SavedReport], cases: Sequence[str], metric: str) -> None:

@@ -28,11 +28,11 @@ def serve(folder: Path, *, images: Path | None = None, port: int = 0, browser: b
     if not folder.is_dir():
         raise DataError("there is no such folder", where=str(folder), why="nothing can be shown",
                         fix="give a run, the --output of infer, or a report folder", code="E_IO")  # fmt: skip
+    source = find_source(folder, images)
     script = viewer_script()
     if script is None:
         raise ConfigError("the viewer is not built", where="cmt_med/reports/assets/viewer.js",
                           why="the page would show nothing", fix=HOW_TO_BUILD, code="E_VIEWER")  # fmt: skip
-    source = find_source(folder, images)
     with listen(port) as listening:
         token = secrets.token_urlsafe(32)
         number = listening.getsockname()[1]
@@ -96,7 +96,7 @@ def make_server(source: Source, script: str, *, token: str, port: int) -> Any:
     except ImportError as error:
         raise ConfigError(
             "view needs packages that are not installed", where="cmt-med view", why=str(error),
-            fix="pip install 'cmt_med[serve]'", code="E_VIEWER",
+            fix="pip install fastapi uvicorn, or cmt_med with its extra serve", code="E_VIEWER",
         ) from error  # fmt: skip
     config = uvicorn.Config(
         make_app(source, script, token=token, port=port), http=BoundedProtocol, ws="none", lifespan="off", log_level="warning",

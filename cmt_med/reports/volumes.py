@@ -265,6 +265,11 @@ def read_listing(folder: Path) -> Listing:
         DataError: E_REPORT, if there is none, or it is damaged.
     """
     path = folder / FILE
+    if not path.is_file() and (folder / "metrics.json").is_file():
+        raise DataError(
+            "this report has no volumes to view", where=str(folder), why="it is one of classes, or its volumes.json is gone",
+            fix="open its report.html; of label maps, evaluate again", code="E_REPORT",
+        )  # fmt: skip
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         cases = tuple(

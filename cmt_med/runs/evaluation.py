@@ -13,16 +13,18 @@ import numpy as np
 
 from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, CmtError, ConfigError, DataError
 from cmt_med.base.files import require_writable_folder, write_json
+from cmt_med.base.text import counted
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.data.conventions.names import MEAN
 from cmt_med.data.manifest import colours_of, load_manifest, sums_of
 from cmt_med.data.sources import cases_for_network
-from cmt_med.data.sources.predicted import RunRecord, label_maps_in, read_run, targets_in
-from cmt_med.data.volumes.gate import load_labels
+from cmt_med.data.sources.predicted import RUN_FILE, RunRecord, label_maps_in, read_run, targets_in
+from cmt_med.data.volumes.gate import content_of, load_labels
 from cmt_med.evaluation.lesions import lesion_rule_named
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_tolerances
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
+from cmt_med.inference.results import read_record
 from cmt_med.reports.answers import AnswerEvaluation
 from cmt_med.reports.provenance import describe_evaluation
 from cmt_med.reports.publish import Evaluation
@@ -50,7 +52,16 @@ def score_predictions(
         lesion_rule_named(lesions)
     run = _run_of(predictions)
     if run.task in TASKS and not TASKS[run.task].dense:
-        return _score_answers(predictions, references, output, run, labels)
+        asked_for = {"--labels": labels, "--empty": empty, "--tolerance": tolerance, "--lesion-wise": lesion_wise}
+        for option, value in asked_for.items():
+            if value:
+                raise ConfigError(
+                    f"{option} is for label maps",
+                    where=option,
+                    why=f"these are predictions of {run.task}",
+                    fix="leave it out",
+                )
+        return _score_answers(predictions, references, output, run)
     targets = _targets(labels, run)
     expected = _references(references, targets, run, predictions, by_name=not labels)
     targets = {name: values for name, values in targets.items() if name in expected.targets}
@@ -91,15 +102,8 @@ def score_predictions(
     return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
 
 
-def _score_answers(predictions: Path, references: Path, output: Path, run: RunRecord, labels: list[str] | None) -> int:
+def _score_answers(predictions: Path, references: Path, output: Path, run: RunRecord) -> int:
     """Score answers for whole images: references are a case list or table with classes, or a folder for each class."""
-    if labels:
-        raise ConfigError(
-            "--labels is for label maps",
-            where="--labels",
-            why=f"these are predictions of {run.task}",
-            fix="leave it out",
-        )
     names = run.labels or {}
     task = whole_image_task(TASKS[run.task].from_card(names, None))
     found = cases_for_network(references, run.channels or ["image"])
@@ -107,6 +111,9 @@ def _score_answers(predictions: Path, references: Path, output: Path, run: RunRe
         log.warning("not a reference: %s", problem.message())
     cases = {case.name: case for case in found.cases if task.has_target(case)}
     if run.cases is not None and set(run.cases) & set(cases):
+        unknown = sorted(set(run.cases) - set(cases))
+        if unknown:
+            log.warning("%s without a reference, not scored: %s", counted(len(unknown), "prediction"), _some(unknown))
         cases = {name: case for name, case in cases.items() if name in set(run.cases)}
     if not cases:
         raise DataError(
@@ -115,6 +122,7 @@ def _score_answers(predictions: Path, references: Path, output: Path, run: RunRe
             code="E_LABEL",
         )  # fmt: skip
     _require_apart(output, predictions)
+    _warn_of_other_images(predictions, cases)
     scored = AnswerEvaluation(task, dict.fromkeys(cases, predictions), cases, run.notice).score()
     require_writable_folder(output)
     _write_failures(output, scored.failures)
@@ -125,6 +133,23 @@ def _score_answers(predictions: Path, references: Path, output: Path, run: RunRe
     scored.write_metrics(output, {"run": run.model_dump(exclude_unset=True), "evaluation": described})
     print(f"report: {scored.write_page(output, f'Evaluation of {run.model or predictions.name}')}")
     return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
+
+
+def _warn_of_other_images(predictions: Path, cases: Mapping[str, Case]) -> None:
+    """Say which references are not the images that were classified: names alone match what has nothing in common."""
+    other = []
+    for name, case in cases.items():
+        seen = read_record(predictions / f"{name}.json").get("input_sha256")
+        with contextlib.suppress(CmtError, OSError):
+            now = {channel: content_of(path, case) for channel, (path, _) in case.images.items()}
+            if isinstance(seen, dict) and any(now.get(channel, value) != value for channel, value in seen.items()):
+                other.append(name)
+    if other:
+        log.warning(
+            "%s: not the image that was classified, but another of its name: %s",
+            counted(len(other), "reference"),
+            _some(other),
+        )
 
 
 def _require_apart(output: Path, predictions: Path) -> None:
@@ -252,6 +277,16 @@ def _some(names: Collection[str]) -> str:
 
 def _run_of(predictions: Path) -> RunRecord:
     """Read the predictions' run.json; nothing where there is none."""
+    if predictions.is_dir() and not (predictions / RUN_FILE).is_file() and (predictions / "model").is_dir():
+        raise ConfigError(
+            "this is a run of training", where=f"--predictions {predictions}",
+            why="its held-out cases have been scored already, in report/", fix="give the --output folder of infer",
+        )  # fmt: skip
+    if predictions.is_file():
+        raise DataError(
+            "predictions are a folder", where=str(predictions), why="run.json and a file for each case lie in it",
+            fix=f"give {predictions.parent}", code="E_IO",
+        )  # fmt: skip
     if not predictions.is_dir():
         raise DataError("there are no predictions", where=str(predictions), fix="check --predictions", code="E_IO")
     return read_run(predictions) or RunRecord()

@@ -92,6 +92,11 @@ def _written(card: ModelCard, found: Dataset, convention: str | None) -> ModelCa
         DataError: E_CONVENTION, if nobody asked, the input's lack one, and a number would have two meanings.
     """
     names = [case.name for case in found.cases]
+    if convention is not None and not card.outputs.dense:
+        raise ConfigError(
+            "--convention is for label maps", where=f"--convention {convention}", why=f"the model's task is {card.task}",
+            fix="leave it out",
+        )  # fmt: skip
     if convention is not None and card.outputs.dense:
         chosen = named_convention(convention, names)
         return renumbered(card, chosen.labels, chosen.name)

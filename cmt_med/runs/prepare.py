@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -114,8 +115,15 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
 
 
 def _require_slices(entries: Sequence[CachedCase], experiment: Experiment) -> None:
-    """Raise where volumes are to be cut into slices, and nothing says across which axis."""
-    if experiment.network.spatial_dims == 3 or experiment.data.slice_axis is not None:
+    """Raise where volumes are to be cut into slices, and nothing says across which axis, or where 2D images would be."""
+    if experiment.network.spatial_dims == 3:
+        return
+    if experiment.data.slice_axis is not None:
+        if experiment.data.slice_axis != 2 and entries and all(entry.image().shape[-1] == 1 for entry in entries):
+            raise ConfigError(
+                "2D images cannot be cut into slices", where=f"data.slice_axis={experiment.data.slice_axis}",
+                why="lines of one pixel would be left", fix="leave data.slice_axis out",
+            )  # fmt: skip
         return
     thick = [entry for entry in entries if entry.image().shape[-1] > 1]
     if thick:
@@ -172,6 +180,10 @@ def _warn_of_missing_labels(training: list[CachedCase], entries: list[CachedCase
         )  # fmt: skip
     shown = {value for entry in training for value in entry.values()}
     classes = any(entry.target is not None for entry in entries)  # of which none is a background
+    numbers = Counter(entry.target for entry in entries if entry.target is not None)
+    rare = [name for name, value in labels.items() if numbers and numbers[value] == 1]
+    if rare:
+        log.warning("of class %s there is one case: it can be trained on or scored, not both", ", ".join(rare))
     missing = [f"{name} ({value})" for name, value in labels.items() if (value or classes) and value not in shown]
     if missing:
         what = "class" if classes else "label"

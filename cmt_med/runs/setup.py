@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
         raise found.problems[0] if found.problems else _nothing(path)
     if not any(case.label or case.class_name for case in found.cases):
         strange = [problem for problem in found.problems if problem.code == "E_LABEL"]
-        raise strange[0] if strange else _unlabelled(path)
+        raise strange[0] if strange else _unlabelled(path, pictures=found.pictures)
     if convention is not None and any(case.class_name for case in found.cases):
         raise ConfigError(
             "a convention says what label values mean", where=f"--convention {convention}",
@@ -65,15 +66,21 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     if not seen.cases:
         raise seen.problems[0]
     classes = sorted({case.class_name for case in seen.cases if case.class_name})
+    _require_distinct_classes(classes, path)
     if classes:
         return _set_up_classes(found, seen, classes, output, listed)
     if not seen.labelled:
-        raise seen.problems[0] if seen.problems else _unlabelled(path)
+        raise seen.problems[0] if seen.problems else _unlabelled(path, pictures=found.pictures)
     known = found.labels or found.convention or convention
     if not known and not set(found.channels) & set(SEQUENCES):
         raise _unnamed(path, seen)
     style, reasons = _convention(found, seen, convention)
     labels = style.labels if style is not None else found.labels
+    if not any(seen.values.keys() - {0}):
+        raise DataError(
+            "all label maps are empty", where=str(path), why="there is nothing to learn from",
+            fix="check that these are the masks", code="E_LABEL",
+        )  # fmt: skip
     manifest = _manifest(found, seen, style, labels, listed)
     write_json(listed, manifest_content(manifest, manifest.cases, listed.parent))
     write_text(output, first_config(output, listed, manifest, seen, found))
@@ -98,11 +105,15 @@ def _set_up_classes(found: Dataset, seen: Survey, classes: list[str], output: Pa
     experiment = load_config(output)
     counts = Counter(case.class_name for case in manifest.cases)
     patients = len({case.group for case in manifest.cases})
+    rare = [name for name in classes if counts[name] == 1]
     for line in (
-        f"data set:   {found.title}, {counted(len(manifest.cases), 'case')} of {counted(patients, 'patient')}",
+        f"data set:   {found.title}, {counted(len(manifest.cases), 'case')}"
+        + (f" of {counted(patients, 'patient')}" if patients < len(manifest.cases) else ""),
         "classes:    " + ", ".join(f"{name} ({counted(counts[name], 'case')})" for name in classes),
         f"channels:   {', '.join(channels)}",
         *(f"note:       {note}" for note in found.notes),
+        *(f"note:       of {name} there is one case: it is trained on or scored, not both" for name in rare),
+        *_untaught([case.name for case in manifest.cases if not case.class_name], "class"),
         *(f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}" for failure in failures),
     ):
         print(visible(line))
@@ -129,7 +140,10 @@ def _note_failures(found: Dataset, seen: Survey, folder: Path) -> list[dict[str,
 
 def _require_free(output: Path, listed: Path, *, force: bool) -> None:
     if output.suffix not in (".yaml", ".yml"):
-        raise OutputError("the config needs a name in .yaml", where=f"--output {output}", fix="for example my.yaml")
+        raise ConfigError(
+            "the config needs a name in .yaml", where=f"--output {output}", why="the case list beside it is named after it",
+            fix="for example my.yaml",
+        )  # fmt: skip
     there = [str(path) for path in (output, listed) if path.exists()]
     if there and not force:
         raise OutputError(
@@ -221,14 +235,44 @@ def _told(
         )
     for note in found.notes:
         yield f"note:       {note}"
+    yield from _untaught([case.name for case in manifest.cases if case.label is None], "label map")
+    if {1, 255} <= seen.values.keys() and not any({1, 255} <= values for values in seen.values_in.values()):
+        yield (
+            f"look at:    the foreground is 1 in {counted(seen.values[1], 'case')} and 255 in {seen.values[255]}: if both mean "
+            "the same, rewrite one kind"
+        )
     doubtful = cavities_in_doubt(style, seen.values_in) if style is not None else []
     if doubtful:
         yield (f"look at:    {', '.join(doubtful[:10])}{' and more' if len(doubtful) > 10 else ''}: a cavity (4) without "
               "enhancing tumour (3), or a mask numbered as until 2021, where 4 is enhancing tumour")  # fmt: skip
-    for case, pairs in sorted(seen.copies.items()):
+    for case, pairs in sorted(seen.copies.items()) if not found.pictures else ():  # grey, saved in colour
         yield f"copied:     case {case}: {', '.join(f'{a} and {b} are the same image' for a, b in pairs)}"
     for failure in failures:
         yield f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}"
+
+
+def _untaught(names: list[str], lacking: str) -> Iterator[str]:
+    """A line on the cases that nothing can be learned from."""
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        yield f"note:       {counted(len(names), 'case')} without a {lacking}, not trained on: {', '.join(names[:5])}{more}"
+
+
+def _require_distinct_classes(classes: list[str], path: Path) -> None:
+    """Raise for classes whose names differ in capitals, spaces or underscores alone.
+
+    Raises:
+        DataError: E_LABEL, naming both.
+    """
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(re.sub(r"[\s_]+", "", name).casefold(), name)
+        if other != name:
+            raise DataError(
+                f"two classes have almost the same name: {other!r} and {name!r}", where=str(path),
+                why="one is more often a slip of the pen than a class of its own", fix="write both alike, or name them apart",
+                code="E_LABEL",
+            )  # fmt: skip
 
 
 def _print_plan(experiment: Experiment, manifest: Manifest, targets: int) -> None:
@@ -247,7 +291,13 @@ def _nothing(path: Path) -> DataError:
                      fix="give the folder with the cases", code="E_IO")  # fmt: skip
 
 
-def _unlabelled(path: Path) -> DataError:
+def _unlabelled(path: Path, *, pictures: bool) -> DataError:
+    if pictures:
+        return DataError(
+            "no image has a label map or a class", where=str(path), why="there is nothing to train on",
+            fix="put label maps into a folder beside the images (images/ and masks/); for classes, give the folder above: one "
+            "folder for each of at least two classes", code="E_LABEL",
+        )  # fmt: skip
     return DataError(
         "no case has a label map", where=str(path), why="there is nothing to train on",
         fix=f"name label maps CASE_{LABEL_WORDS[0]}, or _{', _'.join(LABEL_WORDS[1:])}; to segment with a trained model, "

@@ -11,7 +11,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 
-from cmt_med.base.errors import EXIT_DONE
+from cmt_med.base.errors import EXIT_DONE, DataError
 from cmt_med.base.files import (
     locked,
     remove_leftovers,
@@ -164,6 +164,12 @@ def _dry_run(experiment: Experiment, data: Prepared, setup: TrainingSetup) -> in
     moved = on_device(batch, device, setup.augment)
     value = setup.task.loss(setup.network.train()(moved["image"]), moved)
     value.backward()
+    if not bool(value.isfinite()):
+        raise DataError(
+            f"the loss of the first step is {float(value.detach())}", where="batch of " + ", ".join(
+                sorted({data.training[int(i)].name for i in batch["case"]})
+            ), why="these cases have extreme values, or nothing to learn from", fix="look at the cases", code="E_NAN",
+        )  # fmt: skip
     step_seconds = time.monotonic() - begun
     begun = time.monotonic()
     score = "none is held out"

@@ -39,7 +39,8 @@ def train_from_config(
     if experiment.folds is None and (fold is not None or len(devices) > 1):
         raise ConfigError(
             "the config has no folds", where=f"--fold {fold}" if fold is not None else f"--device {device}",
-            why="a single training runs on one device; torchrun spreads it over several", fix="add --set folds=5",
+            why="there is only one training, and nothing to choose from" if fold is not None
+            else "a single training runs on one device; torchrun spreads it over several", fix="add --set folds=5",
         )  # fmt: skip
     request = Request(experiment, tuple(overrides), pick_device(devices[0]), started, fresh, dry_run, limit)
     if experiment.folds is None:

@@ -221,8 +221,10 @@ class Budget:
         possible = self._most_steps(step + self._affordable()) - step
         too_long = planned > possible * REPLAN_MARGIN
         if too_long or possible > max(planned * LONGER_MARGIN, planned + REPLAN_EVERY):
-            word = "slower" if too_long else "faster"
-            log.info("the machine is %s than planned: %d instead of %d steps", word, step + possible, step + planned)
+            log.info(
+                "at this pace, %g minutes are enough for %d steps, not the %d planned", self.train.max_minutes, step + possible,
+                step + planned,
+            )  # fmt: skip
             self.plan.bend(step, step + possible)
             all_epochs = self.train.epochs is not None and step + possible == self.train.epochs * self.steps_per_epoch
             self.bound = "epochs" if all_epochs else "max_minutes"

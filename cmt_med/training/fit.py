@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cmt_med.base.errors import DataError
 from cmt_med.compute.heartbeat import Heartbeat
 from cmt_med.config.schema import Optimizer, Train
 from cmt_med.training.budget import Budget
@@ -56,7 +57,7 @@ def fit(
 
     Raises:
         Interrupted: after ``stop_requested``; E_WORKER, E_RANK if a data worker or another process of the job is gone.
-        DataError: E_NAN at the fourth step without a finite loss; E_CHECKPOINT if the folder's checkpoints are damaged.
+        DataError: E_NAN at the fourth step without a finite loss, or if none has one; E_CHECKPOINT if checkpoints are damaged.
         ConfigError: if they belong to another experiment; E_MEMORY.
         OutputError: if a checkpoint or a log cannot be written.
     """
@@ -79,6 +80,11 @@ def fit(
     with explained(train):
         Loop(run, budget, seed=seed, stop_requested=stop_requested, heartbeat=heartbeat, banner=banner).run()
     heartbeat.at("")
+    if run.position.skipped and run.position.skipped >= run.position.step:
+        raise DataError(
+            "no step had a finite loss", where=str(folder), why="each batch was skipped, and nothing has been learned",
+            fix="look at the cases, or lower optimizer.lr", code="E_NAN",
+        )  # fmt: skip
     return Outcome(
         weights=run.chosen_weights(),
         steps=run.position.step,

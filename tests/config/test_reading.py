@@ -151,7 +151,7 @@ def test_keys_that_came_later_do_not_change_what_a_run_is_known_by() -> None:
     assert not {"min_region_mm3", "min_component_mm3"} & plain["inference"].keys()
     chosen = Experiment.model_validate(content | {"inference": {"choose": ["min_region_mm3"]}})
     assert without_later_keys(chosen.model_dump())["inference"]["choose"] == ["minimum"]
-    changed = content | {"optimizer": {"betas": [0.9, 0.95]}, "network": {"freeze": "encoder"}}
+    changed = content | {"optimizer": {"betas": [0.9, 0.95]}, "network": {"freeze": "encoder", "pretrained": "runs/x"}}
     other = without_later_keys(Experiment.model_validate(changed).model_dump())
     assert other["optimizer"]["betas"] == (0.9, 0.95)
     assert other["network"]["freeze"] == "encoder"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.case import CASE_NAME, Case
+from cmt_med.data.case import CASE_NAME, COLOURS, Case
 from cmt_med.data.conventions.names import require_distinct
 from cmt_med.data.sources import by_channel, case_list, classes, pictures, table
 from cmt_med.data.sources.dataset import Dataset
@@ -86,7 +86,8 @@ def cases_for_network(path: Path, channels: Sequence[str]) -> Dataset:
     if not found.cases:
         raise _unmatched(path, channels) if found.kind == "file" else DataError(
             "no cases found", where=readable_name(path), why=f"the network needs {', '.join(channels)}",
-            fix="name files by channel (CASE_t1ce.nii.gz), use --channel NAME=FILE, or give a case list",
+            fix="give 2D images or a folder of them" if {*channels} <= {"image", *COLOURS} else
+            "name files by channel (CASE_t1ce.nii.gz), use --channel NAME=FILE, or give a case list",
             code="E_CHANNEL",
         )  # fmt: skip
     require_distinct([case.name for case in found.cases], readable_name(path))

@@ -24,7 +24,10 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, channels: Sequence[str] | None) -> Dataset:
     """Find a case for each image, with the name of its folder as its class."""
-    found = class_cases(class_folders(path), channels)
+    folders = class_folders(path)
+    found = class_cases(folders, channels)
+    empty = sorted(p.name for p in walk(path, 0, [], is_leaf=lambda _: True) if p.is_dir() and p.name not in folders)
+    found.notes += [f"no image in folder {name}: it is no class" for name in empty]
     found.title = path.resolve().name
     return found
 

@@ -48,7 +48,10 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
         if path.stat().st_size > MAX_CSV_BYTES:
             raise _bad_table(path, f"it is larger than {MAX_CSV_BYTES} bytes", "split it")
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            table = csv.DictReader(stream)
+            begin = stream.readline()
+            stream.seek(0)
+            # Where the comma is the decimal sign, spreadsheets put semicolons between columns.
+            table = csv.DictReader(stream, delimiter=max(",;\t", key=begin.count))
             rows, header = list(table), list(table.fieldnames or ())
     except OSError as error:
         raise DataError(
@@ -75,10 +78,11 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
             else f"no column is a channel; columns: {', '.join(header) or 'none'}"
             if not channel
             else "it has no lines",
-            f"name a column for each channel ({', '.join(wanted or SEQUENCES)}), and id, seg, patient, fold, mask as needed",
+            f"name a column for each channel ({', '.join(wanted or SEQUENCES)}), and id, seg, class, patient, fold or mask",
         )
     if unused:
         result.notes.append(f"columns that nothing reads: {', '.join(unused)}")
+    _require_files(path, rows, [column for column, key in role.items() if key == "label"])
     for number, row in enumerate(rows, 2):
         result.cases.append(_row_case(path, number, row, role, channel))
     result.suffixes = {column.strip() for column in channel}
@@ -86,6 +90,17 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
     if channels is not None:
         leave_out_incomplete(result)
     return result
+
+
+def _require_files(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str]) -> None:
+    """Raise for a column that is called as of label maps, and whose cells are words."""
+    for column in columns:
+        cells = {row[column].strip() for row in rows if row[column] and row[column].strip()}
+        if cells and not any(set(cell) & set("./\\") for cell in cells):
+            raise _bad_table(
+                path, f"column {column!r} is one of label maps, and {sorted(cells)[0]!r} is no file of one",
+                "call a column of classes class",
+            )  # fmt: skip
 
 
 def _names_images(cells: Iterable[str | None]) -> bool:

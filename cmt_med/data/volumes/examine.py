@@ -151,7 +151,7 @@ def _image(
     listed: bool,
 ) -> None:  # fmt: skip
     named = [position for _, position in parts if position is not None]
-    if listed:
+    if listed or (named and volume.stored.is_picture):  # in grey, it has the colours that the others of its folder have
         volume = as_listed(volume, [name for name, _ in parts] if named else None, where)
     extra = volume.stored.shape[3:]
     if len(extra) > 1 or (listed and extra != ((len(named),) if named else ())):
@@ -171,7 +171,7 @@ def _image(
         values = statistics(volume, where, position)
         low, high = min(low, values.low), max(high, values.high)
         found.flags += flags_of(name, values.low, values.high, values.sample)
-        if values.digest in seen.contents:
+        if values.digest in seen.contents and not volume.stored.is_picture:  # shades of grey are often saved in colour
             report.flags.append(f"{seen.contents[values.digest]} and {name} are the same image")
         seen.contents.setdefault(values.digest, name)
     found.range = (low, high)

@@ -117,7 +117,9 @@ def read_state_dict(source: str | PathLike[str] | Mapping[str, Any]) -> dict[str
                 "the weights cannot be read",
                 where=str(path),
                 why=_reason(error, path),
-                fix="give a file of tensors; of a checkpoint with more inside, save the state dict alone",
+                fix="check the path"
+                if isinstance(error, FileNotFoundError)
+                else "give a file of tensors; of a checkpoint with more inside, save the state dict alone",
                 code="E_WEIGHTS",
             ) from error
     for key in ("model", "state_dict"):
@@ -128,10 +130,13 @@ def read_state_dict(source: str | PathLike[str] | Mapping[str, Any]) -> dict[str
             "these are not a network's weights",
             where="the dict" if isinstance(source, Mapping) else str(source),
             why="weights are a dict from names to tensors, possibly under the key 'model'",
-            fix="give the checkpoint as published",
+            fix="give the checkpoint as published; of a run of cmt_med, its folder or its model/",
             code="E_WEIGHTS",
         )
     return dict(content)
+
+
+_TEXT = (".csv", ".json", ".txt", ".yaml", ".yml")
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -140,6 +145,8 @@ def _reason(error: Exception, path: Path) -> str:
         return "there is no such file"
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if path.suffix.lower() in _TEXT:
+        return "it is a text file"
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
         return "it holds objects beside tensors, which could run code while they are read"
     if isinstance(error, SafetensorError):

@@ -24,6 +24,7 @@ from cmt_med.tasks.sections import Assessment
 from cmt_med.tasks.task import Batch, Metric
 
 USUAL = Settings()
+USUAL_INFERENCE = Inference()
 
 
 class Classification:
@@ -99,11 +100,17 @@ class Classification:
 
     def check(self, settings: Inference) -> None:
         """Raise for settings of label maps."""
-        for key in ("thresholds", "min_region_mm3", "min_component_mm3", "choose"):
-            if getattr(settings, key):
+        for key in ("threshold", "thresholds", "min_region_mm3", "min_component_mm3", "confident", "choose"):
+            if getattr(settings, key) != getattr(USUAL_INFERENCE, key):
                 raise ConfigError(
                     "post-processing is for label maps", where=f"inference.{key}",
                     why="a class is the most probable one", fix=f"leave inference.{key} out",
+                )  # fmt: skip
+        for key in ("window", "overlap"):
+            if getattr(settings, key) != getattr(USUAL_INFERENCE, key):
+                raise ConfigError(
+                    "windows are for label maps", where=f"inference.{key}",
+                    why="the network sees a whole image at once", fix=f"leave inference.{key} out",
                 )  # fmt: skip
 
     def loss(self, output: Tensor | list[Tensor], batch: Batch) -> Tensor:

@@ -52,6 +52,11 @@ class Segmentation:
                 why="no labels are named" if not manifest.labels else "no case has a label",
                 fix='add "labels": {"0": "background", ...} and a "label" for each case', code="E_MANIFEST",
             )  # fmt: skip
+        if set(manifest.labels.values()) == {0}:
+            raise DataError(
+                "there is nothing to learn from", where=str(manifest.path), why="its only label is the background",
+                fix="check the label maps: all of them are empty", code="E_LABEL",
+            )  # fmt: skip
         wanted = experiment.data.regions
         if wanted == "brats":
             wanted = list(manifest.regions) if manifest.regions is not None else standard_regions(manifest.labels)
