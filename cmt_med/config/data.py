@@ -58,8 +58,10 @@ class Data(Section):
         False, description="make synthetic heads (PHANTOM DATA) if the config's own case list does not exist"
     )
     channels: list[str] = Field(min_length=1, description="input channels by name, in the network's order")
-    regions: list[Region] | Literal["brats"] | None = Field(
-        None, description="overlapping targets; brats: those of the case list or the challenge; null: a class per label"
+    regions: list[Region] | Literal["brats", "listed"] | None = Field(
+        None,
+        description="overlapping targets; listed: those of the case list; brats: these, or the challenge's; null: a class per "
+        "label",
     )
     split: Split = Split(by="random", fraction=0.2)
     spacing: list[VoxelSize] | None = Field(None, description="voxel size in mm to resample to; null keeps it")

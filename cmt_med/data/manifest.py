@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from cmt_med.base.errors import DataError
 from cmt_med.base.text import RepeatedKeyError, strict_json
 from cmt_med.config.schema import Region
+from cmt_med.data import nnunet
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS
 from cmt_med.data.conventions.names import (
@@ -56,16 +57,19 @@ class Manifest:
 def load_manifest(path: Path) -> Manifest:
     """Read a case list; relative paths are relative to its folder.
 
-    Understood: ``training`` / ``test`` lists of ``{"image": ..., "label": ...}``, where an image is one 3D file, one 4D
-    file, a list of files in the order of ``modality`` (or ``channel_names``), or a mapping from channel to file; optional
-    ``id``, ``group``, ``fold`` and ``mask`` (foreground) for each case; ``labels`` in either direction; ``colours`` of masks in
-    colour, from ``"#rrggbb"`` to a label value; ``class`` for each case, what it shows as a whole, and ``classes`` for the order
-    of these, which else is that of their names.
+    A ``dataset.json`` of nnU-Net is understood (:mod:`cmt_med.data.nnunet`); and ``training`` / ``test`` lists of ``{"image":
+    ..., "label": ...}``, where an image is one 3D file, one 4D file, a list of files in the order of ``modality`` (or
+    ``channel_names``), or a mapping from channel to file; optional ``id``, ``group``, ``fold`` and ``mask`` (foreground) for
+    each case; ``labels`` in either direction; ``colours`` of masks in colour, from ``"#rrggbb"`` to a label value; ``class``
+    for each case, what it shows as a whole, and ``classes`` for the order of these, which else is that of their names.
 
     Raises:
         DataError: E_MANIFEST, naming the entry.
     """
+    path = path / "dataset.json" if path.is_dir() else path
     content = _read(path)
+    if nnunet.describes(content, path):
+        content = nnunet.as_case_list(content, path)
     channels = _channel_names(content, path)
     listed = content.get("training")
     if not isinstance(listed, list):
@@ -110,7 +114,7 @@ def load_manifest(path: Path) -> Manifest:
         demo=content.get("demo") is True,
         test=test,
         convention=_convention(content, path, labels),
-        regions=_regions(content, path),
+        regions=_regions(content, path, labels),
         colours=colours,
         classes=_classes(content, path, cases),
     )
@@ -284,11 +288,17 @@ def _convention(content: dict[str, Any], path: Path, labels: dict[str, int]) -> 
     return str(word)
 
 
-def _regions(content: dict[str, Any], path: Path) -> tuple[Region, ...] | None:
+def _regions(content: dict[str, Any], path: Path, labels: Mapping[str, int]) -> tuple[Region, ...] | None:
+    """The regions, whose labels may be written as ``labels`` has them in the file."""
     if content.get("regions") is None:
         return None
+
+    def known(name: str) -> str:
+        return next((n for n in (name, canonical_label(name), name.lower()) if n in labels), name)
+
     try:
-        return tuple(Region.model_validate(region) for region in content["regions"])
+        regions = [Region.model_validate(region) for region in content["regions"]]
+        return tuple(Region(name=r.name, labels=[*map(known, r.labels)], write=known(r.write)) for r in regions)
     except (TypeError, ValidationError) as error:
         form = '"regions": [{"name": "WT", "labels": ["NCR", "ED", "ET"], "write": "ED"}]'
         raise fault(path, "'regions' is not a list of regions", f"write {form}") from error

@@ -191,7 +191,7 @@ def _references(
         path = path / "dataset.json"
     if path.suffix.lower() == ".json":
         manifest = load_manifest(path)
-        cases = {case.name: case for case in manifest.cases if case.label is not None}
+        cases = {case.name: case for case in (*manifest.cases, *manifest.test) if case.label is not None}
         if run.cases is not None:
             cases = {name: case for name, case in cases.items() if name in set(run.cases)}
         theirs = targets_in(manifest, run, predictions) if by_name else targets

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from cmt_med.data.conventions.names import is_brain_tumour
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.survey import Survey
 from cmt_med.data.sources.dataset import Dataset
@@ -35,6 +36,7 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    brain = bool(manifest.convention) or is_brain_tumour(manifest.labels, manifest.channels)
     patients = len({case.group for case in manifest.cases})
     name = re.sub(r"[^A-Za-z0-9._-]", "_", output.stem).lstrip("._-")[:100] or "experiment"
     return environment.get_template("experiment.yaml.j2").render(
@@ -44,7 +46,8 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
         channels=[_quoted(name) for name in manifest.channels],
         data_set=" ".join(found.title.split()),  # on one line: it stands in a comment
         convention=manifest.convention,
-        brats=manifest.regions is not None,
+        brats=manifest.regions is not None and brain,
+        listed=manifest.regions is not None and not brain,
         folds=5 if patients >= 5 else max(2, patients),
         dims=2 if found.pictures else 3,
         classes=list(manifest.classes),

@@ -188,7 +188,7 @@ def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: di
 
     # Only parts of a brain tumour make up the challenge's regions; a liver's necrosis is a label like any other.
     brain = style is not None or is_brain_tumour(labels, found.channels)
-    regions = standard_regions(labels) if brain else None
+    regions = found.regions or (standard_regions(labels) if brain else None)
     return Manifest(
         path=path,
         name=found.name,

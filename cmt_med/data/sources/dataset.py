@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_med.base.errors import DataError
+from cmt_med.config.schema import Region
 from cmt_med.data.case import CASE_NAME, Case
 from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.data.volumes.streams import readable_name
@@ -24,6 +25,7 @@ class Dataset:
         channels: of its cases.
         labels: names and values of labels that the data set states.
         colours: of label maps in colour (``Case.colours``).
+        regions: overlapping targets that the data set states.
         convention: that the case list states.
         demo: whether the case list says that its volumes are synthetic.
         suffixes: what file names (or a list) call the channels.
@@ -46,6 +48,7 @@ class Dataset:
     channels: list[str] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     colours: dict[int, int] = field(default_factory=dict)
+    regions: tuple[Region, ...] | None = None
     convention: str = ""
     demo: bool = False
     suffixes: set[str] = field(default_factory=set)

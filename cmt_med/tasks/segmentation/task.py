@@ -58,6 +58,13 @@ class Segmentation:
                 fix="check the label maps: all of them are empty", code="E_LABEL",
             )  # fmt: skip
         wanted = experiment.data.regions
+        if wanted == "listed":
+            if manifest.regions is None:
+                raise ConfigError(
+                    "the case list has no regions", where="data.regions=listed", why=f"{manifest.path} names labels alone",
+                    fix="leave it out, or write out data.regions",
+                )  # fmt: skip
+            wanted = list(manifest.regions)
         if wanted == "brats":
             wanted = list(manifest.regions) if manifest.regions is not None else standard_regions(manifest.labels)
             if not wanted:
