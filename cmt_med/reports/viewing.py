@@ -96,7 +96,7 @@ def make_server(source: Source, script: str, *, token: str, port: int) -> Any:
     except ImportError as error:
         raise ConfigError(
             "view needs packages that are not installed", where="cmt-med view", why=str(error),
-            fix="pip install fastapi uvicorn, or cmt_med with its extra serve", code="E_VIEWER",
+            fix="pip install 'cmt_med[serve]'", code="E_VIEWER",
         ) from error  # fmt: skip
     config = uvicorn.Config(
         make_app(source, script, token=token, port=port), http=BoundedProtocol, ws="none", lifespan="off", log_level="warning",

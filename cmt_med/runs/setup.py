@@ -140,7 +140,7 @@ def _note_failures(found: Dataset, seen: Survey, folder: Path) -> list[dict[str,
 
 def _require_free(output: Path, listed: Path, *, force: bool) -> None:
     if output.suffix not in (".yaml", ".yml"):
-        raise ConfigError(
+        raise OutputError(
             "the config needs a name in .yaml", where=f"--output {output}", why="the case list beside it is named after it",
             fix="for example my.yaml",
         )  # fmt: skip

@@ -190,7 +190,7 @@ def test_folders_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "no image in folder zigzag" in capsys.readouterr().out
     assert run_command(init, [str(tmp_path / "d/along"), "--output", str(tmp_path / "one.yaml")]) == 65
     assert "one folder for each of at least two classes" in capsys.readouterr().err
-    assert run_command(init, [str(tmp_path / "d"), "--output", str(tmp_path / "o.txt")]) == 64
+    assert run_command(init, [str(tmp_path / "d"), "--output", str(tmp_path / "o.txt")]) == 73
 
 
 def test_masks_that_are_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
