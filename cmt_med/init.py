@@ -22,7 +22,7 @@ def init(
     convention: Annotated[
         str | None,
         typer.Option(
-            help="Whose labels: brats2013, brats2017 to brats2021, brats2023, brats2024 (or in full: brats2023-men), msd; "
+            help="Whose labels: none, brats2013, brats2017 to brats2021, brats2023, brats2024 (or in full: brats2023-men), msd; "
             "only where init asks."
         ),
     ] = None,

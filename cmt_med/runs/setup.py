@@ -22,7 +22,14 @@ from cmt_med.config.reading import load_config
 from cmt_med.config.schema import Experiment
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS, Convention, patient_of, standard_regions
-from cmt_med.data.conventions.names import LABEL_WORDS, SEQUENCES, TUMOUR_LABELS, is_brain_tumour, require_distinct
+from cmt_med.data.conventions.names import (
+    LABEL_WORDS,
+    SEQUENCES,
+    TUMOUR_LABELS,
+    is_brain_tumour,
+    labels_by_number,
+    require_distinct,
+)
 from cmt_med.data.conventions.signs import Signs, UnknownChallengeError, cavities_in_doubt, recognise
 from cmt_med.data.manifest import Manifest, manifest_content
 from cmt_med.data.preprocessing.survey import Survey, survey
@@ -30,6 +37,9 @@ from cmt_med.data.sources import find_dataset
 from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
 from cmt_med.data.splits import split_cases
 from cmt_med.runs.first_config import first_config
+
+NO_CONVENTION = "none"
+"""The answer that labels are of no challenge: each is called by its number."""
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +50,7 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     Raises:
         DataError: E_IO, E_LABEL, E_CONVENTION, or the first faulty case where none is left; OutputError: if a file exists.
     """
+    by_number, convention = convention == NO_CONVENTION, None if convention == NO_CONVENTION else convention
     listed = output.with_suffix(".json")
     _require_free(output, listed, force=force)
     found = find_dataset(path)
@@ -71,9 +82,11 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
         return _set_up_classes(found, seen, classes, output, listed)
     if not seen.labelled:
         raise seen.problems[0] if seen.problems else _unlabelled(path, pictures=found.pictures)
-    known = found.labels or found.convention or convention
-    if not known and not set(found.channels) & set(SEQUENCES):
-        raise _unnamed(path, seen)
+    if by_number or not (found.labels or found.convention or convention or set(found.channels) & set(SEQUENCES)):
+        found.labels, found.convention = labels_by_number(seen.values), ""
+        found.notes.append(
+            f"nothing names the labels: {_listed(found.labels)}; rename them under 'labels' in the case list"
+        )
     style, reasons = _convention(found, seen, convention)
     labels = style.labels if style is not None else found.labels
     if not any(seen.values.keys() - {0}):
@@ -170,7 +183,7 @@ def _convention(found: Dataset, seen: Survey, asked: str | None) -> tuple[Conven
     if asked is None and found.convention:
         return recognise(signs, found.convention, origin="the case list's convention")
     if asked is None and found.labels and not set(found.labels) & set(TUMOUR_LABELS):
-        return None, ["the values in the masks" if found.pictures else "the case list names the labels"]
+        return None, ["the case list names the labels" if found.listed else "the values in the label maps"]
     try:
         return recognise(signs, asked)
     except UnknownChallengeError:
@@ -286,6 +299,10 @@ def _print_plan(experiment: Experiment, manifest: Manifest, targets: int) -> Non
         print(f"plan:       {line}")
 
 
+def _listed(labels: dict[str, int]) -> str:
+    return ", ".join(f"{value} {name}" for name, value in labels.items())
+
+
 def _nothing(path: Path) -> DataError:
     return DataError("there are no cases here", where=str(path), why="no volume was found",
                      fix="give the folder with the cases", code="E_IO")  # fmt: skip
@@ -303,13 +320,3 @@ def _unlabelled(path: Path, *, pictures: bool) -> DataError:
         fix=f"name label maps CASE_{LABEL_WORDS[0]}, or _{', _'.join(LABEL_WORDS[1:])}; to segment with a trained model, "
         "no config is needed: cmt-med infer --model MODEL --input PATH", code="E_LABEL",
     )  # fmt: skip
-
-
-def _unnamed(path: Path, seen: Survey) -> DataError:
-    return DataError(
-        "what the labels mean is not known",
-        where=str(path),
-        why=f"the files have the values {', '.join(map(str, sorted(seen.values)))}, and nothing names them",
-        fix='give a case list with "labels": {"0": "background", "1": ...}, or --convention',
-        code="E_CONVENTION",
-    )

@@ -135,3 +135,10 @@ def require_distinct(cases: Iterable[str], where: str) -> None:
                 why="one result would overwrite the other", fix="rename one, or list them with ids", code="E_MANIFEST",
             )  # fmt: skip
         seen[key] = name
+
+
+def labels_by_number(values: Iterable[int]) -> dict[str, int]:
+    """Names for labels that have none: one alone is the foreground, several are called by their numbers."""
+    kept = sorted(set(values) - {0})
+    names = ["foreground"] if len(kept) == 1 else [f"label_{value}" for value in kept]
+    return {"background": 0} | dict(zip(names, kept, strict=True))

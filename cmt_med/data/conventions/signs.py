@@ -203,7 +203,7 @@ def _question(why: str, signs: Signs, likely: Collection[str] = (), *, kind: typ
     )
     fix = "no --convention agrees with all of that; correct the files, or write a case list that names the labels"
     if listed:
-        fix = f"which convention do the labels follow? Answer with --convention WORD: {listed}"
+        fix = f"which convention do the labels follow? Answer with --convention WORD: {listed}; none, where they are not of these"
     return kind(
         "what the labels mean is not certain",
         where=f"label values {_listed(signs.values)}",

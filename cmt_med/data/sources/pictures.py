@@ -16,6 +16,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.base.files import sha256
 from cmt_med.base.text import counted
 from cmt_med.data.case import COLOURS, Case
+from cmt_med.data.conventions.names import labels_by_number
 from cmt_med.data.sources import by_channel
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.sources.walk import MAX_DEPTH, walk
@@ -107,9 +108,7 @@ def labelled_pictures(path: Path) -> Dataset:
         found.colours = _colour_map(values, path)
         found.labels = {"background": 0} | {f"colour_{code:06x}": v for code, v in found.colours.items() if v}
     elif values:
-        kept = [value for value in values if value]
-        names = ["foreground"] if len(kept) == 1 else [f"label_{value}" for value in kept]
-        found.labels = {"background": 0} | dict(zip(names, kept, strict=True))
+        found.labels = labels_by_number(values)
     if found.labels:
         meaning = {v: f"#{code:06x} = " for code, v in found.colours.items()}
         listed = ", ".join(f"{meaning.get(v, '')}{v} {name}" for name, v in found.labels.items())
