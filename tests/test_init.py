@@ -254,3 +254,27 @@ def test_a_relative_case_list_is_looked_for_here_and_beside_the_config(
         load_config(config)
     beside.unlink()
     assert load_config(config).data.manifest == "lists/a.json"
+
+
+@pytest.mark.parametrize("convention", [None, "none"])
+def test_labels_that_nothing_names(tmp_path: Path, convention: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a CT they are called by their numbers; of MR sequences, that is an answer to the question."""
+    word = "ct" if convention is None else "t2"
+    for i in range(3):
+        label = np.zeros((8, 9, 7), np.uint8)
+        label[2:5, 2:5, 2:5] = 1 + i
+        save(
+            tmp_path / f"d/p{i}/p{i}_{word}.nii.gz",
+            np.random.default_rng(i).normal(size=label.shape).astype(np.float32),
+        )
+        save(tmp_path / f"d/p{i}/p{i}_seg.nii.gz", label)
+    arguments = [str(tmp_path / "d"), "--output", str(tmp_path / "my.yaml")]
+    if convention:
+        assert run_command(init, arguments) == 65
+        assert "none, where they are not of these" in capsys.readouterr().err
+        arguments += ["--convention", convention]
+    assert run_command(init, arguments) == 0
+    assert "1 label_1, 2 label_2, 3 label_3" in capsys.readouterr().out
+    manifest = load_manifest(tmp_path / "my.json")
+    assert manifest.labels == {"background": 0, "label_1": 1, "label_2": 2, "label_3": 3}
+    assert manifest.regions is None

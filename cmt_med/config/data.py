@@ -51,7 +51,7 @@ class Data(Section):
 
     manifest: str = Field(
         min_length=1,
-        description="case list: MSD dataset.json or MONAI datalist JSON; "
+        description="case list (MSD dataset.json, MONAI datalist), or a folder or table that init takes; "
         "a relative path is looked for in the current folder, then in the config's",
     )
     phantom: bool = Field(

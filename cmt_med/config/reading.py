@@ -89,9 +89,9 @@ def _listed_beside(manifest: str, config: Path) -> str:
         ConfigError: if there is one in each of them.
     """
     here, beside = Path(manifest), config.absolute().parent / manifest
-    if here.is_absolute() or not beside.is_file() or (here.is_file() and here.samefile(beside)):
+    if here.is_absolute() or not beside.exists() or (here.exists() and here.samefile(beside)):
         return manifest
-    if here.is_file():
+    if here.exists():
         raise ConfigError(
             "the config names two case lists", where=f"data.manifest: {manifest}",
             why=f"one lies in the current folder, {here.absolute()}, and another beside the config, {beside}",

@@ -25,6 +25,7 @@ from cmt_med.base.files import locked, read_lines, require_writable_folder, writ
 from cmt_med.base.text import counted
 from cmt_med.config.reading import dump_config
 from cmt_med.config.schema import Experiment, Inference, Split, without_later_keys
+from cmt_med.data import nnunet
 from cmt_med.data.case import Case
 from cmt_med.data.manifest import Manifest, load_manifest
 from cmt_med.data.phantom import BANNER
@@ -36,6 +37,7 @@ from cmt_med.runs.folder import clear_run
 from cmt_med.runs.outcome import report_details
 from cmt_med.runs.parallel import train_in_parallel
 from cmt_med.runs.prepare import bound_demo, ensure_phantom, prepare_data
+from cmt_med.runs.recognition import data_set
 from cmt_med.runs.scoring import scored_cases
 from cmt_med.runs.single import Request, run_experiment
 from cmt_med.tasks import TASKS
@@ -149,7 +151,7 @@ def check_folds(experiment: Experiment, overrides: Sequence[str]) -> Manifest:
     """
     assert experiment.folds is not None  # by the callers
     ensure_phantom(experiment, overrides)
-    manifest = load_manifest(Path(experiment.data.manifest))
+    manifest = data_set(Path(experiment.data.manifest))
     labelled = [case for case in manifest.cases if TASKS[experiment.task].has_target(case)]
     named = {case.fold for case in labelled}
     if None not in named and named and named != set(range(experiment.folds)):
@@ -173,13 +175,16 @@ def check_folds(experiment: Experiment, overrides: Sequence[str]) -> Manifest:
 
 
 def _contents(manifest: Manifest) -> list[list[str | None]]:
-    """The content of every file of the cases that folds are made of, as hashes."""
-    return [
-        [content_of(path, case) if path is not None else None for path in (*images, case.label, case.mask)]
-        for case in manifest.cases
-        if case.label is not None or case.class_name
-        for images in [sorted({path for path, _ in case.images.values()})]
-    ]
+    """The content of every file of the cases that folds are made of, as hashes; and what no list says of them."""
+    listed = manifest.path.is_file() and not (manifest.path.parent / nnunet.SPLITS).is_file()
+    contents: list[list[str | None]] = []
+    for case in manifest.cases:
+        if case.label is None and not case.class_name:
+            continue
+        files = (*sorted({path for path, _ in case.images.values()}), case.label, case.mask)
+        hashes = [content_of(path, case) if path is not None else None for path in files]
+        contents.append(hashes if listed else [case.name, case.group, case.class_name, str(case.fold), *hashes])
+    return contents
 
 
 def _key(request: Request, contents: Sequence[Sequence[str | None]]) -> str:
@@ -189,7 +194,8 @@ def _key(request: Request, contents: Sequence[Sequence[str | None]]) -> str:
             exclude={"output": True, "data": {"workers", "manifest", "phantom"}, "inference": {"batch_size"}}
         )
     )
-    listed = Path(request.experiment.data.manifest).read_bytes()
+    path = Path(request.experiment.data.manifest)
+    listed = path.read_bytes() if path.is_file() else b""
     content = json.dumps([NETWORKS_VERSION, asked, request.limit, contents], sort_keys=True).encode() + listed
     return hashlib.sha256(content).hexdigest()
 

@@ -30,7 +30,7 @@ from cmt_med.compute.machine import (
 from cmt_med.compute.ranks import ProcessGroup
 from cmt_med.config.reading import changed_settings, dump_config
 from cmt_med.config.schema import Experiment
-from cmt_med.data.manifest import load_manifest, manifest_content
+from cmt_med.data.manifest import manifest_content
 from cmt_med.data.phantom import BANNER
 from cmt_med.inference.model import save_model
 from cmt_med.runs.assemble import case_validator, monitored, training_setup
@@ -39,6 +39,7 @@ from cmt_med.runs.network import plain_network, start_network
 from cmt_med.runs.outcome import card_of, report_run
 from cmt_med.runs.plan import fit_device
 from cmt_med.runs.prepare import Prepared, bound_demo, ensure_phantom, prepare_data
+from cmt_med.runs.recognition import data_set
 from cmt_med.training.faults import explained
 from cmt_med.training.fit import Outcome, fit
 from cmt_med.training.state import TrainingSetup, require_same_run, said_bounds
@@ -89,7 +90,7 @@ def run_experiment(request: Request) -> int:
                 remove_leftovers(folder, *(folder / name for name in RUN_FILES))
             ensure_phantom(experiment, request.overrides)
         group.meet()
-        manifest = load_manifest(Path(experiment.data.manifest))
+        manifest = data_set(Path(experiment.data.manifest))
         experiment = bound_demo(experiment, manifest, list(request.overrides))
         banner = BANNER if manifest.demo else ""
         if banner:

@@ -1,0 +1,219 @@
+"""What a data set as downloaded is: its files read through the gate, its cases, classes, channels and labels."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from cmt_med.base.errors import ConfigError, DataError
+from cmt_med.compute.memory import within_what_is_left
+from cmt_med.data.case import Case
+from cmt_med.data.conventions.brats import CONVENTIONS, Convention, patient_of, standard_regions
+from cmt_med.data.conventions.names import (
+    LABEL_WORDS,
+    SEQUENCES,
+    TUMOUR_LABELS,
+    is_brain_tumour,
+    labels_by_number,
+    require_distinct,
+)
+from cmt_med.data.conventions.signs import Signs, UnknownChallengeError, recognise
+from cmt_med.data.manifest import Manifest, load_manifest
+from cmt_med.data.preprocessing.survey import Survey, survey
+from cmt_med.data.sources import case_list, find_dataset
+from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
+
+NO_CONVENTION = "none"
+"""The answer that labels are of no challenge: each is called by its number."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A data set, and how it was understood.
+
+    Attributes:
+        found: how it lies on disk; cases that cannot be used are among its problems.
+        seen: what its files hold.
+        manifest: its cases with channels, labels or classes.
+        style: the challenge whose labels these are; None for labels of its own.
+        reasons: for that.
+    """
+
+    found: Dataset
+    seen: Survey
+    manifest: Manifest
+    style: Convention | None = None
+    reasons: list[str] = field(default_factory=list)
+
+
+def data_set(path: Path) -> Manifest:
+    """The data set that a config names: a case list as it stands, or whatever ``init`` takes, whose files are read first.
+
+    Raises:
+        DataError: as of :func:`cmt_med.data.manifest.load_manifest` and :func:`recognised`.
+    """
+    if case_list.recognises(path) or not path.exists():
+        return load_manifest(path)
+    known = recognised(path, path, None)
+    for note in known.found.notes:
+        log.info("%s: %s", path, note)
+    for problem in [*known.found.problems, *known.seen.problems]:
+        log.warning("left out: %s", problem.message())
+    return known.manifest
+
+
+def recognised(path: Path, listed: Path, convention: str | None) -> Recognised:
+    """Read a data set as downloaded.
+
+    Args:
+        path: as of ``cmt-med init``.
+        listed: where its case list will lie.
+        convention: the answer to what the labels mean; None if nobody asked.
+
+    Raises:
+        DataError: E_IO, E_LABEL, E_CONVENTION, or the first faulty case where none is left; ConfigError: for an answer that does
+            not fit.
+    """
+    by_number, convention = convention == NO_CONVENTION, None if convention == NO_CONVENTION else convention
+    found = find_dataset(path)
+    if found.by_name:
+        require_distinct([case.name for case in found.cases], str(path))
+    leave_out_incomplete(found)
+    if not found.cases:
+        raise found.problems[0] if found.problems else _nothing(path)
+    if not any(case.label or case.class_name for case in found.cases):
+        strange = [problem for problem in found.problems if problem.code == "E_LABEL"]
+        raise strange[0] if strange else _unlabelled(path, pictures=found.pictures)
+    if convention is not None and any(case.class_name for case in found.cases):
+        raise ConfigError(
+            "a convention says what label values mean", where=f"--convention {convention}",
+            why="these cases have classes, and no label is learned", fix="leave it out",
+        )  # fmt: skip
+    if convention is not None and not set(found.channels) & {*SEQUENCES, "image"}:
+        raise ConfigError(
+            "a convention says what the labels of brain tumours mean", where=f"--convention {convention}",
+            why=f"the channels are {', '.join(found.channels)}, no MR sequence", fix="leave it out, and name the labels",
+        )  # fmt: skip
+    seen = _look(found)
+    if not seen.cases:
+        raise seen.problems[0]
+    classes = sorted({case.class_name for case in seen.cases if case.class_name})
+    _require_distinct_classes(classes, path)
+    if classes:
+        manifest = Manifest(
+            listed, found.name, tuple(seen.cases), tuple(found.channels), {}, found.demo or seen.demo, classes=tuple(classes)
+        )  # fmt: skip
+        return Recognised(found, seen, manifest)
+    if not seen.labelled:
+        raise seen.problems[0] if seen.problems else _unlabelled(path, pictures=found.pictures)
+    if by_number or not (found.labels or found.convention or convention or set(found.channels) & set(SEQUENCES)):
+        found.labels, found.convention = labels_by_number(seen.values), ""
+        found.notes.append(
+            f"nothing names the labels: {_listed(found.labels)}; rename them under 'labels' in the case list"
+        )
+    style, reasons = _convention(found, seen, convention)
+    labels = style.labels if style is not None else found.labels
+    if not any(seen.values.keys() - {0}):
+        raise DataError(
+            "all label maps are empty", where=str(path), why="there is nothing to learn from",
+            fix="check that these are the masks", code="E_LABEL",
+        )  # fmt: skip
+    return Recognised(found, seen, _manifest(found, seen, style, labels, listed), style, reasons)
+
+
+def _look(found: Dataset) -> Survey:
+    console = Console(stderr=True)
+    progress = Progress(console=console, disable=not console.is_terminal, transient=True)
+    with within_what_is_left(), progress as bar:
+        task = bar.add_task("reading", total=len(found.cases))
+        begun = time.monotonic()
+        result = survey(found.cases, found.channels, tick=lambda: bar.advance(task))
+    log.info("%d cases read in %.0f s", len(found.cases), time.monotonic() - begun)
+    return result
+
+
+def _convention(found: Dataset, seen: Survey, asked: str | None) -> tuple[Convention | None, list[str]]:
+    """The convention; None where the case list names labels of its own that are no challenge's."""
+    named = found.labels or (CONVENTIONS[found.convention].labels if found.convention else {})
+    signs = Signs([c.name for c in seen.cases], found.suffixes, set(seen.values), named, seen.values_in)
+    if asked is None and found.convention:
+        return recognise(signs, found.convention, origin="the case list's convention")
+    if asked is None and found.labels and not set(found.labels) & set(TUMOUR_LABELS):
+        return None, ["the case list names the labels" if found.listed else "the values in the label maps"]
+    try:
+        return recognise(signs, asked)
+    except UnknownChallengeError:
+        strange = set(seen.values) - set(found.labels.values())
+        # A list that names tumour parts says what they mean, whoever numbered the cases: only a challenge's names overrule.
+        if asked is None and found.labels and not strange:
+            return None, ["the case list names the labels"]
+        raise
+
+
+def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: dict[str, int], path: Path) -> Manifest:
+    def with_patient(case: Case) -> Case:
+        own = case.group not in ("", case.name)
+        return case if style is None or own else replace(case, group=patient_of(case.name, style))
+
+    # Only parts of a brain tumour make up the challenge's regions; a liver's necrosis is a label like any other.
+    brain = style is not None or is_brain_tumour(labels, found.channels)
+    regions = found.regions or (standard_regions(labels) if brain else None)
+    return Manifest(
+        path=path,
+        name=found.name,
+        cases=tuple(with_patient(case) for case in seen.cases),
+        channels=tuple(found.channels),
+        labels=dict(labels),
+        demo=found.demo or seen.demo,
+        convention=style.name if style is not None else "",
+        regions=tuple(regions) if regions else None,
+        colours=dict(found.colours),
+    )
+
+
+def _require_distinct_classes(classes: list[str], path: Path) -> None:
+    """Raise for classes whose names differ in capitals, spaces or underscores alone.
+
+    Raises:
+        DataError: E_LABEL, naming both.
+    """
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(re.sub(r"[\s_]+", "", name).casefold(), name)
+        if other != name:
+            raise DataError(
+                f"two classes have almost the same name: {other!r} and {name!r}", where=str(path),
+                why="one is more often a slip of the pen than a class of its own", fix="write both alike, or name them apart",
+                code="E_LABEL",
+            )  # fmt: skip
+
+
+def _listed(labels: dict[str, int]) -> str:
+    return ", ".join(f"{value} {name}" for name, value in labels.items())
+
+
+def _nothing(path: Path) -> DataError:
+    return DataError("there are no cases here", where=str(path), why="no volume was found",
+                     fix="give the folder with the cases", code="E_IO")  # fmt: skip
+
+
+def _unlabelled(path: Path, *, pictures: bool) -> DataError:
+    if pictures:
+        return DataError(
+            "no image has a label map or a class", where=str(path), why="there is nothing to train on",
+            fix="put label maps into a folder beside the images (images/ and masks/); for classes, give the folder above: one "
+            "folder for each of at least two classes", code="E_LABEL",
+        )  # fmt: skip
+    return DataError(
+        "no case has a label map", where=str(path), why="there is nothing to train on",
+        fix=f"name label maps CASE_{LABEL_WORDS[0]}, or _{', _'.join(LABEL_WORDS[1:])}; to segment with a trained model, "
+        "no config is needed: cmt-med infer --model MODEL --input PATH", code="E_LABEL",
+    )  # fmt: skip
