@@ -147,14 +147,14 @@ def _convention(found: Dataset, seen: Survey, asked: str | None) -> tuple[Conven
     if asked is None and found.convention:
         return recognise(signs, found.convention, origin="the case list's convention")
     if asked is None and found.labels and not set(found.labels) & set(TUMOUR_LABELS):
-        return None, ["the case list names the labels" if found.listed else "the values in the label maps"]
+        return None, [f"{found.named_by} names the labels" if found.named_by else "the values in the label maps"]
     try:
         return recognise(signs, asked)
     except UnknownChallengeError:
         strange = set(seen.values) - set(found.labels.values())
         # A list that names tumour parts says what they mean, whoever numbered the cases: only a challenge's names overrule.
         if asked is None and found.labels and not strange:
-            return None, ["the case list names the labels"]
+            return None, [f"{found.named_by} names the labels"]
         raise
 
 

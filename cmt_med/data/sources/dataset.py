@@ -24,6 +24,7 @@ class Dataset:
         test: cases that a case list names apart, without references.
         channels: of its cases.
         labels: names and values of labels that the data set states.
+        named_by: what states them.
         colours: of label maps in colour (``Case.colours``).
         regions: overlapping targets that the data set states.
         convention: that the case list states.
@@ -47,6 +48,7 @@ class Dataset:
     test: list[Case] = field(default_factory=list)
     channels: list[str] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+    named_by: str = ""
     colours: dict[int, int] = field(default_factory=dict)
     regions: tuple[Region, ...] | None = None
     convention: str = ""

@@ -22,6 +22,9 @@ MODALITIES = ("ct", "mri", "pet")
 _IMAGE_WORDS = ("image", "img", "volume", "vol")
 _ROLE_FOLDER = re.compile(r"(image|label|mask|segmentation|annotation)s?(?:tr|ts|val)?\Z")
 
+_DERIVED = re.compile(r"_(?:space|label|desc|res|den|seg|atlas)-[A-Za-z0-9]+")
+"""What BIDS puts into the names of label maps beside those of their image."""
+
 Key = tuple[tuple[str, ...], str]
 """What the files of a case share: the folders between it and the root, but for those of images or labels; and its name."""
 
@@ -48,7 +51,10 @@ def name_of(file: Path, root: Path, channels: Sequence[str] | None) -> tuple[Key
             name, word = parts[1], last
         elif folder and folder[1] != IMAGE:
             word = MASK if folder[1] == MASK else LABEL
-    return (_without_roles(within), name), _role(word, channels)
+    role = _role(word, channels)
+    if role in (LABEL, MASK) and name.startswith("sub-"):
+        name = _DERIVED.sub("", name)
+    return (_without_roles(within), name), role
 
 
 def _role(word: str, channels: Sequence[str] | None) -> str:
