@@ -7,6 +7,7 @@ import sys
 import typer
 
 from cmt_med.compare import compare
+from cmt_med.convert import convert
 from cmt_med.evaluate import evaluate
 from cmt_med.infer import infer
 from cmt_med.init import init
@@ -20,10 +21,10 @@ def main() -> int:
     """Run the command named on the command line."""
     app = typer.Typer(
         pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True, context_settings=HELP_OPTIONS,
-        help="Segmentation and classification of medical images with CMT networks: inspect, init, train, infer, evaluate, view, "
-        "compare. --version prints the version.",
+        help="Segmentation and classification of medical images with CMT networks: inspect, init, convert, train, infer, "
+        "evaluate, view, compare. --version prints the version.",
     )  # fmt: skip
-    for command in (inspect, init, train, infer, evaluate, view, compare):
+    for command in (inspect, init, convert, train, infer, evaluate, view, compare):
         app.command(context_settings=HELP_OPTIONS)(command)
     return run_app(app, name="cmt-med")
 

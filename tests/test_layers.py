@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cmt_med"
-VERBS = {"__main__", "compare", "evaluate", "infer", "init", "inspect", "train", "view"}
+VERBS = {"__main__", "compare", "convert", "evaluate", "infer", "init", "inspect", "train", "view"}
 """The only modules at the root, beside the package's own."""
 FLOORS: dict[str, int] = {
     "base": 0, "config": 1, "compute": 1, "blocks": 1, "networks": 2, "evaluation": 2, "data": 3, "tasks": 4, "inference": 5,

@@ -60,14 +60,20 @@ def data_set(path: Path) -> Manifest:
     Raises:
         DataError: as of :func:`cmt_med.data.manifest.load_manifest` and :func:`recognised`.
     """
-    if case_list.recognises(path) or not path.exists():
-        return load_manifest(path)
-    known = recognised(path, path, None)
+    manifest, problems = data_set_with_problems(path, None)
+    for problem in problems:
+        log.warning("left out: %s", problem.message())
+    return manifest
+
+
+def data_set_with_problems(path: Path, convention: str | None) -> tuple[Manifest, list[DataError]]:
+    """:func:`data_set`, and the cases that were left out; ``convention`` as of :func:`recognised`."""
+    if (case_list.recognises(path) or not path.exists()) and convention is None:
+        return load_manifest(path), []
+    known = recognised(path, path, convention)
     for note in known.found.notes:
         log.info("%s: %s", path, note)
-    for problem in [*known.found.problems, *known.seen.problems]:
-        log.warning("left out: %s", problem.message())
-    return known.manifest
+    return known.manifest, [*known.found.problems, *known.seen.problems]
 
 
 def recognised(path: Path, listed: Path, convention: str | None) -> Recognised:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-VERBS = ("compare", "evaluate", "infer", "init", "inspect", "train", "view")
+VERBS = ("compare", "convert", "evaluate", "infer", "init", "inspect", "train", "view")
 HEAVY = ("torch", "monai", "ignite", "numpy", "scipy", "nibabel", "pydicom")
 PROGRAM = """
 import sys

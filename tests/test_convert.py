@@ -1,0 +1,115 @@
+"""Data sets in the layouts of others: what is written is read again as the same cases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmt_med.convert import convert
+from cmt_med.data.manifest import load_manifest
+from cmt_med.data.volumes.gate import load_case
+from cmt_med.launch.command import run_command
+from cmt_med.runs.recognition import data_set
+from tests.helpers import save
+
+
+def original(folder: Path, values: tuple[int, ...] = (0, 1, 4), ending: str = ".nii.gz") -> Path:
+    """Two patients, one with two scans, two channels, labels with a gap, on an oblique grid."""
+    rng, entries = np.random.default_rng(0), []
+    affine = np.array([[0.0, -1.5, 0.1, 5.0], [1.2, 0.0, 0.0, -3.0], [0.0, 0.15, 2.0, 7.0], [0.0, 0.0, 0.0, 1.0]])
+    for i, patient in enumerate(("a", "a", "b")):
+        for channel in ("t1", "flair"):
+            save(folder / f"{i}_{channel}{ending}", rng.normal(size=(7, 6, 5)).astype(np.float32), affine)
+        save(folder / f"{i}_seg{ending}", rng.choice(values, (7, 6, 5)).astype(np.uint8), affine)
+        entries.append({"id": f"case_{i}", "group": patient, "fold": i % 2 if patient == "b" else 1, "label": f"{i}_seg{ending}",
+                        "image": {"t1": f"{i}_t1{ending}", "flair": f"{i}_flair{ending}"}})  # fmt: skip
+    labels = dict(zip(map(str, values), ("background", "edge", "core"), strict=True))
+    content = {"modality": {"0": "t1", "1": "flair"}, "labels": labels, "training": entries}
+    (folder / "list.json").write_text(json.dumps(content))
+    return folder / "list.json"
+
+
+def arrays(path: Path) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Images, label maps as ranks of their values, and affines, of the cases in the order of their names."""
+    found = data_set(path)
+    ranks = {value: i for i, value in enumerate(sorted(found.labels.values()))}
+    result = []
+    for case in sorted(found.cases, key=lambda case: case.name):
+        loaded = load_case(case, ["t1", "flair"], list(found.labels.values()), need_label=True)
+        assert loaded.label is not None
+        result.append((loaded.image, np.vectorize(ranks.get)(loaded.label), loaded.grid.affine))
+    return result
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+@pytest.mark.parametrize("to", ["nnunet", "msd", "bids"])
+def test_there_and_back(tmp_path: Path, to: str, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = original(tmp_path / "d", ending=ending), tmp_path / "out"
+    words = [str(source), "--to", to, "--output", str(output)]
+    assert run_command(convert, words) == 0
+    assert "3 cases written" in capsys.readouterr().out
+    for mine, theirs in zip(arrays(output), arrays(source), strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            assert np.allclose(one, other, rtol=0, atol=1e-6)
+    found = data_set(output)
+    assert sorted(found.labels)[1:] == ["core", "edge"]
+    if to == "bids":
+        assert [case.group for case in found.cases] == ["sub-a", "sub-a", "sub-b"]
+    if to == "nnunet":
+        assert [case.fold for case in found.cases] == [1, 1, 0]
+        assert json.loads((output / "dataset.json").read_text())["labels"] == {"background": 0, "edge": 1, "core": 2}
+    before = sorted(output.rglob("*"))
+    assert run_command(convert, words) == 73
+    assert sorted(output.rglob("*")) == before
+
+
+def test_regions_are_lists(tmp_path: Path) -> None:
+    source = original(tmp_path / "d")
+    regions = [
+        {"name": "whole", "labels": ["edge", "core"], "write": "edge"},
+        {"name": "core", "labels": ["core"], "write": "core"},
+    ]
+    source.write_text(json.dumps(json.loads(source.read_text()) | {"regions": regions}))
+    assert run_command(convert, [str(source), "--to", "nnunet", "--output", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "whole": [1, 2], "core": 2}
+    assert content["regions_class_order"] == [1, 2]
+    assert load_manifest(tmp_path / "out").regions is not None
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_pictures(tmp_path: Path, *, colour: bool) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        for folder, array in (
+            ("images", rng.integers(0, 255, (9, 8, 3) if colour else (9, 8))),
+            ("masks", rng.integers(0, 2, (9, 8)) * 255),
+        ):
+            (tmp_path / "d" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array.astype(np.uint8)).save(
+                tmp_path / "d" / folder / f"p{i}.{'tif' if folder == 'images' else 'png'}"
+            )
+    assert run_command(convert, [str(tmp_path / "d"), "--to", "nnunet", "--output", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert content["file_ending"] == ".png"
+    assert content["channel_names"] == ({"0": "R", "1": "G", "2": "B"} if colour else {"0": "image"})
+    with Image.open(tmp_path / "d/images/p1.tif") as mine, Image.open(tmp_path / "out/imagesTr/p1_0000.png") as theirs:
+        assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+    with Image.open(tmp_path / "d/masks/p1.png") as mine, Image.open(tmp_path / "out/labelsTr/p1.png") as theirs:
+        assert np.array_equal(np.asarray(mine) > 0, np.asarray(theirs) == 1)
+    assert run_command(convert, [str(tmp_path / "d"), "--to", "msd", "--output", str(tmp_path / "no")]) == 65
+    assert not (tmp_path / "no").exists()
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = original(tmp_path / "d")
+    output = ["--output", str(tmp_path / "out")]
+    assert run_command(convert, [str(source), "--to", "coco", *output]) == 64
+    assert "nnunet, msd, bids" in capsys.readouterr().err
+    (tmp_path / "d/1_seg.nii.gz").write_bytes(b"")
+    assert run_command(convert, [str(source), "--to", "nnunet", *output]) == 65
+    assert not (tmp_path / "out").exists()
