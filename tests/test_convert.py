@@ -105,6 +105,22 @@ def test_pictures(tmp_path: Path, *, colour: bool) -> None:
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.data
+def test_volumes_of_one_channel(real_data: Path, tmp_path: Path) -> None:
+    """Whose sequence nobody names: the label map is found beside it all the same."""
+    whole = json.loads((real_data / "hippocampus/dataset.json").read_text())
+    few = [
+        {k: str(real_data.absolute() / "hippocampus" / v) for k, v in entry.items()} for entry in whole["training"][:3]
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(whole | {"training": few, "test": []}))
+    for to in ("nnunet", "msd", "bids"):
+        assert run_command(convert, [str(tmp_path / "list.json"), "--to", to, "--output", str(tmp_path / to)]) == 0
+        found = data_set(tmp_path / to)
+        assert len(found.cases) == 3
+        assert all(case.label is not None for case in found.cases)
+        assert found.labels == {"background": 0, "anterior": 1, "posterior": 2}
+
+
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = original(tmp_path / "d")
     output = ["--output", str(tmp_path / "out")]

@@ -29,7 +29,7 @@ from cmt_med.runs.recognition import data_set_with_problems
 
 NIFTI = ".nii.gz"
 _BIDS_SUFFIXES = {
-    "t1": "T1w", "t1ce": "ce-gadolinium_T1w", "t2": "T2w", "flair": "FLAIR", "mri": "acq-mri_T1w", "pd": "PDw",
+    "t1": "T1w", "t2": "T2w", "flair": "FLAIR", "mri": "acq-mri_T1w", "image": "acq-image_T1w",
 }  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -128,25 +128,31 @@ def _bids(manifest: Manifest, folder: Path) -> None:
     """BIDS 1.9: a subject for each patient, a run for each of its cases, and label maps as derivatives."""
     _require_volumes(manifest, "bids")
     strange = [name for name in manifest.channels if name not in _BIDS_SUFFIXES]
-    if strange and manifest.channels != ("image",):
+    if strange or (len(manifest.channels) > 1 and {"mri", "image"} & set(manifest.channels)):
         raise DataError(
-            f"BIDS has no name for the channel {strange[0]}", where=str(manifest.path), why="its suffixes are of MR images",
+            f"BIDS has no name for the channels {', '.join(strange or manifest.channels)}", where=str(manifest.path),
+            why="its suffixes are of MR images",
             fix="use --to nnunet or msd", code="E_CHANNEL",
         )  # fmt: skip
     subjects: dict[str, str] = {}
     runs: dict[str, int] = {}
     derived = folder / "derivatives/labels"
     values = {value: value for value in manifest.labels.values()}
+    named = _BIDS_SUFFIXES[manifest.channels[0]].rpartition("_")[
+        0
+    ]  # what the image's name has, its label map's has, too
     for case in manifest.cases:
         subject = subjects.setdefault(case.group, _subject(case.group, subjects))
         runs[subject] = runs.get(subject, 0) + 1
         several = sum(other.group == case.group for other in manifest.cases) > 1
         stem = f"sub-{subject}" + (f"_run-{runs[subject]:02d}" if several else "")
         for channel in manifest.channels:
-            suffix = _BIDS_SUFFIXES.get(channel, "T1w")
+            suffix = _BIDS_SUFFIXES[channel]
             _write_image(case, channel, folder / f"sub-{subject}/anat/{stem}_{suffix}{NIFTI}")
         if case.label is not None:
-            _write_label(case, manifest, values, derived / f"sub-{subject}/anat/{stem}_dseg{NIFTI}")
+            _write_label(
+                case, manifest, values, derived / f"sub-{subject}/anat/{stem}{named and f'_{named}'}_dseg{NIFTI}"
+            )
     about = {"Name": manifest.name or "data set", "BIDSVersion": "1.9.0"}
     write_json(folder / "dataset_description.json", about | {"DatasetType": "raw"})
     made = {"DatasetType": "derivative", "GeneratedBy": [{"Name": "cmt_med"}]}
