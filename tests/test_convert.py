@@ -101,6 +101,14 @@ def test_pictures(tmp_path: Path, *, colour: bool) -> None:
         assert np.array_equal(np.asarray(mine), np.asarray(theirs))
     with Image.open(tmp_path / "d/masks/p1.png") as mine, Image.open(tmp_path / "out/labelsTr/p1.png") as theirs:
         assert np.array_equal(np.asarray(mine) > 0, np.asarray(theirs) == 1)
+    if not colour:  # shades of grey that are saved in colour are one channel of nnU-Net's all the same
+        for i in range(3):
+            with Image.open(tmp_path / f"d/images/p{i}.tif") as grey:
+                grey.convert("RGB").save(tmp_path / f"d/images/p{i}.png")
+            (tmp_path / f"d/images/p{i}.tif").unlink()
+        assert run_command(convert, [str(tmp_path / "d"), "--to", "nnunet", "--output", str(tmp_path / "again")]) == 0
+        with Image.open(tmp_path / "again/imagesTr/p1_0000.png") as theirs:
+            assert theirs.mode == "L"
     assert run_command(convert, [str(tmp_path / "d"), "--to", "msd", "--output", str(tmp_path / "no")]) == 65
     assert not (tmp_path / "no").exists()
 

@@ -19,7 +19,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.base.text import strict_json
 from cmt_med.data.case import COLOURS
 from cmt_med.data.entries import fault
-from cmt_med.data.volumes.endings import looks_like_picture
+from cmt_med.data.volumes.endings import looks_like_picture, volume_stem
 
 SPLITS = "splits_final.json"
 IGNORE = "ignore"
@@ -190,24 +190,26 @@ def _first_version(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     names = content.get("modality", {})
     count = len(names) if isinstance(names, dict | list) else 0
 
-    def files(image: Any) -> Any:
-        if not isinstance(image, str):
-            return image
-        numbered = [_numbered(Path(image), n) for n in range(count)]
-        return [str(file) for file in numbered]
-
-    training = [{**entry, "id": _bare(entry["image"]), "image": files(entry["image"])} for entry in content["training"]
-                if isinstance(entry, dict) and isinstance(entry.get("image"), str)]  # fmt: skip
-    test = [{"id": _bare(image), "image": files(image)} for image in content.get("test", []) if isinstance(image, str)]
     folds = _folds(path)
-    return {**content, "training": [{**entry, **({"fold": folds[entry["id"]]} if entry["id"] in folds else {})}
-                                    for entry in training], "test": test}  # fmt: skip
+
+    def entry(listed: Any) -> Any:
+        """An entry with the files of its channels; what is none is left to who reads the list, and is refused there."""
+        plain = {"image": listed} if isinstance(listed, str) else listed
+        if not isinstance(plain, dict) or not isinstance(plain.get("image"), str):
+            return listed
+        image = Path(plain["image"])
+        name = volume_stem(image)
+        fold = {"fold": folds[name]} if name in folds else {}
+        return {**plain, "id": name, "image": [str(_numbered(image, n)) for n in range(count)], **fold}
+
+    test = content.get("test", [])
+    return {
+        **content,
+        "training": [*map(entry, content["training"])],
+        "test": [*map(entry, test)] if isinstance(test, list) else [],
+    }
 
 
 def _numbered(file: Path, channel: int) -> Path:
-    stem, dot, ending = file.name.partition(".")
-    return file.with_name(f"{stem}_{channel:04d}{dot}{ending}")
-
-
-def _bare(image: str) -> str:
-    return Path(image).name.partition(".")[0]
+    stem = volume_stem(file)
+    return file.with_name(f"{stem}_{channel:04d}{file.name[len(stem) :]}")

@@ -62,6 +62,8 @@ def convert_data_set(path: Path, to: str, output: Path, *, convention: str | Non
     write_folder(output, lambda folder: LAYOUTS[to](manifest, folder))
     for problem in problems:
         log.warning("left out: %s", problem.message())
+    if manifest.test:
+        log.warning("%s without references not written", counted(len(manifest.test), "test case"))
     left = len(problems)
     print(f"{counted(len(manifest.cases), 'case')} written to {output} ({to})" + (f", {left} left out" if left else ""))
     return EXIT_SOME_FAILED if problems else EXIT_DONE
@@ -138,9 +140,8 @@ def _bids(manifest: Manifest, folder: Path) -> None:
     runs: dict[str, int] = {}
     derived = folder / "derivatives/labels"
     values = {value: value for value in manifest.labels.values()}
-    named = _BIDS_SUFFIXES[manifest.channels[0]].rpartition("_")[
-        0
-    ]  # what the image's name has, its label map's has, too
+    # What the image's name has before its suffix, its label map's has, too.
+    named = _BIDS_SUFFIXES[manifest.channels[0]].rpartition("_")[0]
     for case in manifest.cases:
         subject = subjects.setdefault(case.group, _subject(case.group, subjects))
         runs[subject] = runs.get(subject, 0) + 1
@@ -204,15 +205,11 @@ def _place(source: Path, target: Path) -> None:
 
 def _write_image(case: Case, channel: str, target: Path) -> None:
     source, position = case.images[channel]
-    if position is None and source.name.endswith(
-        "".join(target.suffixes[-2:]) if target.name.endswith(NIFTI) else target.suffix
-    ):
-        load_case(case, [channel])  # refused here rather than by who reads the copy
-        _place(source, target)
-        return
-    loaded = load_case(case, [channel])
-    if target.suffix == ".png":
+    loaded = load_case(case, [channel])  # what is damaged is refused here rather than by who reads the copy
+    if target.suffix == ".png":  # always anew: a palette, or grey saved in colour, would be read as other channels
         write_bytes(target, _png(loaded.image[0][..., 0].T))
+    elif position is None and source.name.endswith(NIFTI):
+        _place(source, target)
     else:
         write_volume(target, loaded.image[0], loaded.grid, source)
 
@@ -234,8 +231,11 @@ def _write_label(case: Case, manifest: Manifest, values: Mapping[int, int], targ
     alone = replace(case, images={first: case.images[first]}) if case.images[first][1] is None else case
     loaded = load_case(alone, [first], list(manifest.labels.values()), need_label=True)
     assert loaded.label is not None  # asked for
-    same = all(old == new for old, new in values.items()) and not case.colours
-    if same and case.label.name.endswith(NIFTI if target.name.endswith(NIFTI) else target.suffix):
+    if (
+        target.name.endswith(NIFTI)
+        and case.label.name.endswith(NIFTI)
+        and all(old == new for old, new in values.items())
+    ):
         _place(case.label, target)
         return
     table = np.zeros(256, np.uint8)

@@ -126,6 +126,9 @@ def test_version_1(tmp_path: Path) -> None:
     assert names(found) == [f"prostate_Tr{i:02d}" for i in range(4)]
     assert found.cases[0].images["adc"] == (tmp_path / "imagesTr/prostate_Tr00_0001.nii.gz", None)
     assert found.test[0].images["t2"] == (tmp_path / "imagesTs/prostate_Ts00_0000.nii.gz", None)
+    content["training"][2] = {"label": "labelsTr/prostate_Tr02.nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert "training[2] has no image" in refused(tmp_path).what  # never left out in silence
 
 
 @pytest.mark.parametrize(("channels", "expected"), [("RGB", ("red", "green", "blue")), ("X", ("x",))])

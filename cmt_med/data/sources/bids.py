@@ -99,7 +99,7 @@ def _label_names(path: Path) -> dict[str, int]:
                 )
             if int(index) == 0:
                 continue
-            name = canonical_label(name) if canonical_label(name) == name else name.lower()
+            name = name if canonical_label(name) == name else name.lower()
             other, where = names.setdefault(int(index), (name, file))
             if other != name:
                 raise _fault(
@@ -117,12 +117,11 @@ def _classes(path: Path, found: Dataset) -> None:
     if not table.is_file():
         return
     rows = list(_rows(table))
-    column = next((c for c in _CLASS_COLUMNS for row in rows[:1] for key in row if key.lower() == c), "")
-    key = next((k for row in rows[:1] for k in row if k.lower() == column), "")
+    key = next((key for column in _CLASS_COLUMNS for row in rows[:1] for key in row if key.lower() == column), "")
     if not key:
         return
-    classes = {row.get("participant_id", ""): row[key] for row in rows}
-    found.cases = [replace(case, class_name=classes.get(case.group, "").replace("n/a", "")) for case in found.cases]
+    classes = {row.get("participant_id", ""): row[key] for row in rows if row[key] != "n/a"}
+    found.cases = [replace(case, class_name=classes.get(case.group, "")) for case in found.cases]
     found.notes.append(f"classes are the column {key!r} of {table.name}")
 
 
