@@ -47,3 +47,10 @@ def _nothing_is_collected_twice() -> Iterator[None]:
 def soak() -> bool:
     """Whether the full counts are asked for (`make soak`)."""
     return bool(os.environ.get("CMT_SOAK"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever asks for real data is selected by ``-m data``."""
+    for item in items:
+        if "real_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.data)

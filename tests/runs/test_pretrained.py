@@ -96,3 +96,21 @@ def test_what_is_refused(pretrained: Path, capsys: pytest.CaptureFixture[str]) -
     assert tune(pretrained, "x", f"network.pretrained={pretrained / 'first'}", *flat) == 64
     assert "3D network" in capsys.readouterr().err
     assert not (pretrained / "x/checkpoints").exists()
+
+
+def test_a_run_without_one_finite_loss_fails(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights so large that they overflow: the few steps of the run are all skipped, and nothing would have been learned."""
+    large = {
+        name: torch.full_like(value, 1e38)
+        for name, value in load_file(pretrained / "first/model/model.safetensors").items()
+    }
+    save_file(large, tmp_path / "w.safetensors")
+    begun = (f"network.pretrained={tmp_path / 'w.safetensors'}", "train.epochs=1", "data.split={by: none}")
+    assert tune(pretrained, "overflown", *begun) == 65
+    assert "no step had a finite loss" in capsys.readouterr().err
+    assert not (pretrained / "overflown/model").exists()
+    sets = [part for item in (*SHORT, *begun) for part in ("--set", item)]
+    assert run_command(train, ["--config", str(pretrained / "tiny.yaml"), *sets, "--dry-run"]) == 65
+    assert "the loss of the first step is" in capsys.readouterr().err
