@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\Z")
+
+Codes = Mapping[int | str, int]
+"""Label values of what files have in their place: colours, 65536 R + 256 G + B, and names of DICOM segments."""
 
 COLOURS = ("red", "green", "blue")
 """The channels of a picture in colour, in their order."""
@@ -19,7 +23,8 @@ class Case:
     ``images`` maps a channel to its file and, for a 4D file with several channels, the position in it (else None).
     ``group`` is the patient: splits never separate the cases of one group. ``sha256`` has the sums that files must have
     (:mod:`cmt_med.data.volumes.sums`), for those that the case list names. ``colours`` are the label values of a mask in
-    colour, by 65536 R + 256 G + B; empty where pixels are label values themselves. ``class_name`` is what the image as a whole
+    colour, by 65536 R + 256 G + B, or of a DICOM segmentation, by the names of its segments; empty where pixels are label
+    values themselves. ``class_name`` is what the image as a whole
     shows; empty if nothing says so.
     """
 
@@ -30,5 +35,5 @@ class Case:
     group: str = ""
     fold: int | None = None
     sha256: dict[Path, str] = field(default_factory=dict)
-    colours: dict[int, int] = field(default_factory=dict)
+    colours: dict[int | str, int] = field(default_factory=dict)
     class_name: str = ""

@@ -26,6 +26,7 @@ from cmt_med.data.conventions.names import (
     require_distinct,
 )
 from cmt_med.data.entries import fault, read_entry
+from cmt_med.data.volumes.values import colours_alone, segments_of
 
 MAX_MANIFEST_BYTES = 200_000_000
 
@@ -50,7 +51,7 @@ class Manifest:
     test: tuple[Case, ...] = field(default=())
     convention: str = ""
     regions: tuple[Region, ...] | None = None
-    colours: dict[int, int] = field(default_factory=dict)
+    colours: dict[int | str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
 
 
@@ -60,8 +61,9 @@ def load_manifest(path: Path) -> Manifest:
     A ``dataset.json`` of nnU-Net is understood (:mod:`cmt_med.data.nnunet`); and ``training`` / ``test`` lists of ``{"image":
     ..., "label": ...}``, where an image is one 3D file, one 4D file, a list of files in the order of ``modality`` (or
     ``channel_names``), or a mapping from channel to file; optional ``id``, ``group``, ``fold`` and ``mask`` (foreground) for
-    each case; ``labels`` in either direction; ``colours`` of masks in colour, from ``"#rrggbb"`` to a label value; ``class``
-    for each case, what it shows as a whole, and ``classes`` for the order of these, which else is that of their names.
+    each case; ``labels`` in either direction; ``colours`` of masks in colour, from ``"#rrggbb"`` to a label value;
+    ``segments`` of DICOM segmentations, from a segment's name to a label value; ``class`` for each case, what it shows as a
+    whole, and ``classes`` for the order of these, which else is that of their names.
 
     Raises:
         DataError: E_MANIFEST, naming the entry.
@@ -125,7 +127,7 @@ def sums_of(cases: Iterable[Case]) -> dict[Path, str]:
     return {path: digest for case in cases for path, digest in case.sha256.items()}
 
 
-def colours_of(cases: Iterable[Case]) -> dict[int, int]:
+def colours_of(cases: Iterable[Case]) -> dict[int | str, int]:
     """The colours of several cases' masks, which are those of one case list."""
     return {code: value for case in cases for code, value in case.colours.items()}
 
@@ -162,12 +164,14 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | N
         if case.sha256:
             entry["sha256"] = {place(file): digest for file, digest in case.sha256.items()}
         entries.append(entry)
+    colours, segments = colours_alone(manifest.colours), segments_of(manifest.colours)
     return {
         **({"name": manifest.name} if manifest.name else {}),
         "demo": manifest.demo,
         "modality": {str(i): name for i, name in enumerate(manifest.channels)},
         "labels": {str(value): name for name, value in manifest.labels.items()},
-        **({"colours": {f"#{code:06x}": v for code, v in manifest.colours.items()}} if manifest.colours else {}),
+        **({"colours": {f"#{code:06x}": v for code, v in colours.items()}} if colours else {}),
+        **({"segments": segments} if segments else {}),
         **({"classes": list(manifest.classes)} if manifest.classes else {}),
         **({"convention": manifest.convention} if manifest.convention else {}),
         **({"regions": [region.model_dump() for region in manifest.regions]} if manifest.regions is not None else {}),
@@ -245,18 +249,28 @@ def _label_values(content: dict[str, Any], path: Path, channels: Sequence[str]) 
     return dict(sorted(values.items(), key=lambda item: item[1]))
 
 
-def _colours(content: dict[str, Any], path: Path, labels: dict[str, int]) -> dict[int, int]:
-    """Colour -> label value; of nothing but colours, black is the background."""
+def _colours(content: dict[str, Any], path: Path, labels: dict[str, int]) -> dict[int | str, int]:
+    """Colour or name of a DICOM segment -> label value; of nothing but colours, black is the background."""
     listed = content.get("colours", {})
     form = 'write "colours": {"#ff0000": 1}, with values that \'labels\' names'
     if not isinstance(listed, dict):
         raise fault(path, "'colours' is not a mapping", form)
-    colours: dict[int, int] = {}
+    colours: dict[int | str, int] = {}
     for colour, value in listed.items():
         if not re.fullmatch("#[0-9a-fA-F]{6}", str(colour)) or value not in labels.values() or isinstance(value, bool):
             raise fault(path, f"colour {colour!r} stands for {value!r}", form)
         colours[int(str(colour)[1:], 16)] = int(value)
-    return {0: 0} | colours if colours else {}
+    segments = content.get("segments", {})
+    known = {0, *labels.values()}
+    if not isinstance(segments, dict) or any(v not in known or isinstance(v, bool) for v in segments.values()):
+        raise fault(
+            path,
+            f"'segments' is {segments!r}",
+            'write "segments": {"Liver": 1}, with values that \'labels\' names, or 0',
+        )
+    if colours:
+        colours = {0: 0, **colours}
+    return {**colours, **{str(name): int(value) for name, value in segments.items()}}
 
 
 def _classes(content: dict[str, Any], path: Path, cases: Sequence[Case]) -> tuple[str, ...]:

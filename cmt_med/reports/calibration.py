@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cmt_med.base.errors import CmtError, DataError
+from cmt_med.data.case import Codes
 from cmt_med.data.volumes.decoder import decode
 from cmt_med.data.volumes.endings import volume_stem
 from cmt_med.data.volumes.gate import grid_of, load_labels
@@ -81,7 +82,7 @@ def measure_reliability(
     targets: Mapping[str, Sequence[int]],
     reference_targets: Mapping[str, Sequence[int]],
     digests: Mapping[Path, str] | None = None,
-    colours: Mapping[int, int] | None = None,
+    colours: Codes | None = None,
 ) -> Calibration:
     """Reliability of each target over cases, from the channel of its name.
 
@@ -119,7 +120,7 @@ def _read(
     targets: Mapping[str, Sequence[int]],
     reference_targets: Mapping[str, Sequence[int]],
     digests: Mapping[Path, str] | None,
-    colours: Mapping[int, int] | None,
+    colours: Codes | None,
 ) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
     """The sums of each target that a channel is named after, and why others have none."""
     where = f"case {case}: {files.probabilities}"

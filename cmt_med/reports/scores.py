@@ -12,6 +12,7 @@ from typing import Any
 from cmt_med.base.errors import CmtError, DataError
 from cmt_med.base.files import write_json, write_text
 from cmt_med.base.text import as_text
+from cmt_med.data.case import Codes
 from cmt_med.data.conventions.brats import CONVENTIONS
 from cmt_med.data.volumes.gate import load_labels
 from cmt_med.evaluation.lesions import LesionRule, lesion_rule_named
@@ -48,7 +49,7 @@ def score_folder(
     tolerances: Sequence[float] = DEFAULT_TOLERANCES,
     lesions: str | None = None,
     sums: Mapping[Path, str] | None = None,
-    colours: Mapping[int, int] | None = None,
+    colours: Codes | None = None,
 ) -> tuple[dict[str, dict[str, Scores]], list[dict[str, str]]]:
     """Score every reference against the prediction of its name.
 

@@ -22,8 +22,9 @@ from scipy import ndimage
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import write_json
-from cmt_med.data.case import COLOURS, Case
+from cmt_med.data.case import COLOURS, Case, Codes
 from cmt_med.data.volumes.gate import Grid, load_case, load_labels
+from cmt_med.data.volumes.values import colours_alone, segments_of
 from cmt_med.evaluation.overlap import mask_of
 from cmt_med.evaluation.surface import bounding_box
 
@@ -48,7 +49,7 @@ class CaseFiles:
     reference: Path | None = None
     images: dict[str, tuple[Path, int | None]] = field(default_factory=dict)
     sha256: dict[Path, str] = field(default_factory=dict)
-    colours: dict[int, int] = field(default_factory=dict)
+    colours: dict[int | str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -250,12 +251,21 @@ def write_listing(folder: Path, listing: Listing) -> None:
                     "reference": _relative(case.reference, folder),
                     "images": {n: [_relative(path, folder), at] for n, (path, at) in case.images.items()},
                     "sha256": {_relative(path, folder): digest for path, digest in case.sha256.items()},
-                    **({"colours": {str(code): value for code, value in case.colours.items()}} if case.colours else {}),
+                    **_codes(case.colours),
                 }
                 for case in listing.cases
             ],
         },
     )
+
+
+def _codes(codes: Codes) -> dict[str, dict[str, int]]:
+    """Colours and names of segments, apart: in JSON, both would be text."""
+    found = {
+        "colours": {str(colour): value for colour, value in colours_alone(codes).items()},
+        "segments": segments_of(codes),
+    }
+    return {key: values for key, values in found.items() if values}
 
 
 def read_listing(folder: Path) -> Listing:
@@ -282,7 +292,10 @@ def read_listing(folder: Path) -> Listing:
                     for n, (file, at) in entry["images"].items()
                 },
                 {folder / str(file): str(digest) for file, digest in entry.get("sha256", {}).items()},
-                {int(code): int(value) for code, value in entry.get("colours", {}).items()},
+                {
+                    **{int(code): int(value) for code, value in entry.get("colours", {}).items()},
+                    **{str(name): int(value) for name, value in entry.get("segments", {}).items()},
+                },
             )
             for entry in content["cases"]
         )

@@ -22,7 +22,7 @@ from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.volumes.copies import describe_repairs, with_copies, write_list, write_repaired
 from cmt_med.data.volumes.endings import volume_stem
 from cmt_med.data.volumes.examine import CaseReport, examine
-from cmt_med.data.volumes.formats import kind_of
+from cmt_med.data.volumes.recognise import kind_of
 from cmt_med.data.volumes.streams import readable_name
 
 MAX_FILES = 200_000

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from cmt_med.data.preprocessing.pipeline import as_dictionary, preprocessing
 from cmt_med.data.splits import split_cases
 from cmt_med.data.volumes.gate import load_case
 from cmt_med.runs.recognition import data_set
+from tests.data.dicom_made import study, write_segmentation
 
 CASES = 12
 SETTINGS = {"spacing": None, "crop_foreground": False, "normalise": "image", "clip": [0.5, 99.5]}
@@ -93,15 +96,50 @@ def table(original: Manifest, folder: Path) -> Path:
     return folder / "list.csv"
 
 
+def rounded(original: Manifest, folder: Path) -> Manifest:
+    """The same cases with whole numbers, which are what DICOM stores."""
+    folder.mkdir()
+    cases = []
+    for case in original.cases:
+        image = nibabel.load(case.images["mri"][0])
+        file = folder / f"{case.name}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj).round().astype(np.int16), image.affine), file)
+        cases.append(replace(case, images={"mri": (file, None)}))
+    return replace(original, cases=tuple(cases))
+
+
+def dicom(original: Manifest, folder: Path) -> Path:
+    """Slices and segmentation of a patient in one folder, as they leave an archive."""
+    for case in original.cases:
+        target = folder / case.name
+        study(target, case.images["mri"][0], case.label, names={1: "Anterior", 2: "Posterior"}, patient=case.name)
+    return folder
+
+
+def dicom_apart(original: Manifest, folder: Path) -> Path:
+    """Series and segmentations in folders of their own; segments numbered in another order in half of the files."""
+    for i, case in enumerate(original.cases):
+        image, seg = folder / f"{case.name}/T1", folder / f"{case.name}/SEG/1.dcm"
+        slices = study(image, case.images["mri"][0], patient=case.name)
+        numbers = np.asarray(nibabel.load(case.label or Path()).dataobj).round().astype(np.uint8)
+        names = {1: "Anterior", 2: "Posterior"}
+        if i % 2:
+            numbers, names = np.array([0, 2, 1], np.uint8)[numbers], {1: "Posterior", 2: "Anterior"}
+        write_segmentation(seg, slices, numbers, names)
+    return folder
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(
     "make",
-    [decathlon, nnunet, bids, pairs, masks, annotations, patients, side_by_side, table],
+    [decathlon, nnunet, bids, pairs, masks, annotations, patients, side_by_side, table, dicom, dicom_apart],
     ids=lambda make: make.__name__,
 )
 def test_the_same_cases(real_data: Path, tmp_path: Path, make: Callable[[Manifest, Path], Path]) -> None:
     whole = load_manifest(real_data / "hippocampus/dataset.json")
     original = Manifest(whole.path, "", whole.cases[:CASES], whole.channels, whole.labels)
+    if make in (dicom, dicom_apart):
+        original = rounded(original, tmp_path / "rounded")
     found = data_set(make(original, tmp_path / "set"))
     short = {case.name: case.name.rpartition("_")[2] for case in original.cases}
     alike = {case.name.rpartition("_")[2].removeprefix("sub-"): case for case in found.cases}

@@ -49,7 +49,7 @@ class Dataset:
     channels: list[str] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     named_by: str = ""
-    colours: dict[int, int] = field(default_factory=dict)
+    colours: dict[int | str, int] = field(default_factory=dict)
     regions: tuple[Region, ...] | None = None
     convention: str = ""
     demo: bool = False

@@ -105,7 +105,7 @@ def labelled_pictures(path: Path) -> Dataset:
     codes = {name: _codes(file) for name, file in of_case.items()}
     values = sorted(set().union(*codes.values())) if codes else []
     if values and values[-1] > 255:
-        found.colours = _colour_map(values, path)
+        found.colours = {code: value for code, value in _colour_map(values, path).items()}  # noqa: C416 - of a wider type
         found.labels = {"background": 0} | {f"colour_{code:06x}": v for code, v in found.colours.items() if v}
     elif values:
         found.labels = labels_by_number(values)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 import cmt_med
 from cmt_med.base.errors import DataError
-from cmt_med.data.volumes.formats import files_of
+from cmt_med.data.volumes.formats import files_of, is_series_path
 from cmt_med.data.volumes.header import DTYPES, VolumeHeader, check_shape
 from cmt_med.data.volumes.nifti import MAX_EXTENSIONS
 from cmt_med.data.volumes.streams import MAX_BYTES, readable_name
@@ -72,18 +72,21 @@ class Decoder:
         self._deadline = 0.0
         self._channel: socket.socket | None = None
 
-    def decode(self, path: Path, check: Check | None = None, *, labels: bool = False) -> Volume:
+    def decode(
+        self, path: Path, check: Check | None = None, *, labels: bool = False, segments: Mapping[str, int] | None = None
+    ) -> Volume:
         """Read a volume: a file or the folder of a DICOM series.
 
         Args:
             path: of the volume.
             check: is given what the header says before anything is allocated for the voxels; what it raises is passed on.
-            labels: whether it is a label map, which matters for pictures alone.
+            labels: whether it is a label map, which matters for pictures and DICOM.
+            segments: label values of a DICOM segmentation, by the names of its segments.
 
         Raises:
             DataError: from the readers; E_TIMEOUT, E_MEMORY, E_DECODE if the worker did not survive the file.
         """
-        request: dict[str, Any] = {"labels": True} if labels else {}
+        request: dict[str, Any] = {"labels": True, "segments": dict(segments or {})} if labels else {}
         return self._asked(path.absolute(), request, partial(self._volume, check=check))
 
     def repair(self, path: Path, *, label: bool) -> Repair | None:
@@ -220,9 +223,11 @@ class Decoder:
 _here = threading.local()
 
 
-def decode(path: Path, check: Check | None = None, *, labels: bool = False) -> Volume:
+def decode(
+    path: Path, check: Check | None = None, *, labels: bool = False, segments: Mapping[str, int] | None = None
+) -> Volume:
     """Read a volume through this thread's worker; see :meth:`Decoder.decode`."""
-    return _decoder().decode(path, check, labels=labels)
+    return _decoder().decode(path, check, labels=labels, segments=segments)
 
 
 def repair(path: Path, *, label: bool) -> Repair | None:
@@ -241,7 +246,7 @@ def _bytes_of(path: Path) -> int:
     """Size on disk as far as it is known; what cannot be looked at is reported by the worker."""
     total = 0
     with contextlib.suppress(OSError, ValueError, DataError):
-        for file in files_of(path) if path.is_dir() else [path]:
+        for file in files_of(path) if is_series_path(path) else [path]:
             total += file.stat().st_size
     return total
 

@@ -25,9 +25,9 @@ from cmt_med.data.volumes.dicom_header import (
     dicom_fault,
     guarded,
     read_header,
-    slices_in,
 )
 from cmt_med.data.volumes.dicom_pixels import frame_values, is_native, stored_type
+from cmt_med.data.volumes.dicom_series import files_of_series
 from cmt_med.data.volumes.dicom_stack import Plane, stack_affine
 from cmt_med.data.volumes.grid import check_matrix
 from cmt_med.data.volumes.header import Opened, VolumeHeader, as_tuples, check_shape
@@ -66,9 +66,21 @@ def read_file(path: Path) -> Opened:
     return guarded(lambda: _multiframe(path, readable_name(path)), readable_name(path))
 
 
+def frames_of_series(paths: Sequence[Path]) -> list[Frame]:
+    """The slices of a series, in no order: one a file, or the frames of one file.
+
+    Raises:
+        DataError: as :func:`read_series`.
+    """
+    header = read_header(paths[0])
+    if len(paths) == 1 and "PerFrameFunctionalGroupsSequence" in header:
+        return _frames_of_file(paths[0], header)
+    return [_frame_of_slice(path, read_header(path)) for path in paths]
+
+
 def _series(folder: Path, where: str) -> Opened:
     frames, strange = [], []
-    paths = slices_in(folder)
+    paths = files_of_series(folder)
     for path in paths:
         try:
             header = read_header(path)

@@ -19,7 +19,7 @@ from cmt_med.data.volumes.streams import MAX_BYTES, Stream, io_error, open_regul
 
 T = TypeVar("T")
 MAX_SLICES = 20_000
-_IMAGES = frozenset(
+IMAGE_CLASSES = frozenset(
     f"1.2.840.10008.5.1.4.1.1.{ending}" for ending in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130")
 )
 """Storage classes with slices of volumes: CT, MR and PET, each also as enhanced and as legacy converted enhanced."""
@@ -132,7 +132,7 @@ def read_header(path: Path) -> Dataset:
                             fix="give one series", code="E_SIZE")  # fmt: skip
     header: Dataset = guarded(lambda: pydicom.dcmread(path, stop_before_pixels=True), where)
     storage = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID", "an object of no class"))
-    if storage not in _IMAGES:
+    if storage not in IMAGE_CLASSES:
         kind = _OTHERS.get(storage, UID(storage).name)
         raise dicom_fault(
             f"not a slice of a volume, but: {kind}", where, "CT, MR and PET images are read",

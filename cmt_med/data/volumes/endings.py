@@ -8,6 +8,8 @@ VOLUME_ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".nrrd", ".nhdr", ".mha"
 """Endings of files that are a volume, or the header of one; DICOM series are folders."""
 VOXELS_BESIDE = (".img", ".img.gz")
 """Endings of files that hold the voxels of a header beside them."""
+SERIES_ENDING = ".series"
+"""Of the path of one DICOM series among several in a folder, which is no file."""
 TIFF_ENDINGS = (".tif", ".tiff")
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", *TIFF_ENDINGS)
 """Endings of 2D images, which are read as volumes of one slice."""
@@ -15,7 +17,7 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", *TIFF_ENDIN
 
 def volume_stem(path: Path) -> str:
     """The name of a file or a folder of slices without the ending of its format (``"p1_t1"`` for ``p1_t1.nii.gz``)."""
-    endings = (*VOLUME_ENDINGS, *VOXELS_BESIDE, ".dcm", *PICTURE_ENDINGS)
+    endings = (*VOLUME_ENDINGS, *VOXELS_BESIDE, ".dcm", SERIES_ENDING, *PICTURE_ENDINGS)
     ending = next((e for e in endings if path.name.lower().endswith(e)), "")
     return path.name[: len(path.name) - len(ending)]
 

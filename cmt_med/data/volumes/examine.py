@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,14 +11,14 @@ import numpy as np
 
 from cmt_med.base.errors import DataError
 from cmt_med.compute.memory import no_memory
-from cmt_med.data.case import COLOURS, Case
+from cmt_med.data.case import COLOURS, Case, Codes
 from cmt_med.data.volumes.decoder import Volume, decode
 from cmt_med.data.volumes.flags import flags_of
 from cmt_med.data.volumes.gate import as_listed, grid_of, require_same_grid
 from cmt_med.data.volumes.grid import Grid
 from cmt_med.data.volumes.streams import readable_name
 from cmt_med.data.volumes.sums import check_sums
-from cmt_med.data.volumes.values import from_colours, label_counts, statistics
+from cmt_med.data.volumes.values import from_colours, label_counts, segments_of, statistics
 
 
 @dataclass
@@ -111,7 +111,7 @@ def _file(
     try:
         if path in case.sha256:
             check_sums(path, case.sha256[path])
-        volume = decode(path, labels=role in ("label", "mask"))
+        volume = decode(path, labels=role in ("label", "mask"), segments=segments_of(case.colours))
         _describe(volume, found)
         seen.grids.append((found, grid_of(volume), where))
         look(volume, where, found)
@@ -177,9 +177,7 @@ def _image(
     found.range = (low, high)
 
 
-def _label(
-    volume: Volume, where: str, found: FileReport, allowed: Sequence[int] | None, colours: Mapping[int, int]
-) -> None:
+def _label(volume: Volume, where: str, found: FileReport, allowed: Sequence[int] | None, colours: Codes) -> None:
     if colours:
         volume = from_colours(volume, colours, where)
     if len(volume.stored.shape) != 3:

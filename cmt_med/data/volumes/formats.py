@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.volumes import metaimage, nifti, nrrd
-from cmt_med.data.volumes.endings import PICTURE_ENDINGS, VOXELS_BESIDE, looks_like_volume
+from cmt_med.data.volumes.endings import PICTURE_ENDINGS, SERIES_ENDING, VOXELS_BESIDE, looks_like_volume
 from cmt_med.data.volumes.header import Opened
-from cmt_med.data.volumes.recognise import DICOM, META, NIFTI, NRRD, PAIR, PICTURES, Kind, recognise
+from cmt_med.data.volumes.recognise import DICOM, META, NIFTI, NRRD, PAIR, PICTURES, Kind, is_dicom_file, recognise
 from cmt_med.data.volumes.streams import Stream, io_error, readable_name
 
 _READERS: dict[Kind, tuple[Callable[[Path, Stream], Opened], tuple[str, ...]]] = {
@@ -30,37 +30,23 @@ def is_series(path: Path) -> bool:
     if not _is_folder(path):
         return False
     with contextlib.suppress(DataError):
-        return any(map(_is_dicom, files_of(path)))
+        return any(map(is_dicom_file, files_of(path)))
     return False
 
 
-def _is_dicom(path: Path) -> bool:
-    with contextlib.suppress(DataError):
-        return kind_of(path) is DICOM
-    return False
-
-
-def kind_of(path: Path) -> Kind:
-    """Recognise a file.
-
-    Raises:
-        DataError: E_IO, or E_GZIP and E_TRUNCATED if not even its beginning can be inflated.
-    """
-    with contextlib.closing(Stream(path)) as stream:
-        return recognise(stream.peek(1024), compressed=stream.compressed, size=stream.size)
-
-
-def open_volume(path: Path, *, labels: bool = False) -> Opened:
+def open_volume(path: Path, *, labels: bool = False, segments: Mapping[str, int] | None = None) -> Opened:
     """Understand the header of a volume: a file, or the folder of a DICOM series.
 
     Args:
         path: of the volume.
-        labels: of a picture, read palettes and colours as label numbers (:func:`cmt_med.data.volumes.pictures.read`).
+        labels: of a picture, read palettes and colours as label numbers (:func:`cmt_med.data.volumes.pictures.read`); of
+            DICOM, read segmentations and contours.
+        segments: label values of these, by name; without, they are the segments' numbers.
 
     Raises:
         DataError: E_IO for what cannot be opened, E_FORMAT for what is no volume, saying what it is; the readers' errors.
     """
-    if _is_folder(path):
+    if is_series_path(path):
         from cmt_med.data.volumes import dicom  # pydicom takes a quarter of a second to import
 
         return dicom.read_series(path)
@@ -70,7 +56,7 @@ def open_volume(path: Path, *, labels: bool = False) -> Opened:
     try:
         kind = recognise(stream.peek(1024), compressed=stream.compressed, size=stream.size)
         if kind is DICOM:
-            return _open_dicom(path)
+            return _open_dicom(path, segments or {}, labels=labels)
         if kind in PICTURES:
             _require_name(kind, PICTURE_ENDINGS, path, compressed=stream.compressed)
             from cmt_med.data.volumes import pictures  # Pillow and tifffile, which few data sets need
@@ -96,10 +82,10 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         DataError: E_IO.
     """
-    if _is_folder(path):
-        from cmt_med.data.volumes import dicom_header
+    if is_series_path(path):
+        from cmt_med.data.volumes import dicom_series
 
-        return dicom_header.slices_in(path)
+        return dicom_series.files_of_series(path)
     lower = path.name.lower()
     if lower.endswith((".hdr", ".hdr.gz", *VOXELS_BESIDE)):
         return sorted([path, nifti.partner(path)])
@@ -111,6 +97,15 @@ def files_of(path: Path) -> list[Path]:
     return [path]
 
 
+def is_series_path(path: Path) -> bool:
+    """Tell whether a path is a folder, or one series of several in a folder (:mod:`cmt_med.data.volumes.dicom_series`)."""
+    if path.name.endswith(SERIES_ENDING):
+        from cmt_med.data.volumes.dicom_series import is_one_of_several
+
+        return is_one_of_several(path) or _is_folder(path)
+    return _is_folder(path)
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -118,12 +113,12 @@ def _is_folder(path: Path) -> bool:
         raise io_error(error, path) from error
 
 
-def _open_dicom(path: Path) -> Opened:
+def _open_dicom(path: Path, segments: Mapping[str, int], *, labels: bool) -> Opened:
     if looks_like_volume(path):
         raise _misnamed("a DICOM file", path, "give the folder that holds the slices of its series")
-    from cmt_med.data.volumes import dicom
+    from cmt_med.data.volumes import dicom, dicom_labels
 
-    return dicom.read_file(path)
+    return dicom_labels.read(path, segments) if labels and dicom_labels.is_labels(path) else dicom.read_file(path)
 
 
 def _require_name(kind: Kind, endings: tuple[str, ...], path: Path, *, compressed: bool) -> None:

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import CmtError, DataError
 from cmt_med.compute.memory import no_memory
-from cmt_med.data.case import COLOURS, Case
+from cmt_med.data.case import COLOURS, Case, Codes
 from cmt_med.data.volumes.decoder import Check, Volume, decode
 from cmt_med.data.volumes.flags import image_flags
 from cmt_med.data.volumes.grid import Grid, corner_distance
 from cmt_med.data.volumes.header import VolumeHeader
 from cmt_med.data.volumes.streams import readable_name
 from cmt_med.data.volumes.sums import check_sums, content_key
-from cmt_med.data.volumes.values import brightness, from_colours
+from cmt_med.data.volumes.values import brightness, from_colours, segments_of
 from cmt_med.data.volumes.values import labels as label_values
 
 __all__ = ["Grid", "Loaded", "as_listed", "content_of", "grid_of", "load_case", "load_labels", "require_same_grid"]
@@ -108,7 +108,7 @@ def load_labels(
     allowed: Sequence[int] | None = None,
     *,
     sums: Mapping[Path, str] | None = None,
-    colours: Mapping[int, int] | None = None,
+    colours: Codes | None = None,
 ) -> tuple[NDArray[np.uint8], Grid]:
     """Read one label volume (D1, D2, D3) and its grid; the errors are those of :func:`load_case`.
 
@@ -136,7 +136,7 @@ def _read(
     try:
         if path in case.sha256:
             check_sums(path, case.sha256[path])
-        volume = decode(path, check, labels=labels)
+        volume = decode(path, check, labels=labels, segments=segments_of(case.colours) if labels else None)
     except DataError as error:
         raise _of_case(error, case) from error
     volume = as_listed(volume, channels, f"case {case.name}: {path}")

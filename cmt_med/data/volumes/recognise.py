@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
+
+from cmt_med.base.errors import DataError
+from cmt_med.data.volumes.streams import Stream
 
 
 class Kind(NamedTuple):
@@ -136,3 +142,30 @@ def _text_or_noise(head: bytes) -> Kind:
         if error.start < len(head) - 4:
             return _UNKNOWN
     return Kind("a JSON text" if start.startswith((b"{", b"[")) else "a text file", _NO_IMAGE)
+
+
+_LOOKED_AT = 5
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Tell whether a file is DICOM by its content."""
+    with contextlib.suppress(DataError):
+        return kind_of(path) is DICOM
+    return False
+
+
+def dicom_among(folder: Path, names: Iterable[str]) -> Path | None:
+    """The first DICOM file of a folder, as far as a look at a few files that could be one by their names can tell."""
+    likely = (n for n in names if n.lower().endswith((".dcm", ".ima")) or not Path(n).suffix[1:].isalpha())
+    files = [folder / name for name in sorted(likely)[:_LOOKED_AT] if not name.startswith(".")]
+    return next(filter(is_dicom_file, files), None)
+
+
+def kind_of(path: Path) -> Kind:
+    """Recognise a file.
+
+    Raises:
+        DataError: E_IO, or E_GZIP and E_TRUNCATED if not even its beginning can be inflated.
+    """
+    with contextlib.closing(Stream(path)) as stream:
+        return recognise(stream.peek(1024), compressed=stream.compressed, size=stream.size)

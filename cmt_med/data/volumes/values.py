@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
+from cmt_med.data.case import Codes
 from cmt_med.data.volumes.decoder import Volume
 from cmt_med.data.volumes.header import IN_COLOUR
 
@@ -163,8 +164,18 @@ def _each_slab_of_labels(
         check_values(sorted(found), allowed, where)
 
 
-def from_colours(volume: Volume, colours: Mapping[int, int], where: str) -> Volume:
-    """The label map of a mask in colour.
+def segments_of(codes: Codes) -> dict[str, int]:
+    """Label values by the names of DICOM segments alone."""
+    return {name: value for name, value in codes.items() if isinstance(name, str)}
+
+
+def colours_alone(codes: Codes) -> dict[int, int]:
+    """Label values by colours alone."""
+    return {colour: value for colour, value in codes.items() if isinstance(colour, int)}
+
+
+def from_colours(volume: Volume, colours: Codes, where: str) -> Volume:
+    """The label map of a mask in colour; others, and where no colour is named, as they are.
 
     Args:
         volume: as :func:`cmt_med.data.volumes.pictures.read` reads it.
@@ -174,6 +185,8 @@ def from_colours(volume: Volume, colours: Mapping[int, int], where: str) -> Volu
     Raises:
         DataError: E_LABEL for a colour that stands for no label.
     """
+    if not colours_alone(colours):
+        return volume
     found, places = np.unique(volume.array, return_inverse=True)
     seen = [int(code) - IN_COLOUR if code >= IN_COLOUR else int(code) * 0x010101 for code in found]  # shades of grey
     strange = [colour for colour in seen if colour not in colours]

@@ -32,7 +32,7 @@ def main() -> int:
         for request in requests:
             asked = json.loads(request)
             path = Path(os.fsdecode(bytes.fromhex(asked["path"])))
-            _answer(path, asked.get("repair"), channel, labels=asked.get("labels", False))
+            _answer(path, asked, channel)
     return 0
 
 
@@ -52,10 +52,11 @@ class _GoneError(Exception):
     """The other side has closed the socket."""
 
 
-def _opened(path: Path, repair: str | None, *, labels: bool) -> tuple[dict[str, Any], Iterable[bytes]]:
+def _opened(path: Path, asked: dict[str, Any]) -> tuple[dict[str, Any], Iterable[bytes]]:
     """The first message, and the bytes that follow."""
+    repair = asked.get("repair")
     if repair is None:
-        opened = open_volume(path, labels=labels)
+        opened = open_volume(path, labels=asked.get("labels", False), segments=asked.get("segments"))
         return {"stored": asdict(opened.stored)}, opened.content
     from cmt_med.data.volumes.repair import repaired  # stands on the decoder, which stands on this process
 
@@ -63,11 +64,11 @@ def _opened(path: Path, repair: str | None, *, labels: bool) -> tuple[dict[str, 
     return ({"done": []}, ()) if found is None else ({"done": found.done, "size": found.size}, found.content)
 
 
-def _answer(path: Path, repair: str | None, channel: socket.socket, *, labels: bool) -> None:
+def _answer(path: Path, asked: dict[str, Any], channel: socket.socket) -> None:
     begun = False
     last: dict[str, Any] = {}
     try:
-        said, content = _opened(path, repair, labels=labels)
+        said, content = _opened(path, asked)
         for piece in content:
             if not begun:  # only now is it known that the file can hold what its header claims
                 _send(channel, _json(said))

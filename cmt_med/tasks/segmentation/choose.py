@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmt_med.config.schema import Inference
-from cmt_med.data.case import Case
+from cmt_med.data.case import Case, Codes
 from cmt_med.data.volumes.gate import load_case, load_labels
 from cmt_med.tasks.segmentation.labels import Regions
 from cmt_med.tasks.segmentation.target import Target, surrounding
@@ -36,7 +36,7 @@ class OutOfFoldCase:
     probabilities: Path
     reference: Path
     sums: Mapping[Path, str] = field(default_factory=dict)
-    colours: Mapping[int, int] = field(default_factory=dict)
+    colours: Codes = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from pydicom.dataset import Dataset
 
 from cmt_med.base.errors import ConfigError, DataError, OutputError
 from cmt_med.data.phantom_years import write_as_downloaded
@@ -161,8 +162,12 @@ def test_a_table_that_is_no_file(tmp_path: Path) -> None:
 @pytest.mark.fault(9)
 def test_a_series_beside_whose_slices_something_else_lies_is_not_left_out(tmp_path: Path) -> None:
     """The reader refuses it by name; to pass over the folder would lose a patient in silence."""
-    for name in ("anna", "bert"):
-        series(tmp_path / "scans" / name)
+    for name, uid in (("anna", "1.2"), ("bert", "1.3")):
+
+        def of_patient(slice_: Dataset, _: int, uid: str = uid) -> None:
+            slice_.PatientID, slice_.StudyInstanceUID, slice_.SeriesInstanceUID = uid, f"{uid}.1", f"{uid}.1.1"
+
+        series(tmp_path / "scans" / name, of_patient)
     (tmp_path / "scans/bert/AAA").write_text("notes")  # the first of its files, by name
     assert [case.name for case in cases_for_network(tmp_path / "scans", ("ct",)).cases] == ["anna", "bert"]
     with pytest.raises(DataError, match="AAA") as raised:
