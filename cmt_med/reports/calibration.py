@@ -133,7 +133,7 @@ def _read(
             f"{count} channels of probabilities, of which {files.record.name} names {len(channels)}", where=where,
             why="the files are not of one prediction", fix="predict again with --probabilities", code="E_NDIM",
         )  # fmt: skip
-    labels, grid = load_labels(files.reference, case, sums=digests, colours=colours)
+    labels, grid = load_labels(files.reference, case, sums=digests, colours=colours, like=grid_of(volume))
     if not grid.equals(grid_of(volume)):
         raise DataError("probabilities and reference lie on different grids", where=where, code="E_GRID")
     found, without = {}, []

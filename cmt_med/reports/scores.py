@@ -77,7 +77,7 @@ def score_folder(
             if case not in predictions:
                 raise DataError("there is no prediction", where=f"case {case}", fix="run infer on it", code="E_MISSING")
             reference, grid = load_labels(reference_path, case, reference_values, sums=sums, colours=colours)
-            predicted, found = load_labels(predictions[case], case, predicted_values)
+            predicted, found = load_labels(predictions[case], case, predicted_values, like=grid)
             if not grid.equals(found):
                 raise DataError(
                     "prediction and reference lie on different grids",

@@ -102,7 +102,7 @@ def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, c
     ):
         if path is not None:
             colours = files.colours if kind == "reference" else None
-            labels, own = load_labels(path, files.name, sums=files.sha256, colours=colours)
+            labels, own = load_labels(path, files.name, sums=files.sha256, colours=colours, like=grid)
             if grid is not None and not grid.equals(own):
                 raise DataError(
                     "the volumes lie on different grids", where=f"case {files.name}: {path}",

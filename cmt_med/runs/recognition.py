@@ -27,6 +27,7 @@ from cmt_med.data.conventions.signs import Signs, UnknownChallengeError, recogni
 from cmt_med.data.manifest import Manifest, load_manifest
 from cmt_med.data.preprocessing.survey import Survey, survey
 from cmt_med.data.sources import case_list, find_dataset
+from cmt_med.data.sources.by_grid import keep_one_modality
 from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
 
 NO_CONVENTION = "none"
@@ -92,6 +93,7 @@ def recognised(path: Path, listed: Path, convention: str | None) -> Recognised:
     found = find_dataset(path)
     if found.by_name:
         require_distinct([case.name for case in found.cases], str(path))
+    keep_one_modality(found)
     leave_out_incomplete(found)
     if not found.cases:
         raise found.problems[0] if found.problems else _nothing(path)
@@ -203,7 +205,8 @@ def _require_distinct_classes(classes: list[str], path: Path) -> None:
 
 
 def _listed(labels: dict[str, int]) -> str:
-    return ", ".join(f"{value} {name}" for name, value in labels.items())
+    more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""
+    return ", ".join(f"{value} {name}" for name, value in list(labels.items())[:8]) + more
 
 
 def _nothing(path: Path) -> DataError:

@@ -20,6 +20,7 @@ from cmt_med.data.conventions.names import (
     case_and_word,
     place_of,
 )
+from cmt_med.data.sources.by_grid import pair_by_grid
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.sources.file_names import (
     BRAIN_MASK,
@@ -117,6 +118,8 @@ def read(path: Path, channels: Sequence[str] | None, *, pictures: bool = False) 
             found.cases.append(case)
         else:
             found.unmatched += members.all()
+    if channels is None:
+        pair_by_grid(found)
     found.suffixes = _suffixes(found.cases)
     if found.unmatched:
         first = readable_name(Path(found.unmatched[0].name))

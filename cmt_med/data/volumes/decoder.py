@@ -89,6 +89,10 @@ class Decoder:
         request: dict[str, Any] = {"labels": True, "segments": dict(segments or {})} if labels else {}
         return self._asked(path.absolute(), request, partial(self._volume, check=check))
 
+    def header(self, path: Path) -> VolumeHeader:
+        """Read what a volume's header says, and none of its voxels; the errors are those of :meth:`decode`."""
+        return self._asked(path.absolute(), {"header": True}, self._header)
+
     def repair(self, path: Path, *, label: bool) -> Repair | None:
         """Repair a file with :func:`cmt_med.data.volumes.repair.repaired`, an image or a label map; the errors are the same."""
         return self._asked(path.absolute(), {"repair": "label" if label else "image"}, self._repair)
@@ -159,6 +163,10 @@ class Decoder:
         content = self._content(stored.size, path)
         return content if isinstance(content, DataError) else Volume(stored, stored.array(content))
 
+    def _header(self, path: Path) -> VolumeHeader | DataError:
+        first = self._message()
+        return DataError(**first["error"]) if "error" in first else stored_of(first["stored"], path)
+
     def _repair(self, path: Path) -> Repair | DataError | None:
         first = self._message()
         if "error" in first:
@@ -228,6 +236,11 @@ def decode(
 ) -> Volume:
     """Read a volume through this thread's worker; see :meth:`Decoder.decode`."""
     return _decoder().decode(path, check, labels=labels, segments=segments)
+
+
+def header(path: Path) -> VolumeHeader:
+    """Read a volume's header through this thread's worker; see :meth:`Decoder.header`."""
+    return _decoder().header(path)
 
 
 def repair(path: Path, *, label: bool) -> Repair | None:

@@ -134,6 +134,8 @@ def _check_grids(report: CaseReport, grids: Sequence[tuple[FileReport, Grid, str
     usual = max((grid for _, grid, _ in grids), key=lambda grid: sum(grid.equals(other) for _, other, _ in grids))
     for found, grid, where in grids:
         try:
+            if grid.reordering(usual) is not None:
+                continue
             require_same_grid(usual, grid, where, "most files of the case" if len(grids) > 2 else "the case's image")
         except DataError as error:
             _add(report, found, error.as_dict())

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from cmt_med.data.volumes.values import brightness, from_colours, segments_of
 from cmt_med.data.volumes.values import labels as label_values
 
 __all__ = ["Grid", "Loaded", "as_listed", "content_of", "grid_of", "load_case", "load_labels", "require_same_grid"]
+
+
+_Type = TypeVar("_Type", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,12 @@ def load_case(
             opened[path] = _read(path, case, channels=None if position is None else tuple(case.images), check=fits)
             if position is not None:
                 _require_all_planes(opened[path], case, where)
-        grid = require_same_grid(grid, grid_of(opened[path]), where)
-        planes.append(brightness(opened[path], where, position))
+        own = grid_of(opened[path])
+        plane = brightness(opened[path], where, position)
+        if grid is not None:
+            plane, own = counted_like(plane, own, grid)
+        grid = require_same_grid(grid, own, where)
+        planes.append(plane)
     if grid is None:
         raise DataError(
             "no channels are asked for", where=f"case {case.name}", fix="name at least one", code="E_CHANNEL"
@@ -89,8 +97,8 @@ def load_case(
     if labels is not None and case.label is not None:
         where = f"case {case.name}: {case.label}"
         volume = _read_labels(case.label, case)
-        require_same_grid(grid, grid_of(volume), where)
-        label = label_values(volume, labels, where)
+        label, own = counted_like(label_values(volume, labels, where), grid_of(volume), grid)
+        require_same_grid(grid, own, where)
     elif need_label:
         raise DataError(
             "the case has no label", where=f"case {case.name}", why="training and scoring need one",
@@ -109,6 +117,7 @@ def load_labels(
     *,
     sums: Mapping[Path, str] | None = None,
     colours: Codes | None = None,
+    like: Grid | None = None,
 ) -> tuple[NDArray[np.uint8], Grid]:
     """Read one label volume (D1, D2, D3) and its grid; the errors are those of :func:`load_case`.
 
@@ -117,11 +126,23 @@ def load_labels(
         case: its name, for messages.
         allowed: label values that may occur; None for any from 0 to 255.
         sums: what the case list says of files (``Case.sha256``); a volume that is among them must have that sum.
-        colours: label values of a mask in colour (``Case.colours``).
+        colours: label values of a mask in colour, or of a DICOM segmentation (``Case.colours``).
+        like: count the voxels as this grid does, if it has the same ones (:meth:`Grid.reordering`).
     """
     volume = _read_labels(path, Case(case, {}, sha256=dict(sums or {}), colours=dict(colours or {})))
     where = f"case {case}: {path}"
-    return label_values(volume, allowed if allowed is not None else range(256), where), grid_of(volume)
+    values = label_values(volume, allowed if allowed is not None else range(256), where)
+    return counted_like(values, grid_of(volume), like) if like is not None else (values, grid_of(volume))
+
+
+def counted_like(array: NDArray[_Type], own: Grid, grid: Grid) -> tuple[NDArray[_Type], Grid]:
+    """An array and its grid, with the axes in the order and direction of another grid that has the same voxels."""
+    if own.equals(grid):
+        return array, own
+    found = own.reordering(grid)
+    if found is None:
+        return array, own
+    return np.asfortranarray(np.flip(array.transpose(found[0]), found[1])), grid
 
 
 def grid_of(volume: Volume) -> Grid:
@@ -236,8 +257,8 @@ def _require_all_planes(volume: Volume, case: Case, where: str) -> None:
 def _mask(path: Path, case: Case, grid: Grid) -> NDArray[np.bool_]:
     where = f"case {case.name}: {path}"
     volume = _read(path, case, channels=None, labels=True)
-    require_same_grid(grid, grid_of(volume), where)
-    mask = label_values(volume, (0, 1), where, binary=True) > 0
+    mask, own = counted_like(label_values(volume, (0, 1), where, binary=True) > 0, grid_of(volume), grid)
+    require_same_grid(grid, own, where)
     if not mask.any():
         raise DataError(
             "the mask is empty", where=where, why="nothing would be left of the image",

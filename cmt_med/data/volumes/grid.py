@@ -40,6 +40,27 @@ class Grid:
             return False
         return corner_distance(self.affine, other.affine, self.shape) <= GRID_TOLERANCE * min(self.spacing)
 
+    def reordering(self, other: Grid) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """How to make an array on this grid one on ``other``, if both have the same voxels and only count them differently.
+
+        Converters turn axes around (dcm2niix the rows of a DICOM series), which moves no voxel.
+
+        Returns:
+            The order of the axes, and the axes to flip after that; None if the voxels are not the same.
+        """
+        between = np.linalg.inv(other.affine) @ self.affine
+        turned = np.round(between[:3, :3])
+        order = tuple(int(axis) for axis in np.abs(turned).argmax(axis=1))
+        if sorted(order) != [0, 1, 2] or np.abs(turned).sum() != 3:
+            return None
+        flipped = tuple(axis for axis in range(3) if turned[axis, order[axis]] < 0)
+        matrix = self.affine[:, [*order, 3]].copy()
+        shape = tuple(self.shape[axis] for axis in order)
+        for axis in flipped:
+            matrix[:, 3] += matrix[:, axis] * (shape[axis] - 1)
+            matrix[:, axis] *= -1
+        return (order, flipped) if other.equals(Grid(shape, matrix)) else None
+
     @property
     def axes(self) -> str:
         """Directions in the patient that the indices grow towards, for example ``"RAS"``; nearest ones if oblique."""

@@ -1,9 +1,9 @@
 """The process that decodes foreign files: ``python -m cmt_med.data.volumes.worker FD MEMORY``, started by the decoder.
 
-It takes one request after the other from a socket, a line of JSON with a path: of a volume to read, or of a file to repair. It
-answers in messages, each behind its length in four bytes: JSON with what the file says, or what is done to it, or
-the error; then the voxels in pieces; then an empty message, and JSON with the error if one came up on the way. Its own memory
-stays small whatever a header claims, and is capped.
+It takes one request after the other from a socket, a line of JSON with a path: of a volume to read, or of its header alone, or of
+a file to repair. It answers in messages, each behind its length in four bytes: JSON with what the file says, or what is done to
+it, or the error; then the voxels in pieces; then an empty message, and JSON with the error if one came up on the way. Its own
+memory stays small whatever a header claims, and is capped.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _opened(path: Path, asked: dict[str, Any]) -> tuple[dict[str, Any], Iterable
     repair = asked.get("repair")
     if repair is None:
         opened = open_volume(path, labels=asked.get("labels", False), segments=asked.get("segments"))
-        return {"stored": asdict(opened.stored)}, opened.content
+        return {"stored": asdict(opened.stored)}, () if asked.get("header") else opened.content
     from cmt_med.data.volumes.repair import repaired  # stands on the decoder, which stands on this process
 
     found = repaired(path, label=repair == "label")

@@ -104,7 +104,7 @@ def _read(case: OutOfFoldCase, outputs: Sequence[Target]) -> tuple[NDArray[np.fl
     several = len(channels) > 1
     files = Case(case.name, {name: (case.probabilities, i if several else None) for i, name in enumerate(channels)})
     loaded = load_case(files, channels)
-    reference, grid = load_labels(case.reference, case.name, sums=case.sums, colours=case.colours)
+    reference, grid = load_labels(case.reference, case.name, sums=case.sums, colours=case.colours, like=loaded.grid)
     return loaded.image, reference, float(np.prod(grid.spacing))
 
 
