@@ -132,11 +132,14 @@ def colours_of(cases: Iterable[Case]) -> dict[int | str, int]:
     return {code: value for case in cases for code, value in case.colours.items()}
 
 
-def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | None = None) -> dict[str, Any]:
+def manifest_content(
+    manifest: Manifest, cases: Sequence[Case], folder: Path | None = None, *, test: bool = False
+) -> dict[str, Any]:
     """Some cases of a manifest as the content of a case list of their own.
 
     Paths are absolute, but relative for files below ``folder``, where the list will lie: the folder can then be moved. Links are
-    kept: their names say what a file is, those of what they lead to (in git-annex) may not.
+    kept: their names say what a file is, those of what they lead to (in git-annex) may not. ``test`` adds the cases that are
+    listed apart.
     """
     base = folder.absolute() if folder is not None else None
 
@@ -148,8 +151,7 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | N
             else str(file.absolute())
         )
 
-    entries = []
-    for case in cases:
+    def entry_of(case: Case) -> dict[str, Any]:
         positions = {position for _, position in case.images.values()}
         files = {name: place(file) for name, (file, _) in case.images.items()}
         entry: dict[str, Any] = {"id": case.name, "group": case.group}
@@ -163,7 +165,8 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | N
             entry["fold"] = case.fold
         if case.sha256:
             entry["sha256"] = {place(file): digest for file, digest in case.sha256.items()}
-        entries.append(entry)
+        return entry
+
     colours, segments = colours_alone(manifest.colours), segments_of(manifest.colours)
     return {
         **({"name": manifest.name} if manifest.name else {}),
@@ -175,7 +178,8 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | N
         **({"classes": list(manifest.classes)} if manifest.classes else {}),
         **({"convention": manifest.convention} if manifest.convention else {}),
         **({"regions": [region.model_dump() for region in manifest.regions]} if manifest.regions is not None else {}),
-        "training": entries,
+        "training": [entry_of(case) for case in cases],
+        **({"test": [entry_of(case) for case in manifest.test]} if test and manifest.test else {}),
     }
 
 

@@ -48,7 +48,7 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
         convention=manifest.convention,
         brats=manifest.regions is not None and brain,
         listed=manifest.regions is not None and not brain,
-        folds=5 if patients >= 5 else max(2, patients),
+        folds=_folds(manifest),
         dims=2 if found.pictures else 3,
         classes=list(manifest.classes),
         patch=_whole(seen, found) if manifest.classes else _patch(seen, 2 if found.pictures else 3),
@@ -56,6 +56,14 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
         cases=len(manifest.cases),
         patients=patients,
     )
+
+
+def _folds(manifest: Manifest) -> int:
+    """As many folds as the case list has, else five, or one for each patient."""
+    listed = [case.fold for case in manifest.cases if case.fold is not None]
+    if len(listed) == len(manifest.cases):
+        return max(2, max(listed) + 1)
+    return min(5, max(2, len({case.group for case in manifest.cases})))
 
 
 def _patch(seen: Survey, dims: int) -> list[int]:

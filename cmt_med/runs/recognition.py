@@ -117,7 +117,8 @@ def recognised(path: Path, listed: Path, convention: str | None) -> Recognised:
     _require_distinct_classes(classes, path)
     if classes:
         manifest = Manifest(
-            listed, found.name, tuple(seen.cases), tuple(found.channels), {}, found.demo or seen.demo, classes=tuple(classes)
+            listed, found.name, tuple(seen.cases), tuple(found.channels), {}, found.demo or seen.demo, classes=tuple(classes),
+            test=tuple(found.test),
         )  # fmt: skip
         return Recognised(found, seen, manifest)
     if not seen.labelled:
@@ -184,6 +185,7 @@ def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: di
         convention=style.name if style is not None else "",
         regions=tuple(regions) if regions else None,
         colours=dict(found.colours),
+        test=tuple(found.test),
     )
 
 

@@ -40,7 +40,7 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     found, seen, manifest = known.found, known.seen, known.manifest
     if manifest.classes:
         return _set_up_classes(found, seen, manifest, output)
-    write_json(listed, manifest_content(manifest, manifest.cases, listed.parent))
+    write_json(listed, manifest_content(manifest, manifest.cases, listed.parent, test=True))
     write_text(output, first_config(output, listed, manifest, seen, found))
     failures = _note_failures(found, seen, output.parent)
     experiment = load_config(output)
@@ -54,7 +54,7 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
 def _set_up_classes(found: Dataset, seen: Survey, manifest: Manifest, output: Path) -> int:
     """Write config and case list for images with classes, and say what was found."""
     listed, classes = manifest.path, manifest.classes
-    write_json(listed, manifest_content(manifest, manifest.cases, listed.parent))
+    write_json(listed, manifest_content(manifest, manifest.cases, listed.parent, test=True))
     write_text(output, first_config(output, listed, manifest, seen, found))
     failures = _note_failures(found, seen, output.parent)
     experiment = load_config(output)

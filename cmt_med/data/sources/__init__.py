@@ -14,8 +14,9 @@ from pathlib import Path
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import CASE_NAME, COLOURS, Case
 from cmt_med.data.conventions.names import require_distinct
-from cmt_med.data.sources import bids, by_channel, case_list, classes, dicom, pictures, table
+from cmt_med.data.sources import bids, by_channel, case_list, classes, dicom, pictures, structures, table
 from cmt_med.data.sources.dataset import Dataset
+from cmt_med.data.sources.split_folders import by_place, merged, split_folders
 from cmt_med.data.volumes.streams import io_error, readable_name
 
 log = logging.getLogger(__name__)
@@ -42,10 +43,13 @@ SOURCES: tuple[Source, ...] = (
     Source("a CSV table", table.recognises, table.read),
     Source("DICOM studies", dicom.recognises, dicom.read),
     Source("a folder for each class", classes.recognises, classes.read),
+    Source("a mask for each structure", structures.recognises, structures.read),
     Source("2D images", pictures.recognises, pictures.read),
     Source("volumes named by channel", by_channel.recognises, by_channel.read),
 )
 """The first that recognises a path reads it: their order matters."""
+LISTS = SOURCES[:3]
+"""Those that say themselves what belongs together."""
 
 
 def find_dataset(path: Path, channels: Sequence[str] | None = None) -> Dataset:
@@ -71,7 +75,10 @@ def find_dataset(path: Path, channels: Sequence[str] | None = None) -> Dataset:
             "the input cannot be read", where=readable_name(path), why="it is neither a file nor a folder",
             fix="check the path", code="E_IO",
         )  # fmt: skip
-    return source.read(path, channels)
+    splits = {} if source in LISTS else split_folders(path)
+    if splits:
+        return merged({split: find_dataset(folder, channels) for split, folder in splits.items()}, path)
+    return by_place(source.read(path, channels), path)
 
 
 def cases_for_network(path: Path, channels: Sequence[str]) -> Dataset:

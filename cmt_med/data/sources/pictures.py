@@ -19,6 +19,7 @@ from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.conventions.names import labels_by_number
 from cmt_med.data.sources import by_channel
 from cmt_med.data.sources.dataset import Dataset
+from cmt_med.data.sources.split_folders import split_word, without_splits
 from cmt_med.data.sources.walk import MAX_DEPTH, walk
 from cmt_med.data.volumes.decoder import Volume, decode
 from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
@@ -177,11 +178,15 @@ def _sorted_out(path: Path) -> tuple[Dataset, dict[str, Path], dict[str, Path], 
     doubtful: set[tuple[str, str]] = set()
     folders: list[Path] = []
     unread: list[Path] = []
+    apart = _names_of_several_splits(files, path)
     for file in sorted(files, key=lambda file: volume_stem(file) != volume_stem(file).strip()):  # exact names first
         role, stem = _role(file, path)
-        if role == _LABEL and file.parent not in folders:
-            folders.append(file.parent)
-        if role == _LABEL and file.parent != folders[0]:
+        if apart:
+            stem = f"{split_word(file, path)}_{stem}"
+        observer = without_splits(file.parent)
+        if role == _LABEL and observer not in folders:
+            folders.append(observer)
+        if role == _LABEL and observer != folders[0]:
             continue  # a second observer's
         name = case_name(stem) if role == _IMAGE else stem
         other = roles[role].setdefault(name, file)
@@ -208,6 +213,13 @@ def _sorted_out(path: Path) -> tuple[Dataset, dict[str, Path], dict[str, Path], 
     return found, roles[_IMAGE], roles[_LABEL], roles[_MASK]
 
 
+def _names_of_several_splits(files: Sequence[Path], root: Path) -> bool:
+    """Tell whether images of one name lie in folders of several splits (``images/train/1.png``, ``images/val/1.png``)."""
+    seen: dict[str, str] = {}
+    images = ((volume_stem(file), split_word(file, root)) for file in files if _role(file, root)[0] == _IMAGE)
+    return any(split and seen.setdefault(stem, split) != split for stem, split in images)
+
+
 def _no(folder: Path) -> bool:
     return False
 
@@ -215,6 +227,16 @@ def _no(folder: Path) -> bool:
 def names_a_role(folder: str) -> bool:
     """Tell whether a folder's name means images, label maps or masks, and so no class."""
     return bool(_IMAGES.search(folder.lower()) or _LABELS.search(folder.lower()) or _MASKS.search(folder.lower()))
+
+
+def names_labels(folder: str) -> bool:
+    """Tell whether a folder's name means label maps or masks."""
+    return bool(_LABELS.search(folder.lower()) or _MASKS.search(folder.lower()))
+
+
+def names_images(folder: str) -> bool:
+    """Tell whether a folder's name means images."""
+    return bool(_IMAGES.search(folder.lower()))
 
 
 def _role(file: Path, root: Path) -> tuple[str, str]:

@@ -29,6 +29,7 @@ import cmt_med
 from cmt_med.base.errors import DataError
 from cmt_med.data.volumes.formats import files_of, is_series_path
 from cmt_med.data.volumes.header import DTYPES, VolumeHeader, check_shape
+from cmt_med.data.volumes.mask_files import is_pattern
 from cmt_med.data.volumes.nifti import MAX_EXTENSIONS
 from cmt_med.data.volumes.streams import MAX_BYTES, readable_name
 
@@ -259,7 +260,7 @@ def _bytes_of(path: Path) -> int:
     """Size on disk as far as it is known; what cannot be looked at is reported by the worker."""
     total = 0
     with contextlib.suppress(OSError, ValueError, DataError):
-        for file in files_of(path) if is_series_path(path) else [path]:
+        for file in files_of(path) if is_series_path(path) or is_pattern(path) else [path]:
             total += file.stat().st_size
     return total
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.volumes import metaimage, nifti, nrrd
+from cmt_med.data.volumes import mask_files, metaimage, nifti, nrrd
 from cmt_med.data.volumes.endings import PICTURE_ENDINGS, SERIES_ENDING, VOXELS_BESIDE, looks_like_volume
 from cmt_med.data.volumes.header import Opened
+from cmt_med.data.volumes.mask_files import is_pattern, masks_of
 from cmt_med.data.volumes.recognise import DICOM, META, NIFTI, NRRD, PAIR, PICTURES, Kind, is_dicom_file, recognise
 from cmt_med.data.volumes.streams import Stream, io_error, readable_name
 
@@ -46,6 +47,8 @@ def open_volume(path: Path, *, labels: bool = False, segments: Mapping[str, int]
     Raises:
         DataError: E_IO for what cannot be opened, E_FORMAT for what is no volume, saying what it is; the readers' errors.
     """
+    if is_pattern(path):
+        return mask_files.read(path, segments or {}, lambda file: open_volume(file, labels=True))
     if is_series_path(path):
         from cmt_med.data.volumes import dicom  # pydicom takes a quarter of a second to import
 
@@ -82,6 +85,8 @@ def files_of(path: Path) -> list[Path]:
     Raises:
         DataError: E_IO.
     """
+    if is_pattern(path):
+        return list(masks_of(path).values())
     if is_series_path(path):
         from cmt_med.data.volumes import dicom_series
 
