@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -105,10 +106,14 @@ def _is_data(file: Path) -> bool:
 
 def _role_folder(file: Path, root: Path) -> Path | None:
     """The outermost folder below the root, around a file, whose name means label maps."""
-    for folder in [*reversed(file.parents)]:
-        if folder != root and folder.is_relative_to(root) and names_labels(folder.name):
-            return folder
-    return None
+    return _outermost_role(file.parent, root)
+
+
+@functools.lru_cache(maxsize=65_536)
+def _outermost_role(folder: Path, root: Path) -> Path | None:
+    if folder == root or not folder.is_relative_to(root):
+        return None
+    return _outermost_role(folder.parent, root) or (folder if names_labels(folder.name) else None)
 
 
 def _folder_of_each_case(root: Path, images: Sequence[Path], labelled: Sequence[Path]) -> dict[str, _Found]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def is_series(path: Path) -> bool:
     """
     if not _is_folder(path):
         return False
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise io_error(error, path) from error
+    return _is_series(path.absolute(), changed)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_series(path: Path, _changed: int) -> bool:
     with contextlib.suppress(DataError):
         return any(map(is_dicom_file, files_of(path)))
     return False
