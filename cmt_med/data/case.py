@@ -20,7 +20,7 @@ class Case:
     ``group`` is the patient: splits never separate the cases of one group. ``sha256`` has the sums that files must have
     (:mod:`cmt_med.data.volumes.sums`), for those that the case list names. ``colours`` are the label values of a mask in
     colour, by 65536 R + 256 G + B; empty where pixels are label values themselves. ``class_name`` is what the image as a whole
-    shows; empty if nothing says so.
+    shows; empty if nothing says so. ``ignore`` is the value of voxels in the label map that nobody has annotated; None for none.
     """
 
     name: str
@@ -32,3 +32,4 @@ class Case:
     sha256: dict[Path, str] = field(default_factory=dict)
     colours: dict[int, int] = field(default_factory=dict)
     class_name: str = ""
+    ignore: int | None = None

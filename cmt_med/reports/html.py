@@ -71,7 +71,9 @@ def write_report(
     ranked = scored + undefined
     listing = Listing(
         tuple(
-            CaseFiles(name, predictions.get(name), references.get(name), case.images, case.sha256, case.colours)
+            CaseFiles(
+                name, predictions.get(name), references.get(name), case.images, case.sha256, case.colours, case.ignore
+            )
             for name in ranked
             for case in (cases.get(name, Case(name, {})),)
         ),
@@ -170,7 +172,7 @@ def _calibration(listing: Listing) -> dict[str, Any] | None:
     for case in listing.cases:
         chances = probabilities_beside(case.prediction) if case.prediction is not None else None
         if chances is not None and case.reference is not None:
-            saved[case.name] = SavedChances(*chances, case.reference)
+            saved[case.name] = SavedChances(*chances, case.reference, case.ignore)
     if not saved:
         return None
     sums = {path: digest for case in listing.cases for path, digest in case.sha256.items()}

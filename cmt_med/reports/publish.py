@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from cmt_med.evaluation.overlap import EmptyRule
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, with_failures_of_inference, write_metrics
 from cmt_med.reports.terminal import print_summary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Evaluation:
             reference_values=self.reference_values, predicted_values=self.predicted_values, rule=self.rule,
             tolerances=self.tolerances, lesions=self.lesions, sums=sums_of(self.cases.values()),
             colours=colours_of(self.cases.values()),
+            ignored={name: case.ignore for name, case in self.cases.items() if case.ignore is not None},
         )  # fmt: skip
         return Scored(self, scores, failures)
 
@@ -77,11 +81,25 @@ class Scored:
     def write_metrics(self, folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``metrics.json`` and ``metrics.csv`` with ``extra`` entries; returns the former's content."""
         of = self.evaluation
+        notes = self._notes()
+        for note in notes:
+            log.info("%s", note)
         self.metrics = write_metrics(
             folder, self.scores, of.targets, rule=of.rule, tolerances=of.tolerances, lesions=of.lesions,
-            failures=self.failures, extra={"notice": of.banner, **extra},
+            failures=self.failures, extra={"notice": of.banner, **({"notes": notes} if notes else {}), **extra},
         )  # fmt: skip
         return self.metrics
+
+    def _notes(self) -> list[str]:
+        """Sentences on what is not scored."""
+        values = sorted(
+            {c.ignore for n, c in self.evaluation.cases.items() if n in self.scores and c.ignore is not None}
+        )
+        return [
+            f"Voxels with the value {value} in a reference (ignore) are left out of prediction and reference: nobody has "
+            "annotated them."
+            for value in values
+        ]
 
     def write_page(
         self, folder: Path, title: str, *, settings: str = "", log_rows: Sequence[Mapping[str, Any]] = (),

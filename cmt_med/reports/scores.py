@@ -49,6 +49,7 @@ def score_folder(
     lesions: str | None = None,
     sums: Mapping[Path, str] | None = None,
     colours: Mapping[int, int] | None = None,
+    ignored: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, dict[str, Scores]], list[dict[str, str]]]:
     """Score every reference against the prediction of its name.
 
@@ -62,6 +63,7 @@ def score_folder(
         lesions: a name in ``LESION_RULES``, for lesion-wise scores; None for none.
         sums: SHA-256 that references must have, where the case list says so.
         colours: label values of references in colour.
+        ignored: case name -> value of voxels in its reference that nobody has annotated; they count nowhere.
 
     Returns:
         case -> target -> scores, and the failures. A reference without a prediction is a failure, never left out
@@ -94,6 +96,7 @@ def score_folder(
                 rule=rule,
                 tolerances=tolerances,
                 lesion_rule=lesion_rule,
+                ignore=(ignored or {}).get(case),
             )
         except CmtError as error:
             failures.append({"case": case} | error.as_dict())

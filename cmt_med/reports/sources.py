@@ -111,7 +111,9 @@ def _listing_of_runs(parts: Sequence[Path]) -> Listing:
         predicted = predictions_in(part / "validation")
         for case in load_manifest(part / "held_out.json").cases:
             cases.append(
-                CaseFiles(case.name, predicted.get(case.name), case.label, case.images, case.sha256, case.colours)
+                CaseFiles(
+                    case.name, predicted.get(case.name), case.label, case.images, case.sha256, case.colours, case.ignore
+                )
             )
     return Listing(tuple(cases), targets, targets)
 
@@ -126,7 +128,7 @@ def _listing_of_inference(folder: Path, run: RunRecord, images: Path | None) -> 
     cases = []
     for name, path in predicted.items():
         case = known.get(name, Case(name, {}))
-        cases.append(CaseFiles(name, path, case.label, case.images, case.sha256, case.colours))
+        cases.append(CaseFiles(name, path, case.label, case.images, case.sha256, case.colours, case.ignore))
     return Listing(tuple(cases), {name: targets[name] for name in theirs}, theirs)
 
 

@@ -24,7 +24,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.base.files import write_json
 from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.volumes.gate import Grid, load_case, load_labels
-from cmt_med.evaluation.overlap import mask_of
+from cmt_med.evaluation.overlap import known_voxels, mask_of
 from cmt_med.evaluation.surface import bounding_box
 
 FILE = "volumes.json"
@@ -40,7 +40,8 @@ Targets = Mapping[str, Sequence[int]]
 class CaseFiles:
     """The files of one case; ``images`` maps a channel to its file and, for a 4D file, the position in it.
 
-    ``sha256`` has the sums that files must have, where the case list says so, ``colours`` what a reference in colour means.
+    ``sha256`` has the sums that files must have, where the case list says so, ``colours`` what a reference in colour means,
+    ``ignore`` the value of voxels in the reference that nobody has annotated.
     """
 
     name: str
@@ -49,19 +50,22 @@ class CaseFiles:
     images: dict[str, tuple[Path, int | None]] = field(default_factory=dict)
     sha256: dict[Path, str] = field(default_factory=dict)
     colours: dict[int, int] = field(default_factory=dict)
+    ignore: int | None = None
 
 
 @dataclass(frozen=True)
 class Shown:
     """One case to look at: arrays (R, A, S) on one grid, the affine of their voxels, and the size of a voxel in mm.
 
-    Labels are painted by target; ``predicted`` or ``reference`` is None where there is no such file.
+    Labels are painted by target; ``predicted`` or ``reference`` is None where there is no such file. ``known`` is the mask of
+    what somebody has annotated; None where all is.
     """
 
     image: NDArray[np.float32]
     predicted: NDArray[np.uint8] | None
     reference: NDArray[np.uint8] | None
     affine: NDArray[np.float64]
+    known: NDArray[np.bool_] | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -70,10 +74,11 @@ class Shown:
 
     @property
     def wrong(self) -> NDArray[np.bool_] | None:
-        """The mask where prediction and reference differ; None unless there are both."""
+        """The mask where prediction and reference differ, of what is annotated; None unless there are both."""
         if self.predicted is None or self.reference is None:
             return None
-        return self.predicted != self.reference
+        wrong: NDArray[np.bool_] = self.predicted != self.reference
+        return wrong if self.known is None else wrong & self.known
 
 
 def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, channel: str | None = None) -> Shown:
@@ -109,11 +114,16 @@ def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, c
                     fix="predict on the reference's image", code="E_GRID",
                 )  # fmt: skip
             grid, found[kind] = own, paint(labels, values)
+            known = known_voxels(labels, files.ignore) if kind == "reference" else None
+            if known is not None:
+                found["known"] = known
     if grid is None:
         raise DataError("there is nothing to show", where=f"case {files.name}", why="no file is known", code="E_IO")
     turned, affine = _turned(found, grid)
     image = turned.get("image", np.zeros(grid.shape, np.float32))
-    return Shown(np.ascontiguousarray(image), turned.get("predicted"), turned.get("reference"), affine)
+    return Shown(
+        np.ascontiguousarray(image), turned.get("predicted"), turned.get("reference"), affine, turned.get("known")
+    )
 
 
 def paint(labels: NDArray[np.uint8], targets: Targets) -> NDArray[np.uint8]:
@@ -181,7 +191,7 @@ def _taken(shown: Shown, box: Sequence[slice], steps: Sequence[int]) -> Shown:
     affine = shown.affine.copy()
     affine[:3, 3] += shown.affine[:3, :3] @ [part.start for part in box]
     affine[:3, :3] = affine[:3, :3] * steps
-    return Shown(_cut(shown.image, taken), _cut(shown.predicted, taken), _cut(shown.reference, taken), affine)
+    return Shown(_cut(shown.image, taken), _cut(shown.predicted, taken), _cut(shown.reference, taken), affine, _cut(shown.known, taken))
 
 
 def _cut(array: Any, taken: tuple[slice, ...]) -> Any:
@@ -251,6 +261,7 @@ def write_listing(folder: Path, listing: Listing) -> None:
                     "images": {n: [_relative(path, folder), at] for n, (path, at) in case.images.items()},
                     "sha256": {_relative(path, folder): digest for path, digest in case.sha256.items()},
                     **({"colours": {str(code): value for code, value in case.colours.items()}} if case.colours else {}),
+                    **({"ignore": case.ignore} if case.ignore is not None else {}),
                 }
                 for case in listing.cases
             ],
@@ -283,6 +294,7 @@ def read_listing(folder: Path) -> Listing:
                 },
                 {folder / str(file): str(digest) for file, digest in entry.get("sha256", {}).items()},
                 {int(code): int(value) for code, value in entry.get("colours", {}).items()},
+                None if entry.get("ignore") is None else int(entry["ignore"]),
             )
             for entry in content["cases"]
         )

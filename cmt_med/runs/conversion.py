@@ -21,7 +21,7 @@ from cmt_med.base.files import write_bytes, write_file, write_folder, write_json
 from cmt_med.base.text import as_text, counted
 from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.manifest import Manifest
-from cmt_med.data.nnunet import SPLITS
+from cmt_med.data.nnunet import IGNORE, SPLITS
 from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.data.volumes.gate import load_case
 from cmt_med.data.volumes.written import write_volume
@@ -77,6 +77,8 @@ def _nnunet(manifest: Manifest, folder: Path) -> None:
     pictures = _pictures(manifest)
     ending = ".png" if pictures else NIFTI
     values = {value: i for i, value in enumerate(sorted(manifest.labels.values()))}
+    if manifest.ignore is not None:
+        values[manifest.ignore] = len(values)  # nnU-Net wants it to be the highest
     together = pictures and set(manifest.channels) == set(COLOURS)
     for case in manifest.cases:
         if together:
@@ -91,6 +93,8 @@ def _nnunet(manifest: Manifest, folder: Path) -> None:
         of = {r.name: [values[manifest.labels[name]] for name in r.labels] for r in manifest.regions}
         labels = {"background": 0} | {name: v[0] if len(v) == 1 else v for name, v in of.items()}
         regions = {"regions_class_order": [values[manifest.labels[r.write]] for r in manifest.regions]}
+    if manifest.ignore is not None:
+        labels[IGNORE] = values[manifest.ignore]
     names = COLOURS if together else manifest.channels
     content = {"channel_names": {str(i): _shown(name) for i, name in enumerate(names)}, "labels": labels, **regions,
                "numTraining": len(manifest.cases), "file_ending": ending}  # fmt: skip
@@ -105,7 +109,7 @@ def _nnunet(manifest: Manifest, folder: Path) -> None:
 def _msd(manifest: Manifest, folder: Path) -> None:
     """The decathlon's layout: one file for all channels of a case."""
     _require_volumes(manifest, "msd")
-    values = {value: value for value in manifest.labels.values()}
+    values = {value: value for value in _values(manifest)}
     training = []
     for case in manifest.cases:
         image = folder / f"imagesTr/{case.name}{NIFTI}"
@@ -122,6 +126,7 @@ def _msd(manifest: Manifest, folder: Path) -> None:
         "name": manifest.name or "data set", "tensorImageSize": "3D" if len(manifest.channels) == 1 else "4D",
         "modality": {str(i): _shown(name) for i, name in enumerate(manifest.channels)},
         "labels": {str(value): name for name, value in manifest.labels.items()},
+        **({} if manifest.ignore is None else {IGNORE: manifest.ignore}),
         "numTraining": len(training), "numTest": 0, "training": training, "test": [],
     })  # fmt: skip
 
@@ -129,6 +134,11 @@ def _msd(manifest: Manifest, folder: Path) -> None:
 def _bids(manifest: Manifest, folder: Path) -> None:
     """BIDS 1.9: a subject for each patient, a run for each of its cases, and label maps as derivatives."""
     _require_volumes(manifest, "bids")
+    if manifest.ignore is not None:
+        raise DataError(
+            "BIDS has no value for voxels that nobody has annotated", where=str(manifest.path),
+            why="they would become a label like others", fix="use --to nnunet or msd", code="E_LABEL",
+        )  # fmt: skip
     strange = [name for name in manifest.channels if name not in _BIDS_SUFFIXES]
     if strange or (len(manifest.channels) > 1 and {"mri", "image"} & set(manifest.channels)):
         raise DataError(
@@ -166,6 +176,11 @@ def _bids(manifest: Manifest, folder: Path) -> None:
 
 
 LAYOUTS: dict[str, Callable[[Manifest, Path], None]] = {"nnunet": _nnunet, "msd": _msd, "bids": _bids}
+
+
+def _values(manifest: Manifest) -> list[int]:
+    """The values of the label maps."""
+    return [*manifest.labels.values(), *([] if manifest.ignore is None else [manifest.ignore])]
 
 
 def _pictures(manifest: Manifest) -> bool:
@@ -229,7 +244,7 @@ def _write_label(case: Case, manifest: Manifest, values: Mapping[int, int], targ
     assert case.label is not None  # by the callers
     first = manifest.channels[0]
     alone = replace(case, images={first: case.images[first]}) if case.images[first][1] is None else case
-    loaded = load_case(alone, [first], list(manifest.labels.values()), need_label=True)
+    loaded = load_case(alone, [first], _values(manifest), need_label=True)
     assert loaded.label is not None  # asked for
     if (
         target.name.endswith(NIFTI)

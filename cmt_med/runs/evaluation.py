@@ -203,7 +203,9 @@ def _references(
             path,
             {name: case.label for name, case in cases.items() if case.label is not None},
             theirs,
-            list(manifest.labels.values()) or None,
+            [*manifest.labels.values(), *([] if manifest.ignore is None else [manifest.ignore])]
+            if manifest.labels
+            else None,
             cases,
             manifest.convention,
         )

@@ -238,7 +238,9 @@ def _gather(request: Request, manifest: Manifest) -> int:
     chosen = first.inference
     if experiment.inference.choose and first.outputs.overlapping and scored.scores:
         held = [
-            OutOfFoldCase(n, fold_of[n], places[n] / f"{n}_prob.nii.gz", case.label, case.sha256, case.colours)
+            OutOfFoldCase(
+                n, fold_of[n], places[n] / f"{n}_prob.nii.gz", case.label, case.sha256, case.colours, case.ignore
+            )
             for n, case in cases.items()
             if n in scored.scores and case.label is not None
         ]

@@ -182,6 +182,7 @@ def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: di
         convention=style.name if style is not None else "",
         regions=tuple(regions) if regions else None,
         colours=dict(found.colours),
+        ignore=found.ignore,
     )
 
 

@@ -55,7 +55,7 @@ class CachedCase:
         return np.load(self.folder / "label.npy", mmap_mode="r", allow_pickle=False)
 
     def points(self) -> list[NDArray[np.signedinteger]]:
-        """For each label but background, voxels of it (n, 3)."""
+        """For each label but background, voxels of it (n, 3); none that nobody has annotated."""
         rows = np.load(self.folder / "points.npy", allow_pickle=False)
         return [rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0])]
 
@@ -120,18 +120,19 @@ def prepare(
         OutputError: if the cache cannot be written.
     """
     if target is not None:
-        case, labels = replace(case, label=None), {}
+        case, labels = replace(case, label=None, ignore=None), {}
     entry = CachedCase(case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}", target)
     if _is_whole(entry):
         return entry
     dense = target is None
-    loaded = seen_by(load_case(case, channels, list(labels.values()) if dense else None, need_label=dense), settings)
+    allowed = [*labels.values(), *([] if case.ignore is None else [case.ignore])] if dense else None
+    loaded = seen_by(load_case(case, channels, allowed, need_label=dense), settings)
     data = preprocessing(settings, with_label=dense)(as_dictionary(loaded))
     image = np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)
     arrays: dict[str, NDArray[Any]] = {"image.npy": image}
     if dense:
         label = np.ascontiguousarray(data["label"].numpy(), dtype=np.uint8)
-        arrays |= {"label.npy": label, "points.npy": _sample_points(label[0])}
+        arrays |= {"label.npy": label, "points.npy": _sample_points(label[0], case.ignore)}
     try:
         for name, array in arrays.items():
             write_file(entry.folder / name, lambda stream, a=array: np.save(stream, a, allow_pickle=False))  # type: ignore[misc]
@@ -175,15 +176,17 @@ def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], setting
     }
     extra = [content_of(path, case) if path is not None else None for path in (case.label, case.mask)]
     described = [_IDENTITY, files, extra, list(channels), sorted(labels.values()), dict(settings)]
+    if case.ignore is not None:
+        described.append({"ignore": case.ignore})
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _sample_points(label: NDArray[np.uint8]) -> NDArray[np.signedinteger]:
-    """Rows (label, i, j, k): at most ``POINTS_PER_LABEL`` voxels of each label, evenly over its scan order."""
+def _sample_points(label: NDArray[np.uint8], ignore: int | None = None) -> NDArray[np.signedinteger]:
+    """Rows (label, i, j, k): at most ``POINTS_PER_LABEL`` voxels of each label but ``ignore``, evenly over its scan order."""
     rows = []
     kind = np.int16 if max(label.shape) <= np.iinfo(np.int16).max else np.int32  # whose values would wrap
     for value in np.unique(label):
-        if value == 0:
+        if value in (0, ignore):
             continue
         found = np.argwhere(label == value)
         chosen = found[np.linspace(0, len(found) - 1, min(len(found), POINTS_PER_LABEL)).astype(int)]

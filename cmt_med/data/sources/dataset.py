@@ -27,6 +27,7 @@ class Dataset:
         named_by: what states them.
         colours: of label maps in colour (``Case.colours``).
         regions: overlapping targets that the data set states.
+        ignore: value of voxels that nobody has annotated; None for none.
         convention: that the case list states.
         demo: whether the case list says that its volumes are synthetic.
         suffixes: what file names (or a list) call the channels.
@@ -51,6 +52,7 @@ class Dataset:
     named_by: str = ""
     colours: dict[int, int] = field(default_factory=dict)
     regions: tuple[Region, ...] | None = None
+    ignore: int | None = None
     convention: str = ""
     demo: bool = False
     suffixes: set[str] = field(default_factory=set)

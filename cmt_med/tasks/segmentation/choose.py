@@ -29,7 +29,7 @@ WORTH = 1e-3  # a smaller gain in mean Dice is not worth a setting
 
 @dataclass(frozen=True)
 class OutOfFoldCase:
-    """A case with a prediction by a network that has not seen it; ``sums`` and ``colours`` are those of the case."""
+    """A case with a prediction by a network that has not seen it; ``sums``, ``colours`` and ``ignore`` are those of the case."""
 
     name: str
     fold: int
@@ -37,6 +37,7 @@ class OutOfFoldCase:
     reference: Path
     sums: Mapping[Path, str] = field(default_factory=dict)
     colours: Mapping[int, int] = field(default_factory=dict)
+    ignore: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def _read(case: OutOfFoldCase, outputs: Sequence[Target]) -> tuple[NDArray[np.fl
     files = Case(case.name, {name: (case.probabilities, i if several else None) for i, name in enumerate(channels)})
     loaded = load_case(files, channels)
     reference, grid = load_labels(case.reference, case.name, sums=case.sums, colours=case.colours)
+    if case.ignore is not None:  # such voxels are in no mask, whatever is predicted there
+        loaded.image[:, reference == case.ignore] = 0.0
     return loaded.image, reference, float(np.prod(grid.spacing))
 
 

@@ -32,6 +32,7 @@ class Segmentation:
         scheme: classes or regions.
         labels: name -> value in the label maps, the background among them.
         loss: which one is minimised.
+        ignore: value in the label maps of voxels that nobody has annotated; None for none.
     """
 
     name: ClassVar[str] = "segmentation"
@@ -39,9 +40,12 @@ class Segmentation:
     dense: ClassVar[bool] = True
     balanced: ClassVar[bool] = False
 
-    def __init__(self, scheme: LabelScheme, labels: dict[str, int], loss: Kind = "dice_ce") -> None:
-        self.scheme, self.labels = scheme, labels
-        self._loss = segmentation_loss([channel.values for channel in scheme.channels], partial(scheme.loss, kind=loss))
+    def __init__(
+        self, scheme: LabelScheme, labels: dict[str, int], loss: Kind = "dice_ce", *, ignore: int | None = None
+    ) -> None:
+        self.scheme, self.labels, self.ignore = scheme, labels, ignore
+        values = [channel.values for channel in scheme.channels]
+        self._loss = segmentation_loss(values, partial(scheme.loss, kind=loss), ignore=ignore)
 
     @classmethod
     def from_data(cls, experiment: Experiment, manifest: Manifest) -> Segmentation:
@@ -77,7 +81,7 @@ class Segmentation:
         if wanted is not None:
             found = region_values(wanted, manifest.labels)
             regions = [Target(name, tuple(values), write) for name, values, write in found]
-        return cls(scheme_of(manifest.labels, regions), manifest.labels, experiment.train.loss)
+        return cls(scheme_of(manifest.labels, regions), manifest.labels, experiment.train.loss, ignore=manifest.ignore)
 
     @classmethod
     def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Segmentation:
@@ -129,10 +133,13 @@ class Segmentation:
         self.scheme.set_outside(probabilities, outside)
 
     def score(self, found: Tensor, entry: CachedCase, settings: Inference) -> list[float]:
-        """Dice of each target by the challenge rule; the network is scored, not the post-processing that mends it."""
+        """Dice of each target by the challenge rule; the network is scored, not the post-processing that mends it.
+
+        Voxels that nobody has annotated count nowhere.
+        """
         bare = settings.model_copy(update={"min_region_mm3": {}, "min_component_mm3": {}})
         labels, _ = self.scheme.labels(found, bare)
-        overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), self.scored)
+        overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), self.scored, ignore=self.ignore)
         return [overlap.dice for overlap in overlaps.values()]
 
     def summarise(self, rows: NDArray[np.float64]) -> dict[str, float]:
@@ -144,4 +151,4 @@ class Segmentation:
 
     def identity(self) -> list[Any]:
         regions = [[target.name, list(target.values), target.write] for target in self.scheme.targets]
-        return [self.labels, regions if self.overlapping else None]
+        return [self.labels, regions if self.overlapping else None, *([] if self.ignore is None else [self.ignore])]
