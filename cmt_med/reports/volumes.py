@@ -191,7 +191,13 @@ def _taken(shown: Shown, box: Sequence[slice], steps: Sequence[int]) -> Shown:
     affine = shown.affine.copy()
     affine[:3, 3] += shown.affine[:3, :3] @ [part.start for part in box]
     affine[:3, :3] = affine[:3, :3] * steps
-    return Shown(_cut(shown.image, taken), _cut(shown.predicted, taken), _cut(shown.reference, taken), affine, _cut(shown.known, taken))
+    return Shown(
+        _cut(shown.image, taken),
+        _cut(shown.predicted, taken),
+        _cut(shown.reference, taken),
+        affine,
+        _cut(shown.known, taken),
+    )
 
 
 def _cut(array: Any, taken: tuple[slice, ...]) -> Any:

@@ -124,6 +124,27 @@ def test_a_list_of_its_cases_names_them_as_they_were(tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "copy.json").cases == manifest.cases
 
 
+def test_a_value_that_nobody_has_annotated(tmp_path: Path) -> None:
+    manifest = load_manifest(write(tmp_path, ignore=255, colours={"#00ff00": 1, "#ffffff": 255}, training=["a.png"]))
+    assert manifest.ignore == manifest.cases[0].ignore == 255
+    assert manifest.labels == {"background": 0, "x": 1}
+    (tmp_path / "copy.json").write_text(json.dumps(manifest_content(manifest, manifest.cases)))
+    again = load_manifest(tmp_path / "copy.json")
+    assert (again.ignore, again.cases, again.colours) == (255, manifest.cases, manifest.colours)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [({"ignore": value}, f"'ignore' is {value!r}") for value in (0, 1, 256, "7", True)]
+    + [({"labels": {"0": "background", "3": "ignore"}}, "a label is called 'ignore'")],
+)
+def test_a_value_that_cannot_be_ignored(tmp_path: Path, content: dict[str, object], said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_manifest(write(tmp_path, training=["a.nii"], **content))
+    assert said in caught.value.what
+    assert caught.value.code == "E_MANIFEST"
+
+
 @pytest.mark.parametrize(
     ("convention", "labels", "said"),
     [

@@ -82,6 +82,17 @@ def test_regions(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("labels", [LABELS, REGIONS])
+def test_ignore(tmp_path: Path, labels: dict[str, Any]) -> None:
+    """It is no label and no region, and every case knows its value."""
+    order = {"regions_class_order": [1, 2, 3]} if labels is REGIONS else {}
+    plain = load_manifest(raw(tmp_path / "plain", labels=labels, **order))
+    found = load_manifest(raw(tmp_path / "ignore", labels=labels | {"ignore": 4}, **order))
+    assert (found.labels, found.regions) == (plain.labels, plain.regions)
+    assert (plain.ignore, found.ignore) == (None, 4)
+    assert {case.ignore for case in (*found.cases, *found.test)} == {4}
+
+
 def test_folds(tmp_path: Path) -> None:
     folder = raw(tmp_path)
     cases = [f"prostate_Tr{i:02d}" for i in range(4)]
@@ -166,7 +177,8 @@ def test_pictures(tmp_path: Path, channels: str, expected: tuple[str, ...]) -> N
         ({"channel_names": {"0": "T2"}}, "a channel 0001, 'channel_names' ends with 0000"),
         ({"channel_names": {"a": "T2", "b": "ADC"}}, "no number"), ({"labels": {"background": 0, "x": "1"}}, "has the value '1'"),
         ({"labels": {"background": 0, "x": 1.5}}, "has the value 1.5"), ({"labels": {"background": 0, "x": [], "y": 1}}, "[]"),
-        ({"labels": {"background": 0, "x": 1, "ignore": 2}}, "ignore label"),
+        ({"labels": {"background": 0, "x": 2, "ignore": 1}}, "'ignore' has the value 1"),
+        ({"labels": {"background": 0, "x": 1, "ignore": [2, 3]}}, "'ignore' has the value [2, 3]"),
         ({"labels": REGIONS}, "'regions_class_order' is None"),
         ({"labels": REGIONS, "regions_class_order": [1, 2]}, "[1, 2]"),
         ({"labels": REGIONS, "regions_class_order": [1, 2, 9]}, "[1, 2, 9]"),

@@ -109,6 +109,19 @@ def test_a_quarter_turn_is_a_quarter_turn() -> None:
     assert torch.equal(its_label, torch.rot90(label, -1, (2, 3)))
 
 
+@pytest.mark.parametrize("size", [(9, 8), (8, 7, 9)])
+def test_labels_are_moved_and_never_mixed(size: tuple[int, ...]) -> None:
+    """Between a label and a value far off there are no labels: what nobody has annotated stays so."""
+    change = Augment(EVERYTHING.model_copy(update={"affine": 1.0, "rotate_degrees": 180.0}), size=size, channels=2)
+    for seed in range(20):
+        image, label = random_patch(change, seed=seed)
+        label = torch.where(label % 2 == 0, torch.tensor(255, dtype=torch.uint8), torch.tensor(2, dtype=torch.uint8))
+        drawn = {name: row[None] for name, row in change.draw(np.random.default_rng(seed)).items()}
+        found = change(image, label, drawn)[1]
+        assert set(found.unique().tolist()) <= {0, 2, 255}  # 0 comes from beyond the volume
+        assert (found == 255).any()
+
+
 def test_flips_brightness_and_noise_by_hand() -> None:
     change = Augment(NOTHING.model_copy(update={"flip": 0.5}), size=(2, 3), channels=2)
     image = torch.arange(18.0).view(1, 3, 2, 3)

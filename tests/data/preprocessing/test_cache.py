@@ -48,6 +48,34 @@ def test_sums_hold_also_where_the_content_is_known(tmp_path: Path) -> None:
         entry_of(listed, tmp_path / "cache")
 
 
+def test_what_nobody_has_annotated_is_no_foreground(tmp_path: Path) -> None:
+    """Its value stays in the label map, through another orientation and voxel size; no patch is centred on it."""
+    label = np.zeros((8, 6, 6), np.uint8)
+    label[:2], label[4:] = 1, 3
+    turned = np.diag([-2.0, 2.0, 2.0, 1.0])
+    rng = np.random.default_rng(0)
+    case = case_of(
+        nifti(tmp_path / "i.nii.gz", rng.normal(size=label.shape).astype(np.float32), turned),
+        nifti(tmp_path / "l.nii.gz", label, turned),
+    )
+    with pytest.raises(DataError, match="label values 3"):
+        entry_of(case, tmp_path / "cache")
+    finer = SETTINGS | {"spacing": [1.0, 1.0, 1.0]}
+    entry = prepare(
+        replace(case, ignore=3),
+        channels=["a"],
+        labels={"background": 0, "x": 1},
+        settings=finer,
+        folder=tmp_path / "cache",
+    )
+    assert entry.values() == {1}
+    assert set(np.unique(entry.label())) == {0, 1, 3}
+    assert len(entry.points()) == 1
+    assert all(entry.label()[0][tuple(point)] == 1 for point in entry.points()[0])
+    shares = [(entry.label() == value).mean() for value in (0, 1, 3)]
+    assert np.allclose(shares, [0.25, 0.25, 0.5], atol=0.08)
+
+
 def _files(entry: CachedCase) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in entry.folder.iterdir()}
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -103,6 +104,56 @@ def test_deep_supervision_weights_scales_and_averages_their_targets() -> None:
     assert loss([fine, coarse], labels).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+IGNORE = 7
+SCHEMES = {"classes": ([(0,), (1,), (2,)], class_loss), "regions": ([(1, 2), (2,), (1,)], region_loss)}
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_nobody_has_annotated_has_no_part(scheme: str, kind: Kind) -> None:
+    """The loss is that of the other voxels alone, and the ignored ones have no gradient."""
+    channels, single = SCHEMES[scheme]
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 40, requires_grad=True), torch.randint(0, 3, (2, 1, 40))
+    hidden = labels.clone()
+    hidden[..., 25:] = IGNORE
+    loss = segmentation_loss(channels, partial(single, kind=kind), ignore=IGNORE)
+    cut = segmentation_loss(channels, partial(single, kind=kind))(logits[..., :25], labels[..., :25])
+    found = loss(logits, hidden)
+    assert found.item() == pytest.approx(cut.item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert gradient[..., :25].abs().max() > 1e-4
+    assert torch.equal(gradient[..., 25:], torch.zeros(2, 3, 15))
+    assert loss(logits, labels).item() == pytest.approx(
+        segmentation_loss(channels, partial(single, kind=kind))(logits, labels).item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_of_a_batch_that_nobody_has_annotated_the_loss_is_zero(scheme: str, kind: Kind) -> None:
+    channels, single = SCHEMES[scheme]
+    scales = [torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)]
+    found = segmentation_loss(channels, partial(single, kind=kind), ignore=IGNORE)(
+        [*scales], torch.full((2, 1, 8, 8), IGNORE, dtype=torch.uint8)
+    )
+    assert found.item() == 0.0
+    assert all(not gradient.any() for gradient in torch.autograd.grad(found, scales))
+
+
+def test_coarse_positions_count_by_what_is_annotated_in_them() -> None:
+    """Two positions of four voxels: three of the first are known, two of them 1; of the second one, a 0."""
+    labels = torch.tensor([[[1, 1, 0, IGNORE, IGNORE, IGNORE, IGNORE, 0]]])
+    chances = torch.tensor([[[0.5, 0.2], [0.5, 0.8]]])
+    found = segmentation_loss([(0,), (1,)], partial(class_loss, kind="ce"), ignore=IGNORE)(chances.log(), labels)
+    first = -(1 / 3 * math.log(0.5) + 2 / 3 * math.log(0.5))
+    assert found.item() == pytest.approx((3 / 4 * first - 1 / 4 * math.log(0.2)) / (3 / 4 + 1 / 4), rel=1e-5)
+    both = segmentation_loss([(0,), (1,)], class_loss, ignore=IGNORE)(chances.log(), labels)
+    # Σ w p t = 3/4 · 1/2 · 2/3, Σ w p = 3/4 · 1/2 + 1/4 · 8/10, Σ w t = 3/4 · 2/3
+    dice = 1 - 2 * 0.25 / (0.375 + 0.2 + 0.5)
+    assert both.item() == pytest.approx(found.item() + dice, rel=1e-4)
+
+
 _RANK = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -115,11 +166,14 @@ network = build_network("cmt_unetr", spatial_dims=3, in_channels=1, num_classes=
     depths=(1, 1), head_dim=8, attention=("lightweight",) * 2, kv_strides=(2, 1), drop_path=0.0, deep_supervision=True).train()
 images, labels = torch.randn(4, 1, 16, 16, 16), torch.randint(0, 3, (4, 1, 16, 16, 16))
 regions = [(1, 2), (2,), (1,)]
+hidden = labels.clone()
+hidden[1:, :, 3:] = 7  # of the first image all is annotated: ranks know of different amounts
 losses = {"classes": segmentation_loss([(0,), (1,), (2,)], class_loss), "regions": segmentation_loss(regions, region_loss)}
+losses |= {"ignore": segmentation_loss([(0,), (1,), (2,)], class_loss, ignore=7)}
 wrapped = DistributedDataParallel(network)
 for name, loss in losses.items():
     wrapped.zero_grad()
-    loss(wrapped(images[rank::2]), labels[rank::2]).backward()
+    loss(wrapped(images[rank::2]), (hidden if name == "ignore" else labels)[rank::2]).backward()
     if rank == 0:
         torch.save({k: p.grad for k, p in network.named_parameters()}, f"{sys.argv[1]}/{name}-two.pt")
 dist.barrier()
@@ -127,7 +181,7 @@ dist.destroy_process_group()
 if rank == 0:
     for name, loss in losses.items():
         network.zero_grad()
-        loss(network(images), labels).backward()
+        loss(network(images), hidden if name == "ignore" else labels).backward()
         torch.save({k: p.grad for k, p in network.named_parameters()}, f"{sys.argv[1]}/{name}-one.pt")
 """
 
@@ -139,7 +193,7 @@ def test_two_ranks_give_the_gradients_of_one_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29561", str(script)]
     done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("classes", "regions"):
+    for name in ("classes", "regions", "ignore"):
         two, one = (torch.load(tmp_path / f"{name}-{n}.pt", weights_only=True) for n in ("two", "one"))
         largest = max(float(g.abs().max()) for g in one.values())
         assert largest > 1e-3
