@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from cmt_med.data.phantom_years import write_as_downloaded
 from cmt_med.evaluate import evaluate
+from cmt_med.infer import infer
+from cmt_med.inference.cards import joint_card
 from cmt_med.init import init
 from cmt_med.launch.command import run_command
 from cmt_med.train import train
 from tests.helpers import save, tiny_config, tiny_dataset
+from tests.inference.models import random_model
+
+TINY = "{stem_channels: 8, dims: [8, 16], depths: [1, 1], head_dim: 8, attention: [lightweight, window], kv_strides: [2, 1]}"
 
 
 def trained(folder: Path, manifest: Path, *sets: str, code: int = 0, **replaced: str) -> dict[str, Any]:
@@ -99,8 +106,7 @@ def test_a_real_set_with_an_ignore_label(real_data: Path, tmp_path: Path) -> Non
     assert run_command(init, [str(tmp_path / "list.json"), "--output", str(tmp_path / "my.yaml")]) == 0
     written = json.loads((tmp_path / "my.json").read_text())
     assert (written["ignore"], written["labels"]) == (2, {"0": "background", "1": "anterior"})
-    options = "{stem_channels: 8, dims: [8, 16], depths: [1, 1], head_dim: 8, attention: [lightweight, window]}"
-    sets = [f"network.options={options}", "train.epochs=8", "train.patch_size=[24, 24, 24]", "data.workers=0", "train.ema=0",
+    sets = [f"network.options={TINY}", "train.epochs=8", "train.patch_size=[24, 24, 24]", "data.workers=0", "train.ema=0",
             "data.split={by: last, count: 2}", f"output={tmp_path / 'run'}", "train.validate_every=4"]  # fmt: skip
     words = [word for one in sets for word in ("--set", one)]
     assert run_command(train, ["--config", str(tmp_path / "my.yaml"), *words]) == 0
@@ -110,3 +116,100 @@ def test_a_real_set_with_an_ignore_label(real_data: Path, tmp_path: Path) -> Non
     assert losses[-1] < losses[0]
     report = json.loads((tmp_path / "run/report/metrics.json").read_text())
     assert list(report["targets"]) == ["anterior"]
+
+
+# ---- channels that a case lacks
+
+
+def without(manifest: Path, *cases: str, channel: str = "b") -> Path:
+    """The list, in which some cases lack a channel."""
+    content = json.loads(manifest.read_text())
+    for entry in content["training"]:
+        if entry["id"] in cases:
+            del entry["image"][channel]
+    return changed(manifest, training=content["training"])
+
+
+def record(folder: Path, case: str) -> dict[str, Any]:
+    return json.loads((folder / f"{case}.json").read_text())
+
+
+def test_a_case_that_lacks_a_channel_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In training (case0), validation (case5) and inference, where it is what a constant channel is: 0."""
+    manifest = without(tiny_dataset(tmp_path), "case0", "case5")
+    trained(tmp_path, manifest, code=65)
+    with caplog.at_level(logging.WARNING):
+        found = trained(tmp_path, manifest, "data.missing=zeros", "augmentation.channel_dropout=0.3")
+    assert "0 stands for the channels that cases lack: case0 b, case5 b" in caplog.text
+    assert set(found["cases"]) == {"case4", "case5"}
+    assert len(json.loads((tmp_path / "run/held_out.json").read_text())["training"][1]["image"]) == 1
+    flat = np.full(np.asanyarray(nib.load(tmp_path / "case5_a.nii.gz").dataobj).shape, 3.0, np.float32)
+    save(tmp_path / "flat.nii.gz", flat)
+    model, results = tmp_path / "run", []
+    for name, given in (("p", []), ("q", ["--channel", f"b={tmp_path / 'flat.nii.gz'}"])):
+        caplog.clear()
+        words = [
+            "--model",
+            str(model),
+            "--channel",
+            f"a={tmp_path / 'case5_a.nii.gz'}",
+            *given,
+            "--output",
+            str(tmp_path / name),
+        ]
+        with caplog.at_level(logging.WARNING):
+            assert run_command(infer, [*words, "--probabilities"]) == 0
+        results.append(np.asanyarray(nib.load(tmp_path / f"{name}/case5_prob.nii.gz").dataobj))
+        flags = record(tmp_path / name, "case5")["flags"]
+        assert ("channel b is missing, and 0 in its place" in flags) == (name == "p")
+        assert ("case5: channel b is missing" in caplog.text) == (name == "p")
+    assert np.array_equal(*results)
+    assert list(record(tmp_path / "p", "case5")["input_sha256"]) == ["a"]
+    (tmp_path / "t.csv").write_text("id,a,b\ncase4,case4_a.nii.gz,case4_b.nii.gz\ncase5,case5_a.nii.gz,\n")
+    words = ["--model", str(model), "--output", str(tmp_path / "t")]
+    assert run_command(infer, [*words, "--input", str(tmp_path / "t.csv")]) == 0
+    assert record(tmp_path / "t", "case5")["flags"][0] == "channel b is missing, and 0 in its place"
+
+
+def test_a_model_that_has_not_learned_it_refuses_such_a_case(tmp_path: Path) -> None:
+    manifest = tiny_dataset(tmp_path)
+    trained(tmp_path, manifest, "train.epochs=1")
+    without(manifest, "case5")
+    words = ["--model", str(tmp_path / "run"), "--input", str(manifest), "--output", str(tmp_path / "p")]
+    assert run_command(infer, words) == 2
+    (failure,) = json.loads((tmp_path / "p/failures.json").read_text())
+    assert (failure["case"], failure["code"]) == ("case5", "E_CHANNEL")
+    assert "data.missing=zeros" in failure["fix"]
+    (tmp_path / "t.csv").write_text("id,a,b\ncase4,case4_a.nii.gz,case4_b.nii.gz\ncase5,case5_a.nii.gz,\n")
+    words = ["--model", str(tmp_path / "run"), "--input", str(tmp_path / "t.csv"), "--output", str(tmp_path / "t")]
+    assert run_command(infer, words) == 2
+    assert json.loads((tmp_path / "t/failures.json").read_text())[0]["code"] == "E_CHANNEL"
+
+
+def test_a_folder_of_which_half_lacks_a_channel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Init leaves it out, and says how to use it: the folder itself as data.manifest, with data.missing=zeros."""
+    folder = tmp_path / "d"
+    names = write_as_downloaded(folder, "brats2021", heads=4, spacing=12.0)
+    for name, channel in zip(names[:2], ("flair", "t1ce"), strict=True):
+        (folder / name / f"{name}_{channel}.nii.gz").unlink()
+    assert run_command(init, [str(folder), "--output", str(tmp_path / "my.yaml")]) == 2
+    told = capsys.readouterr().out
+    assert (
+        f"2 cases without a channel left out; with data.manifest={folder} and data.missing=zeros they are used" in told
+    )
+    assert [case["id"] for case in json.loads((tmp_path / "my.json").read_text())["training"]] == names[2:]
+    sets = [f"network.options={TINY}", "train.epochs=1", "train.patch_size=[8, 8, 8]", "data.workers=0", "data.missing=zeros",
+            f"data.manifest={folder}", "data.split={by: last, count: 1}", f"output={tmp_path / 'run'}"]  # fmt: skip
+    words = [word for one in sets for word in ("--set", one)]
+    assert run_command(train, ["--config", str(tmp_path / "my.yaml"), *words]) == 0
+    card = json.loads((tmp_path / "run/model/model.json").read_text())
+    assert card["provenance"]["training_cases"] == 3
+    assert card["preprocessing"]["missing"] == "zeros"
+
+
+def test_an_ensemble_takes_what_all_of_its_models_take() -> None:
+    card, _ = random_model()
+    other = card.model_copy(update={"preprocessing": card.preprocessing | {"missing": "zeros"}})
+    assert joint_card([other, other]).preprocessing["missing"] == "zeros"
+    assert "missing" not in joint_card([other, card]).preprocessing
+    assert "missing" not in joint_card([card, other]).preprocessing

@@ -23,7 +23,7 @@ from cmt_med.base.errors import OutputError
 from cmt_med.base.files import sha256, write_file, write_json
 from cmt_med.data.case import Case
 from cmt_med.data.preprocessing.fingerprint import case_statistics
-from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing, seen_by
+from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing, seen_by, takes_zeros
 from cmt_med.data.volumes.gate import content_of, load_case
 
 CACHE_VERSION = 4  # since 4, statistics leave out a mask that nothing depends on
@@ -126,7 +126,8 @@ def prepare(
         return entry
     dense = target is None
     allowed = [*labels.values(), *([] if case.ignore is None else [case.ignore])] if dense else None
-    loaded = seen_by(load_case(case, channels, allowed, need_label=dense), settings)
+    whole = load_case(case, channels, allowed, need_label=dense, zeros=takes_zeros(settings))
+    loaded = seen_by(whole, settings)
     data = preprocessing(settings, with_label=dense)(as_dictionary(loaded))
     image = np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)
     arrays: dict[str, NDArray[Any]] = {"image.npy": image}

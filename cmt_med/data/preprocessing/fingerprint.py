@@ -71,6 +71,7 @@ def case_statistics(loaded: Loaded, channels: Sequence[str], clip: Sequence[floa
         "channels": {
             name: _channel(values.transpose(order)[:, :, ::every], inside, clip)
             for name, values in zip(channels, loaded.image, strict=True)
+            if name not in loaded.missing
         },
     }
     if loaded.label is not None:
@@ -88,7 +89,9 @@ def fingerprint_of(cases: Sequence[Mapping[str, Any]], targets: Mapping[str, Seq
         cases: at least one.
         targets: name -> label values that it consists of.
     """
-    names = list(cases[0]["channels"])
+    seen = {
+        name: [case["channels"][name] for case in cases if name in case["channels"]] for name in _channels_of(cases)
+    }
     return Fingerprint(
         cases=len(cases),
         spacing=_ranges(case["spacing"] for case in cases),
@@ -96,16 +99,21 @@ def fingerprint_of(cases: Sequence[Mapping[str, Any]], targets: Mapping[str, Seq
         foreground_share=_range([case["foreground_share"] for case in cases]),
         channels={
             name: ChannelFingerprint(
-                quantiles=_ranges(case["channels"][name]["quantiles"] for case in cases),
-                roughness=_range([case["channels"][name]["roughness"] for case in cases]),
+                quantiles=_ranges(channel["quantiles"] for channel in found),
+                roughness=_range([channel["roughness"] for channel in found]),
             )
-            for name in names
+            for name, found in seen.items()
         },
         volumes_ml={
             name: _range([sum(case["volumes_ml"].get(str(value), 0.0) for value in values) for case in cases])
             for name, values in targets.items()
         },
     )
+
+
+def _channels_of(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The channels of the cases, some of which may lack one."""
+    return list(dict.fromkeys(name for case in cases for name in case["channels"]))
 
 
 def joint_fingerprint(parts: Sequence[Fingerprint | None]) -> Fingerprint | None:

@@ -64,7 +64,7 @@ def survey(cases: Sequence[Case], channels: Sequence[str], *, tick: Callable[[],
 
     Args:
         cases: to be read.
-        channels: wanted of each.
+        channels: wanted of each, if it has them.
         tick: called after each case.
     """
 
@@ -98,6 +98,9 @@ def survey(cases: Sequence[Case], channels: Sequence[str], *, tick: Callable[[],
 
 
 def _look(case: Case, channels: Sequence[str]) -> _Seen:
+    channels = [
+        name for name in channels if name in case.images
+    ]  # cases that lack one are among these only if it may lack
     loaded = load_case(case, channels, range(256))
     inside = foreground_of(loaded)
     values = None if loaded.label is None else [int(v) for v in np.unique(loaded.label) if v != case.ignore]

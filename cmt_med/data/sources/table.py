@@ -36,8 +36,8 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
 
     Args:
         path: of the table; its first line names the columns.
-        channels: the only columns that count as channels, each of which every case needs; None for the MR sequences that
-            have a column, or else for every column whose cells name volumes or 2D images.
+        channels: the only columns that count as channels; None for the MR sequences that have a column, or else for every
+            column whose cells name volumes or 2D images.
 
     Raises:
         DataError: E_IO, or E_MANIFEST for a table that does not add up.
@@ -88,7 +88,7 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
     result.suffixes = {column.strip() for column in channel}
     result.channels = [c for c in wanted if channels is not None or c in channel.values()]
     if channels is not None:
-        leave_out_incomplete(result)
+        leave_out_incomplete(result, "zeros")  # which channels a case may lack is the network's matter
     return result
 
 
