@@ -26,10 +26,10 @@ from cmt_med.reports.calibration import (
     probabilities_beside,
 )
 from cmt_med.reports.gallery import PICTURES, make_gallery
+from cmt_med.reports.listing import CaseFiles, Listing, write_listing
 from cmt_med.reports.planes import colour_of, tinted
 from cmt_med.reports.text import json_for_page, policy_hash
 from cmt_med.reports.viewer import HOW_TO_BUILD, label_list, style_sheet, viewer_script
-from cmt_med.reports.volumes import CaseFiles, Listing, write_listing
 
 _PLOTTED = ("dice", "hd95", "lesion_dice")  # and the first surface Dice
 

@@ -19,8 +19,8 @@ from cmt_med.data.sources import cases_for_network
 from cmt_med.data.sources.predicted import RunRecord, read_run, targets_in
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.inference.results import predictions_in
+from cmt_med.reports.listing import FILE, CaseFiles, Listing, read_listing
 from cmt_med.reports.saved import SavedReport, load_report
-from cmt_med.reports.volumes import FILE, CaseFiles, Listing, read_listing
 from cmt_med.tasks import TASKS
 
 _MAX_JSON = 50_000_000  # bytes; a case's record of more is none

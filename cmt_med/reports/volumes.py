@@ -7,12 +7,9 @@ and reference number their labels differently, the painted maps agree.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import nibabel as nib
@@ -21,36 +18,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cmt_med.base.errors import DataError
-from cmt_med.base.files import write_json
 from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.volumes.gate import Grid, load_case, load_labels
 from cmt_med.evaluation.overlap import known_voxels, mask_of
 from cmt_med.evaluation.surface import bounding_box
+from cmt_med.reports.listing import CaseFiles
 
-FILE = "volumes.json"
-SCHEMA_VERSION = 1
 LONGEST_AXIS = 2048
 """Voxels along an axis of a volume for the browser: most graphics cards' limit for 3D textures, and NIfTI-1 ends at 32767."""
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL
 
 Targets = Mapping[str, Sequence[int]]
-
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """The files of one case; ``images`` maps a channel to its file and, for a 4D file, the position in it.
-
-    ``sha256`` has the sums that files must have, where the case list says so, ``colours`` what a reference in colour means,
-    ``ignore`` the value of voxels in the reference that nobody has annotated.
-    """
-
-    name: str
-    prediction: Path | None = None
-    reference: Path | None = None
-    images: dict[str, tuple[Path, int | None]] = field(default_factory=dict)
-    sha256: dict[Path, str] = field(default_factory=dict)
-    colours: dict[int, int] = field(default_factory=dict)
-    ignore: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +60,7 @@ class Shown:
 
 
 def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, channel: str | None = None) -> Shown:
-    """Read a case for looking at it.
+    """Read a case for looking at it; of targets that it is not scored on, nothing is painted.
 
     Args:
         files: of the case.
@@ -113,7 +91,8 @@ def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, c
                     why="they would be shown over one another where they do not belong",
                     fix="predict on the reference's image", code="E_GRID",
                 )  # fmt: skip
-            grid, found[kind] = own, paint(labels, values)
+            scored = {name: () if name in files.unscored else of for name, of in values.items()}
+            grid, found[kind] = own, paint(labels, scored)
             known = known_voxels(labels, files.ignore) if kind == "reference" else None
             if known is not None:
                 found["known"] = known
@@ -240,86 +219,3 @@ def _box(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> tuple[sl
 
 
 # ---- where they lie
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The cases of a report, with what their label values mean in the prediction and in the reference."""
-
-    cases: tuple[CaseFiles, ...]
-    targets: dict[str, list[int]]
-    reference_targets: dict[str, list[int]]
-
-
-def write_listing(folder: Path, listing: Listing) -> None:
-    """Write ``volumes.json``, with paths relative to ``folder``, so that a run can be moved as a whole."""
-    write_json(
-        folder / FILE,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "targets": listing.targets,
-            "reference_targets": listing.reference_targets,
-            "cases": [
-                {
-                    "name": case.name,
-                    "prediction": _relative(case.prediction, folder),
-                    "reference": _relative(case.reference, folder),
-                    "images": {n: [_relative(path, folder), at] for n, (path, at) in case.images.items()},
-                    "sha256": {_relative(path, folder): digest for path, digest in case.sha256.items()},
-                    **({"colours": {str(code): value for code, value in case.colours.items()}} if case.colours else {}),
-                    **({"ignore": case.ignore} if case.ignore is not None else {}),
-                }
-                for case in listing.cases
-            ],
-        },
-    )
-
-
-def read_listing(folder: Path) -> Listing:
-    """Read ``volumes.json``.
-
-    Raises:
-        DataError: E_REPORT, if there is none, or it is damaged.
-    """
-    path = folder / FILE
-    if not path.is_file() and (folder / "metrics.json").is_file():
-        raise DataError(
-            "this report has no volumes to view", where=str(folder), why="it is one of classes, or its volumes.json is gone",
-            fix="open its report.html; of label maps, evaluate again", code="E_REPORT",
-        )  # fmt: skip
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        cases = tuple(
-            CaseFiles(
-                str(entry["name"]),
-                _found(entry["prediction"], folder),
-                _found(entry["reference"], folder),
-                {
-                    str(n): (folder / str(file), None if at is None else int(at))
-                    for n, (file, at) in entry["images"].items()
-                },
-                {folder / str(file): str(digest) for file, digest in entry.get("sha256", {}).items()},
-                {int(code): int(value) for code, value in entry.get("colours", {}).items()},
-                None if entry.get("ignore") is None else int(entry["ignore"]),
-            )
-            for entry in content["cases"]
-        )
-        targets, theirs = (
-            {str(name): [int(value) for value in values] for name, values in content[key].items()}
-            for key in ("targets", "reference_targets")
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            "where the volumes of this report lie is not known", where=str(path),
-            why=f"{type(error).__name__}: {error}", fix="evaluate again, or give the run folder", code="E_REPORT",
-        ) from error  # fmt: skip
-    return Listing(cases, targets, theirs)
-
-
-def _relative(path: Path | None, folder: Path) -> str | None:
-    """The path from the folder; a link is kept: its own name says what it is, and other files lie beside it."""
-    return None if path is None else os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
-
-
-def _found(text: str | None, folder: Path) -> Path | None:
-    return None if text is None else folder / text

@@ -12,19 +12,16 @@ from PIL import Image
 
 from cmt_med.base.errors import DataError
 from cmt_med.reports.gallery import worst_and_best
+from cmt_med.reports.listing import CaseFiles, Listing, read_listing, write_listing
 from cmt_med.reports.planes import colour_of, three_planes
 from cmt_med.reports.volumes import (
-    CaseFiles,
-    Listing,
     Shown,
     coarsened,
     largest_error,
     load_shown,
     nifti_bytes,
     paint,
-    read_listing,
     reduced,
-    write_listing,
 )
 from tests.helpers import save
 
