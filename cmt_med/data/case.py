@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class Case:
     (:mod:`cmt_med.data.volumes.sums`), for those that the case list names. ``colours`` are the label values of a mask in
     colour, by 65536 R + 256 G + B; empty where pixels are label values themselves. ``class_name`` is what the image as a whole
     shows; empty if nothing says so. ``ignore`` is the value of voxels in the label map that nobody has annotated; None for none.
+    ``annotated`` are the label values that its source annotates: of others, nobody knows where they are; None for all.
     """
 
     name: str
@@ -33,3 +35,8 @@ class Case:
     colours: dict[int, int] = field(default_factory=dict)
     class_name: str = ""
     ignore: int | None = None
+    annotated: tuple[int, ...] | None = None
+
+    def annotates(self, values: Iterable[int]) -> bool:
+        """Tell whether all of these label values are annotated."""
+        return self.annotated is None or set(values) <= {0, *self.annotated}

@@ -15,7 +15,15 @@ from cmt_med.data import nnunet
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.names import canonical_channel, require_distinct
 from cmt_med.data.entries import fault, read_entry
-from cmt_med.data.meanings import classes_of, colours_in, convention_of, ignore_of, label_values, regions_of
+from cmt_med.data.meanings import (
+    annotated_values,
+    classes_of,
+    colours_in,
+    convention_of,
+    ignore_of,
+    label_values,
+    regions_of,
+)
 
 MAX_MANIFEST_BYTES = 200_000_000
 
@@ -54,7 +62,7 @@ def load_manifest(path: Path) -> Manifest:
     ``channel_names``), or a mapping from channel to file; optional ``id``, ``group``, ``fold`` and ``mask`` (foreground) for
     each case; ``labels`` in either direction; ``ignore``, the value of voxels that nobody has annotated; ``colours`` of masks in
     colour, from ``"#rrggbb"`` to a label value; ``class`` for each case, what it shows as a whole, and ``classes`` for the order
-    of these, which else is that of their names.
+    of these, which else is that of their names; ``annotated`` for each case, the names of the labels that its source annotates.
 
     Raises:
         DataError: E_MANIFEST, naming the entry.
@@ -69,10 +77,8 @@ def load_manifest(path: Path) -> Manifest:
         raise fault(path, "the list 'training' is missing", 'add "training": [{"image": ..., "label": ...}, ...]')
     cases = tuple(read_entry(entry, f"training[{i}]", path, channels) for i, entry in enumerate(listed))
     listed_test = content.get("test", [])
-    test = tuple(
-        read_entry(entry, f"test[{i}]", path, channels)
-        for i, entry in enumerate(listed_test if isinstance(listed_test, list) else [])
-    )
+    listed_test = listed_test if isinstance(listed_test, list) else []
+    test = tuple(read_entry(entry, f"test[{i}]", path, channels) for i, entry in enumerate(listed_test))
     seen: dict[str, int] = {}
     for i, case in enumerate(cases):
         if case.name in seen:
@@ -97,6 +103,8 @@ def load_manifest(path: Path) -> Manifest:
     labels = label_values(content, path, channels)
     ignore = ignore_of(content, path, labels)
     colours = colours_in(content, path, [*labels.values(), *([] if ignore is None else [ignore])])
+    cases = _with_annotated(cases, listed, "training", path, labels)
+    test = _with_annotated(test, listed_test, "test", path, labels)
     if colours or ignore is not None:
         cases, test = (tuple(replace(case, colours=colours, ignore=ignore) for case in part) for part in (cases, test))
     return Manifest(
@@ -112,6 +120,17 @@ def load_manifest(path: Path) -> Manifest:
         colours=colours,
         classes=classes_of(content, path, cases),
         ignore=ignore,
+    )
+
+
+def _with_annotated(
+    cases: tuple[Case, ...], entries: list[Any], part: str, path: Path, labels: dict[str, int]
+) -> tuple[Case, ...]:
+    """Cases with what their entries say of the labels that are annotated."""
+    names = [entry.get("annotated") if isinstance(entry, dict) else None for entry in entries]
+    return tuple(
+        case if said is None else replace(case, annotated=annotated_values(said, f"{part}[{i}]", path, labels))
+        for i, (case, said) in enumerate(zip(cases, names, strict=False))
     )
 
 
@@ -150,6 +169,8 @@ def manifest_content(manifest: Manifest, cases: Sequence[Case], folder: Path | N
         for key, file in (("label", case.label), ("mask", case.mask)):
             if file is not None:
                 entry[key] = place(file)
+        if case.annotated is not None:
+            entry["annotated"] = [name for name, value in manifest.labels.items() if value in case.annotated]
         if case.class_name:
             entry["class"] = case.class_name
         if case.fold is not None:

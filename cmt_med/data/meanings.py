@@ -63,6 +63,38 @@ def ignore_of(content: dict[str, Any], path: Path, labels: dict[str, int]) -> in
     return value
 
 
+def annotated_values(names: Any, where: str, path: Path, labels: Mapping[str, int]) -> tuple[int, ...] | None:
+    """Return the values of the labels that a case's source annotates; None for all.
+
+    Args:
+        names: of these labels; None where nothing is said.
+        where: whose they are, for messages.
+        path: of the list.
+        labels: name -> value.
+
+    Raises:
+        DataError: E_MANIFEST, for names of no label.
+    """
+    if names is None:
+        return None
+    form = f"write a list of names among {', '.join(labels)}, or leave it out where all are annotated"
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise fault(path, f"{where} has 'annotated': {names!r}", form)
+    listed = [_as_listed(name, labels) for name in names]
+    strange = [name for name in listed if name not in labels]
+    if strange:
+        raise fault(path, f"{where} has {strange[0]!r} among 'annotated', which is no label", form)
+    values = tuple(sorted({labels[name] for name in listed} - {0}))
+    if not values:
+        raise fault(path, f"{where} annotates no label", form)
+    return values
+
+
+def _as_listed(name: str, labels: Mapping[str, int]) -> str:
+    """The label that a name means, as ``labels`` call it; the name itself where they do not know it."""
+    return next((n for n in (name, canonical_label(name), name.lower()) if n in labels), name)
+
+
 def colours_in(content: dict[str, Any], path: Path, values: Sequence[int]) -> dict[int, int]:
     """Colour -> label value; of nothing but colours, black is the background."""
     listed = content.get("colours", {})
@@ -112,7 +144,7 @@ def regions_of(content: dict[str, Any], path: Path, labels: Mapping[str, int]) -
         return None
 
     def known(name: str) -> str:
-        return next((n for n in (name, canonical_label(name), name.lower()) if n in labels), name)
+        return _as_listed(name, labels)
 
     try:
         regions = [Region.model_validate(region) for region in content["regions"]]

@@ -56,12 +56,14 @@ class SavedChances:
     """Files of one case: probabilities, infer's record of them, which names their channels, and the reference.
 
     ``ignore`` is the value of voxels in the reference that nobody has annotated: they count nowhere.
+    ``unscored`` are targets that the reference does not annotate.
     """
 
     probabilities: Path
     record: Path
     reference: Path
     ignore: int | None = None
+    unscored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ def _read(
     known = known_voxels(labels, files.ignore)
     found, without = {}, []
     for name, values in targets.items():
+        if name in files.unscored:
+            continue
         if name not in channels:
             without.append(f"no channel of the probabilities is called {name} (they are {', '.join(channels)})")
         elif channels[name][1] != sorted(values):

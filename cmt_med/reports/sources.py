@@ -112,9 +112,10 @@ def _listing_of_runs(parts: Sequence[Path]) -> Listing:
         for case in load_manifest(part / "held_out.json").cases:
             cases.append(
                 CaseFiles(
-                    case.name, predicted.get(case.name), case.label, case.images, case.sha256, case.colours, case.ignore
+                    case.name, predicted.get(case.name), case.label, case.images, case.sha256, case.colours, case.ignore,
+                    _unscored(case, targets),
                 )
-            )
+            )  # fmt: skip
     return Listing(tuple(cases), targets, targets)
 
 
@@ -128,8 +129,14 @@ def _listing_of_inference(folder: Path, run: RunRecord, images: Path | None) -> 
     cases = []
     for name, path in predicted.items():
         case = known.get(name, Case(name, {}))
-        cases.append(CaseFiles(name, path, case.label, case.images, case.sha256, case.colours, case.ignore))
+        lacking = _unscored(case, theirs)
+        cases.append(CaseFiles(name, path, case.label, case.images, case.sha256, case.colours, case.ignore, lacking))
     return Listing(tuple(cases), {name: targets[name] for name in theirs}, theirs)
+
+
+def _unscored(case: Case, targets: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """The targets that a case does not annotate."""
+    return tuple(name for name, values in targets.items() if not case.annotates(values))
 
 
 def _targets_in_list(images: Path, run: RunRecord, folder: Path) -> dict[str, list[int]]:

@@ -60,7 +60,7 @@ class Shown:
 
 
 def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, channel: str | None = None) -> Shown:
-    """Read a case for looking at it; of targets that it is not scored on, nothing is painted.
+    """Read a case for looking at it.
 
     Args:
         files: of the case.
@@ -91,11 +91,10 @@ def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, c
                     why="they would be shown over one another where they do not belong",
                     fix="predict on the reference's image", code="E_GRID",
                 )  # fmt: skip
-            scored = {name: () if name in files.unscored else of for name, of in values.items()}
-            grid, found[kind] = own, paint(labels, scored)
-            known = known_voxels(labels, files.ignore) if kind == "reference" else None
-            if known is not None:
-                found["known"] = known
+            grid, found[kind] = own, paint(labels, values)
+            unknown = _unknown(found[kind], labels, values, files, kind)
+            if unknown is not None:
+                found["known"] = found.get("known", True) & ~unknown
     if grid is None:
         raise DataError("there is nothing to show", where=f"case {files.name}", why="no file is known", code="E_IO")
     turned, affine = _turned(found, grid)
@@ -103,6 +102,17 @@ def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, c
     return Shown(
         np.ascontiguousarray(image), turned.get("predicted"), turned.get("reference"), affine, turned.get("known")
     )
+
+
+def _unknown(
+    painted: NDArray[np.uint8], labels: NDArray[np.uint8], targets: Targets, files: CaseFiles, kind: str
+) -> NDArray[np.bool_] | None:
+    """The mask of what nobody has annotated: voxels of a reference, targets of a prediction; None where there is nothing."""
+    if kind == "reference":
+        known = known_voxels(labels, files.ignore)
+        return None if known is None else ~known
+    numbers = [i + 1 for i, name in enumerate(targets) if name in files.unscored]
+    return mask_of(painted, numbers) if numbers else None
 
 
 def paint(labels: NDArray[np.uint8], targets: Targets) -> NDArray[np.uint8]:

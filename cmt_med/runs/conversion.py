@@ -74,6 +74,7 @@ def convert_data_set(path: Path, to: str, output: Path, *, convention: str | Non
 
 def _nnunet(manifest: Manifest, folder: Path) -> None:
     """Version 2 of nnU-Net's raw folders: labels without gaps, regions as lists, folds in ``splits_final.json``."""
+    _require_whole_annotations(manifest, "nnU-Net")
     pictures = _pictures(manifest)
     ending = ".png" if pictures else NIFTI
     values = {value: i for i, value in enumerate(sorted(manifest.labels.values()))}
@@ -117,10 +118,12 @@ def _msd(manifest: Manifest, folder: Path) -> None:
             _write_image(case, manifest.channels[0], image)
         else:
             _write_volumes(case, manifest.channels, image)
-        entry = {"image": f"./imagesTr/{case.name}{NIFTI}"}
+        entry: dict[str, Any] = {"image": f"./imagesTr/{case.name}{NIFTI}"}
         if case.label is not None:
             _write_label(case, manifest, values, folder / f"labelsTr/{case.name}{NIFTI}")
             entry["label"] = f"./labelsTr/{case.name}{NIFTI}"
+        if case.annotated is not None:
+            entry["annotated"] = [name for name, value in manifest.labels.items() if value in case.annotated]
         training.append(entry)
     write_json(folder / "dataset.json", {
         "name": manifest.name or "data set", "tensorImageSize": "3D" if len(manifest.channels) == 1 else "4D",
@@ -134,6 +137,7 @@ def _msd(manifest: Manifest, folder: Path) -> None:
 def _bids(manifest: Manifest, folder: Path) -> None:
     """BIDS 1.9: a subject for each patient, a run for each of its cases, and label maps as derivatives."""
     _require_volumes(manifest, "bids")
+    _require_whole_annotations(manifest, "BIDS")
     if manifest.ignore is not None:
         raise DataError(
             "BIDS has no value for voxels that nobody has annotated", where=str(manifest.path),
@@ -185,6 +189,15 @@ def _values(manifest: Manifest) -> list[int]:
 
 def _pictures(manifest: Manifest) -> bool:
     return all(looks_like_picture(file) for case in manifest.cases for file, _ in case.images.values())
+
+
+def _require_whole_annotations(manifest: Manifest, layout: str) -> None:
+    partial = [case.name for case in manifest.cases if case.annotated is not None]
+    if partial:
+        raise DataError(
+            f"{layout} has no place for cases that annotate some labels alone", where=f"case {partial[0]}",
+            why="the others would be learned as background", fix="use --to msd, whose list keeps 'annotated'", code="E_LABEL",
+        )  # fmt: skip
 
 
 def _require_volumes(manifest: Manifest, layout: str) -> None:

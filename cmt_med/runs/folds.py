@@ -239,7 +239,14 @@ def _gather(request: Request, manifest: Manifest) -> int:
     if experiment.inference.choose and first.outputs.overlapping and scored.scores:
         held = [
             OutOfFoldCase(
-                n, fold_of[n], places[n] / f"{n}_prob.nii.gz", case.label, case.sha256, case.colours, case.ignore
+                n,
+                fold_of[n],
+                places[n] / f"{n}_prob.nii.gz",
+                case.label,
+                case.sha256,
+                case.colours,
+                case.ignore,
+                case.annotated,
             )
             for n, case in cases.items()
             if n in scored.scores and case.label is not None

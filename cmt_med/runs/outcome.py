@@ -141,5 +141,5 @@ def _threshold_baseline(data: Prepared) -> dict[str, dict[str, Any]]:
         image, label = entry.image(), entry.label()[0]
         inside = (image != 0).any(axis=0)
         known = known_voxels(label, data.manifest.ignore)
-        baseline.add(image, label, inside if known is None else inside & known)
+        baseline.add(image, label, inside if known is None else inside & known, entry.annotated)
     return baseline.best()

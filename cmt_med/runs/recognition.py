@@ -26,6 +26,7 @@ from cmt_med.data.conventions.names import (
 )
 from cmt_med.data.conventions.signs import Signs, UnknownChallengeError, recognise
 from cmt_med.data.manifest import Manifest, load_manifest
+from cmt_med.data.meanings import annotated_values
 from cmt_med.data.preprocessing.survey import Survey, survey
 from cmt_med.data.sources import case_list, find_dataset
 from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
@@ -173,7 +174,10 @@ def _convention(found: Dataset, seen: Survey, asked: str | None) -> tuple[Conven
 
 
 def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: dict[str, int], path: Path) -> Manifest:
-    def with_patient(case: Case) -> Case:
+    def completed(case: Case) -> Case:
+        if case.name in found.annotated:
+            values = annotated_values(found.annotated[case.name], f"case {case.name}", found.listed or path, labels)
+            case = replace(case, annotated=values)
         own = case.group not in ("", case.name)
         return case if style is None or own else replace(case, group=patient_of(case.name, style))
 
@@ -183,7 +187,7 @@ def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: di
     return Manifest(
         path=path,
         name=found.name,
-        cases=tuple(with_patient(case) for case in seen.cases),
+        cases=tuple(completed(case) for case in seen.cases),
         channels=tuple(found.channels),
         labels=dict(labels),
         demo=found.demo or seen.demo,

@@ -24,7 +24,7 @@ from cmt_med.base.files import sha256, write_file, write_json
 from cmt_med.data.case import Case
 from cmt_med.data.preprocessing.fingerprint import case_statistics
 from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing, seen_by, takes_zeros
-from cmt_med.data.volumes.gate import content_of, load_case
+from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 
 CACHE_VERSION = 4  # since 4, statistics leave out a mask that nothing depends on
 _IDENTITY = 2
@@ -39,12 +39,14 @@ log = logging.getLogger(__name__)
 class CachedCase:
     """A preprocessed case; its arrays are opened as memory maps.
 
-    ``target`` is the number of its class, for tasks that answer for whole images; such a case has no label map.
+    ``target`` is the number of its class, for tasks that answer for whole images; such a case has no label map. ``annotated``
+    are the label values that its source annotates, and its label map has no other ones; None for all.
     """
 
     name: str
     folder: Path
     target: int | None = None
+    annotated: tuple[int, ...] | None = None
 
     def image(self) -> NDArray[np.float32]:
         """(C, *S), read-only."""
@@ -120,14 +122,16 @@ def prepare(
         OutputError: if the cache cannot be written.
     """
     if target is not None:
-        case, labels = replace(case, label=None, ignore=None), {}
-    entry = CachedCase(case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}", target)
+        case, labels = replace(case, label=None, ignore=None, annotated=None), {}
+    entry = CachedCase(
+        case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}", target, case.annotated
+    )
     if _is_whole(entry):
         return entry
     dense = target is None
     allowed = [*labels.values(), *([] if case.ignore is None else [case.ignore])] if dense else None
     whole = load_case(case, channels, allowed, need_label=dense, zeros=takes_zeros(settings))
-    loaded = seen_by(whole, settings)
+    loaded = seen_by(_without_the_unknown(whole, case), settings)
     data = preprocessing(settings, with_label=dense)(as_dictionary(loaded))
     image = np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)
     arrays: dict[str, NDArray[Any]] = {"image.npy": image}
@@ -140,6 +144,8 @@ def prepare(
         # Written last: an entry without it was cut short and is made again.
         sums = {name: sha256(entry.folder / name) for name in arrays}
         statistics = case_statistics(loaded, channels, settings["clip"])
+        if case.annotated is not None:
+            statistics["annotated"] = list(case.annotated)
         described = {"version": CACHE_VERSION, "shape": list(image.shape), "sha256": sums, "statistics": statistics}
         write_json(entry.folder / "meta.json", described)
     except OutputError as error:
@@ -150,6 +156,14 @@ def prepare(
             fix=_CACHE_FIX,
         ) from error
     return entry
+
+
+def _without_the_unknown(loaded: Loaded, case: Case) -> Loaded:
+    """The case without labels that its source does not annotate: where they are drawn, they may be so in part."""
+    if case.annotated is None or loaded.label is None:
+        return loaded
+    kept = np.isin(loaded.label, [*case.annotated, *([] if case.ignore is None else [case.ignore])])
+    return replace(loaded, label=np.where(kept, loaded.label, np.uint8(0)))
 
 
 def _is_whole(entry: CachedCase) -> bool:
@@ -179,6 +193,8 @@ def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], setting
     described = [_IDENTITY, files, extra, list(channels), sorted(labels.values()), dict(settings)]
     if case.ignore is not None:
         described.append({"ignore": case.ignore})
+    if case.annotated is not None:
+        described.append({"annotated": case.annotated})
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 

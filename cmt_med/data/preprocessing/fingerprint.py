@@ -87,7 +87,7 @@ def fingerprint_of(cases: Sequence[Mapping[str, Any]], targets: Mapping[str, Seq
 
     Args:
         cases: at least one.
-        targets: name -> label values that it consists of.
+        targets: name -> label values that it consists of. The volume of one is that of cases that annotate all of them.
     """
     seen = {
         name: [case["channels"][name] for case in cases if name in case["channels"]] for name in _channels_of(cases)
@@ -105,8 +105,9 @@ def fingerprint_of(cases: Sequence[Mapping[str, Any]], targets: Mapping[str, Seq
             for name, found in seen.items()
         },
         volumes_ml={
-            name: _range([sum(case["volumes_ml"].get(str(value), 0.0) for value in values) for case in cases])
+            name: _range([sum(case["volumes_ml"].get(str(value), 0.0) for value in values) for case in known])
             for name, values in targets.items()
+            if (known := [case for case in cases if set(values) <= {*case.get("annotated", values)}])
         },
     )
 
@@ -121,7 +122,6 @@ def joint_fingerprint(parts: Sequence[Fingerprint | None]) -> Fingerprint | None
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or not known:
         return None
-    first = known[0]
     return Fingerprint(
         cases=max(part.cases for part in known),  # folds share cases
         spacing=[_joint(part.spacing[i] for part in known) for i in range(3)],
@@ -135,7 +135,10 @@ def joint_fingerprint(parts: Sequence[Fingerprint | None]) -> Fingerprint | None
             for name in dict.fromkeys(name for part in known for name in part.channels)
             for same in [[part.channels[name] for part in known if name in part.channels]]
         },
-        volumes_ml={name: _joint(part.volumes_ml[name] for part in known) for name in first.volumes_ml},
+        volumes_ml={
+            name: _joint(part.volumes_ml[name] for part in known if name in part.volumes_ml)
+            for name in dict.fromkeys(name for part in known for name in part.volumes_ml)
+        },
     )
 
 

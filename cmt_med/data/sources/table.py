@@ -23,6 +23,7 @@ _COLUMNS = {
     "mask": MASK_WORDS,
     "fold": ("fold",),
     "class": ("class", "class_name", "category", "diagnosis"),
+    "annotated": ("annotated",),
 }
 
 
@@ -85,6 +86,9 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
     _require_files(path, rows, [column for column, key in role.items() if key == "label"])
     for number, row in enumerate(rows, 2):
         result.cases.append(_row_case(path, number, row, role, channel))
+        annotated = next((row[column] or "" for column, key in role.items() if key == "annotated"), "").strip()
+        if annotated:
+            result.annotated[result.cases[-1].name] = _names(annotated)
     result.suffixes = {column.strip() for column in channel}
     result.channels = [c for c in wanted if channels is not None or c in channel.values()]
     if channels is not None:
@@ -130,6 +134,11 @@ def _row_case(path: Path, number: int, row: dict[str, str], role: dict[str, str]
         int(fold) if fold else None,
         class_name=cell.get("class", ""),
     )  # fmt: skip
+
+
+def _names(cell: str) -> list[str]:
+    """Names of labels, apart by ``|`` or, where there is none, by spaces."""
+    return [name.strip() for name in cell.split("|") if name.strip()] if "|" in cell else cell.split()
 
 
 def _bad_table(path: Path, why: str, fix: str) -> DataError:

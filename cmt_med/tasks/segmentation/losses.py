@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SMOOTH = 1e-5
-Loss = Callable[[Tensor | list[Tensor], Tensor], Tensor]
+Loss = Callable[[Tensor | list[Tensor], Tensor, Tensor | None], Tensor]
 LEAST_SHARE = 1e-6
 """Share of annotated voxels in a position that counts as none."""
 
@@ -30,13 +30,17 @@ class Known:
 
     Attributes:
         share: (B, 1, *S), the share of annotated voxels in a position.
+        channels: (B, K), whether a case annotates what a channel stands for; None where all do.
     """
 
     share: Tensor
+    channels: Tensor | None = None
 
     def weights(self, channels: int) -> Tensor:
         """The weight of each channel in a position: (B, K, *S)."""
-        return self.share.expand(-1, channels, *self.share.shape[2:])
+        if self.channels is None:
+            return self.share.expand(-1, channels, *self.share.shape[2:])
+        return self.share * self.channels.view(*self.channels.shape, *(1,) * (self.share.ndim - 2))
 
 
 class SingleLoss(Protocol):
@@ -137,9 +141,12 @@ def class_loss(logits: Tensor, targets: Tensor, kind: Kind = "dice_ce", *, known
         logits: (B, K, *S).
         targets: (B, K, *S), the share of each class in a position; one class has all of it, or they sum to one.
         kind: which one.
-        known: what is annotated; None for everything.
+        known: what is annotated; None for everything. A class that a case does not annotate is part of its background: the
+            probability of that is the sum of both (the marginal loss of Shi et al., Medical Image Analysis 2021, eq. 3-5).
     """
     log_probabilities = F.log_softmax(logits.float(), dim=1)
+    if known is not None and known.channels is not None:
+        log_probabilities = _merged(log_probabilities, known.channels)
     probabilities = log_probabilities.exp()
     weights = None if known is None else known.weights(logits.shape[1])[:, 1:]
     if kind == "tversky":
@@ -151,6 +158,15 @@ def class_loss(logits: Tensor, targets: Tensor, kind: Kind = "dice_ce", *, known
     if kind == "ce":
         return at_each_voxel
     return batch_dice_loss(probabilities[:, 1:], targets[:, 1:], weights) + at_each_voxel
+
+
+def _merged(log_probabilities: Tensor, annotated: Tensor) -> Tensor:
+    """Log-probabilities (B, K, *S) whose first channel is the background with the classes that are not ``annotated`` (B, K)."""
+    apart = annotated.clone()
+    apart[:, 0] = False
+    hidden = apart.view(*apart.shape, *(1,) * (log_probabilities.ndim - 2))
+    background = log_probabilities.masked_fill(hidden, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([background, log_probabilities[:, 1:]], 1)
 
 
 def region_loss(logits: Tensor, targets: Tensor, kind: Kind = "dice_ce", *, known: Known | None = None) -> Tensor:
@@ -177,29 +193,38 @@ def segmentation_loss(channels: Sequence[Sequence[int]], single: SingleLoss, *, 
         ignore: value of voxels that nobody has annotated; None for none.
 
     Returns:
-        A function of logits, or of a list of them from fine to coarse (deep supervision), and label maps. Scale i of a
-        list has the weight 2^-i, normalised to a sum of one. Its target is the share of each label in the voxels that a
-        coarse position covers: a label taken from one of them would move the target by half a voxel. Of the voxels that a
-        position covers, those that nobody has annotated are left out of that share, and of the position's weight.
+        A function of logits, or of a list of them from fine to coarse (deep supervision), of label maps, and of which values
+        are annotated in each case (B, 256), or None for all. A channel is, if all of its values are. Scale i of a list has the
+        weight 2^-i, normalised to a sum of one. Its target is the share of each label in the voxels that a coarse position
+        covers: a label taken from one of them would move the target by half a voxel. Of the voxels that a position covers,
+        those that nobody has annotated are left out of that share, and of the position's weight.
     """
 
-    def loss(output: Tensor | list[Tensor], labels: Tensor) -> Tensor:
+    def loss(output: Tensor | list[Tensor], labels: Tensor, annotated: Tensor | None = None) -> Tensor:
         scales = [output] if isinstance(output, Tensor) else output
         targets = torch.cat([torch.isin(labels, labels.new_tensor(list(values))) for values in channels], dim=1).float()
-        known = None if ignore is None else (labels != ignore).float()
+        known = None
+        if ignore is not None or annotated is not None:
+            share = torch.ones_like(targets[:, :1]) if ignore is None else (labels != ignore).float()
+            known = Known(share, None if annotated is None else _annotated_channels(annotated, channels))
         terms = [2.0**-i * _on_scale(single, logits, targets, known) for i, logits in enumerate(scales)]
         return torch.stack(terms).sum() / sum(2.0**-i for i in range(len(scales)))
 
     return loss
 
 
-def _on_scale(single: SingleLoss, logits: Tensor, targets: Tensor, known: Tensor | None) -> Tensor:
-    """The loss of one scale, where ``known`` (B, 1, *S) is 0 for voxels that nobody has annotated; None for none of them."""
+def _annotated_channels(annotated: Tensor, channels: Sequence[Sequence[int]]) -> Tensor:
+    """The channels (B, K) of which all values are ``annotated`` (B, 256)."""
+    return torch.stack([annotated[:, list(values)].all(1) for values in channels], 1)
+
+
+def _on_scale(single: SingleLoss, logits: Tensor, targets: Tensor, known: Known | None) -> Tensor:
+    """The loss of one scale, against targets and what is known of them on the finest one."""
     shares = _shares(targets, logits)
     if known is None:
         return single(logits, shares)
-    annotated = _shares(known, logits)
-    return single(logits, shares / annotated.clamp_min(LEAST_SHARE), known=Known(annotated))
+    annotated = _shares(known.share, logits)
+    return single(logits, shares / annotated.clamp_min(LEAST_SHARE), known=Known(annotated, known.channels))
 
 
 def _shares(targets: Tensor, logits: Tensor) -> Tensor:

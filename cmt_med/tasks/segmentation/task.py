@@ -124,7 +124,7 @@ class Segmentation:
         self.scheme.check(settings)
 
     def loss(self, output: Tensor | list[Tensor], batch: Batch) -> Tensor:
-        return self._loss(output, batch["label"])
+        return self._loss(output, batch["label"], batch.get("annotated"))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return self.scheme.probabilities(logits)
@@ -135,19 +135,22 @@ class Segmentation:
     def score(self, found: Tensor, entry: CachedCase, settings: Inference) -> list[float]:
         """Dice of each target by the challenge rule; the network is scored, not the post-processing that mends it.
 
-        Voxels that nobody has annotated count nowhere.
+        Voxels that nobody has annotated count nowhere, and targets that the case does not annotate have NaN.
         """
         bare = settings.model_copy(update={"min_region_mm3": {}, "min_component_mm3": {}})
         labels, _ = self.scheme.labels(found, bare)
         overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), self.scored, ignore=self.ignore)
-        return [overlap.dice for overlap in overlaps.values()]
+        annotated = None if entry.annotated is None else set(entry.annotated)
+        return [
+            overlap.dice if annotated is None or set(self.scored[name]) <= annotated else float("nan")
+            for name, overlap in overlaps.items()
+        ]
 
     def summarise(self, rows: NDArray[np.float64]) -> dict[str, float]:
-        """Mean Dice over cases per target (``dice/NAME``), and over targets (``dice``)."""
-        means = rows.mean(axis=0).tolist()
-        return {"dice": float(np.mean(means))} | {
-            f"dice/{name}": value for name, value in zip(self.scored, means, strict=True)
-        }
+        """Mean Dice over the cases that annotate a target (``dice/NAME``), and over targets that any does (``dice``)."""
+        columns = {name: column[~np.isnan(column)] for name, column in zip(self.scored, rows.T, strict=True)}
+        means = {f"dice/{name}": float(column.mean()) for name, column in columns.items() if len(column)}
+        return {"dice": float(np.mean([*means.values()])) if means else float("nan")} | means
 
     def identity(self) -> list[Any]:
         regions = [[target.name, list(target.values), target.write] for target in self.scheme.targets]
