@@ -104,6 +104,20 @@ def test_what_nobody_has_annotated(tmp_path: Path, to: str, value: int, capsys: 
     assert not (tmp_path / "b").exists()
 
 
+def test_labels_that_a_case_does_not_annotate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A layout that cannot say it would call them background."""
+    source = original(tmp_path / "d")
+    content = json.loads(source.read_text())
+    content["training"][1]["annotated"] = ["core"]
+    source.write_text(json.dumps(content))
+    for to in ("nnunet", "bids"):
+        assert run_command(convert, [str(source), "--to", to, "--output", str(tmp_path / to)]) == 65
+        assert "annotate some labels alone" in capsys.readouterr().err
+        assert not (tmp_path / to).exists()
+    assert run_command(convert, [str(source), "--to", "msd", "--output", str(tmp_path / "msd")]) == 0
+    assert [case.annotated for case in data_set(tmp_path / "msd").cases] == [None, (4,), None]
+
+
 @pytest.mark.parametrize("colour", [False, True])
 def test_pictures(tmp_path: Path, *, colour: bool) -> None:
     rng = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from pathlib import Path
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from cmt_med.compare import compare
 from cmt_med.data.phantom_years import write_as_downloaded
 from cmt_med.evaluate import evaluate
 from cmt_med.infer import infer
@@ -116,6 +118,128 @@ def test_a_real_set_with_an_ignore_label(real_data: Path, tmp_path: Path) -> Non
     assert losses[-1] < losses[0]
     report = json.loads((tmp_path / "run/report/metrics.json").read_text())
     assert list(report["targets"]) == ["anterior"]
+
+
+# ---- labels that a case does not annotate
+
+
+def two_organs(folder: Path, *, drawn: bool) -> Path:
+    """Six cases with a ball and a plate: of the odd ones the plate, of the even ones the ball is annotated, of the last both.
+
+    Where it is not annotated, it is ``drawn`` in part, or not at all.
+    """
+    manifest = tiny_dataset(folder, labels=("ball", "plate"))
+    entries = json.loads(manifest.read_text())["training"]
+    for i, entry in enumerate(entries):
+        label = np.asanyarray(nib.load(folder / entry["label"]).dataobj).copy()
+        image = np.asanyarray(nib.load(folder / entry["image"]["a"]).dataobj).copy()
+        label[:2], image[:2] = 2, image[:2] - 2
+        save(folder / entry["image"]["a"], image)
+        if i == 5:
+            save(folder / entry["label"], label)
+            continue
+        entry["annotated"] = [("ball", "plate")[i % 2]]
+        hidden = label == 2 - i % 2
+        label[hidden & ((np.indices(label.shape)[1] > 6) | (not drawn))] = 0
+        save(folder / entry["label"], label)
+    return changed(manifest, training=entries)
+
+
+def test_what_is_not_annotated_is_neither_learned_nor_scored(tmp_path: Path) -> None:
+    """Whatever is drawn of it, the weights and the scores are the same; in the report its cells are empty."""
+    found = {
+        drawn: trained(tmp_path / str(drawn), two_organs(tmp_path / str(drawn), drawn=drawn)) for drawn in (True, False)
+    }
+    assert found[True]["cases"] == found[False]["cases"]
+    one, other = ((tmp_path / f"{drawn}/run/model/model.safetensors").read_bytes() for drawn in found)
+    assert one == other
+    metrics = found[True]
+    assert set(metrics["cases"]) == {"case4", "case5"}
+    assert set(metrics["cases"]["case4"]["plate"].values()) == {None}
+    assert metrics["cases"]["case4"]["ball"]["reference_voxels"] > 0
+    assert [metrics["summary"][name]["n"] for name in ("ball", "plate", "mean")] == [2, 1, 2]
+    assert metrics["summary"]["plate"]["n_undefined"] == 0
+    assert metrics["notes"] == ["1 case scored on those targets alone that the reference annotates."]
+    with (tmp_path / "True/run/report/metrics.csv").open() as stream:
+        rows = {(row["case"], row["target"]): row for row in csv.DictReader(stream)}
+    assert set(list(rows["case4", "plate"].values())[2:]) == {""}
+    assert float(rows["case5", "plate"]["reference_voxels"]) > 0
+    log = [json.loads(line) for line in (tmp_path / "True/run/log.jsonl").read_text().splitlines()]
+    assert any("dice/plate" in row for row in log)
+    whole = changed(two_organs(tmp_path / "whole", drawn=False))
+    content = json.loads(whole.read_text())
+    changed(whole, training=[{k: v for k, v in entry.items() if k != "annotated"} for entry in content["training"]])
+    assert trained(tmp_path / "whole", whole)["cases"]["case5"] != metrics["cases"]["case5"], (
+        "else it is learned as background"
+    )
+
+
+def test_regions_of_cases_that_annotate_a_part(tmp_path: Path) -> None:
+    manifest = two_organs(tmp_path, drawn=True)
+    regions = "[{name: both, labels: [ball, plate], write: plate}, {name: ball, labels: [ball], write: ball}]"
+    metrics = trained(tmp_path, manifest, f"data.regions={regions}")
+    assert metrics["cases"]["case4"]["both"]["dice"] is None
+    assert metrics["cases"]["case4"]["ball"]["dice"] is not None
+    assert metrics["cases"]["case5"]["both"]["dice"] is not None
+    assert set(metrics["threshold_baseline"]) == {"both", "ball"}
+
+
+def test_cross_validation_of_cases_that_annotate_a_part(tmp_path: Path) -> None:
+    manifest = two_organs(tmp_path, drawn=False)
+    regions = "[{name: ball, labels: [ball], write: ball}, {name: plate, labels: [plate], write: plate}]"
+    metrics = trained(
+        tmp_path, manifest, f"data.regions={regions}", "inference.choose=[thresholds]", "folds=2", "train.epochs=1"
+    )
+    assert [metrics["summary"][name]["n"] for name in ("ball", "plate")] == [4, 3]
+    assert set(metrics["postprocessing"]["dice_without"]) == {"ball", "plate"}
+
+
+def test_predictions_are_scored_on_what_a_case_annotates(tmp_path: Path) -> None:
+    manifest = two_organs(tmp_path, drawn=True)
+    for i in range(6):
+        save(tmp_path / f"p/case{i}.nii.gz", np.asanyarray(nib.load(tmp_path / f"case{i}_seg.nii.gz").dataobj))
+    words = ["--predictions", str(tmp_path / "p"), "--references", str(manifest), "--output", str(tmp_path / "r")]
+    assert run_command(evaluate, [*words, "--labels", "ball=1", "--labels", "plate=2", "--labels", "both=1,2"]) == 0
+    summary = json.loads((tmp_path / "r/metrics.json").read_text())["summary"]
+    assert {name: (row["n"], row["mean"]) for name, row in summary.items()} == {
+        "ball": (4, 1.0), "plate": (3, 1.0), "both": (1, 1.0), "mean": (6, 1.0)
+    }  # fmt: skip
+    assert run_command(compare, [str(tmp_path / "r"), f"again={tmp_path / 'r'}"]) == 0
+
+
+def test_a_table_names_what_its_cases_annotate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two_organs(tmp_path, drawn=True)
+    lines = [
+        f"case{i},case{i}_a.nii.gz,case{i}_seg.nii.gz,{('label_1', 'label_2 | label_1', '')[i % 3]}" for i in range(6)
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["id,a,seg,annotated", *lines]) + "\n")
+    assert run_command(init, [str(tmp_path / "t.csv"), "--output", str(tmp_path / "my.yaml")]) == 0
+    written = json.loads((tmp_path / "my.json").read_text())["training"]
+    assert [entry.get("annotated") for entry in written] == [["label_1"], ["label_1", "label_2"], None] * 2
+    (tmp_path / "t.csv").write_text(
+        "\n".join(["id,a,seg,annotated", *lines[:1], lines[1].replace("|", "liver")]) + "\n"
+    )
+    assert run_command(init, [str(tmp_path / "t.csv"), "--output", str(tmp_path / "other.yaml")]) == 65
+    assert "case case1 has 'liver' among 'annotated'" in capsys.readouterr().err
+
+
+def test_two_real_sets_of_one_label_each(real_data: Path, tmp_path: Path) -> None:
+    """Hippocampi, of which half are annotated in front and half behind: the network finds both parts."""
+    source = json.loads((real_data / "hippocampus/dataset.json").read_text())
+    entries = []
+    for i, entry in enumerate(source["training"][:14]):
+        files = {key: str(real_data / "hippocampus" / entry[key]) for key in ("image", "label")}
+        partial = {"annotated": [("Anterior", "Posterior")[i % 2]]} if i < 12 else {}
+        entries.append({"id": Path(entry["image"]).name.removesuffix(".nii.gz"), **files, **partial})
+    (tmp_path / "list.json").write_text(json.dumps(source | {"training": entries}))
+    assert run_command(init, [str(tmp_path / "list.json"), "--output", str(tmp_path / "my.yaml")]) == 0
+    sets = [f"network.options={TINY}", "train.epochs=25", "train.patch_size=[24, 24, 24]", "data.workers=0", "train.ema=0",
+            "data.split={by: last, count: 2}", f"output={tmp_path / 'run'}", "optimizer.lr=1e-2"]  # fmt: skip
+    words = [word for one in sets for word in ("--set", one)]
+    assert run_command(train, ["--config", str(tmp_path / "my.yaml"), *words]) == 0
+    summary = json.loads((tmp_path / "run/report/metrics.json").read_text())["summary"]
+    assert {name: summary[name]["n"] for name in ("anterior", "posterior")} == {"anterior": 2, "posterior": 2}
+    assert min(summary[name]["mean"] for name in ("anterior", "posterior")) > 0.3
 
 
 # ---- channels that a case lacks
