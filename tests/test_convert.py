@@ -118,6 +118,16 @@ def test_labels_that_a_case_does_not_annotate(tmp_path: Path, capsys: pytest.Cap
     assert [case.annotated for case in data_set(tmp_path / "msd").cases] == [None, (4,), None]
 
 
+def test_a_channel_that_a_case_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = original(tmp_path / "d")
+    content = json.loads(source.read_text())
+    del content["training"][1]["image"]["flair"]
+    source.write_text(json.dumps(content))
+    for to in ("nnunet", "msd", "bids"):
+        assert run_command(convert, [str(source), "--to", to, "--output", str(tmp_path / to)]) == 65
+        assert "[E_CHANNEL] channel flair is missing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("colour", [False, True])
 def test_pictures(tmp_path: Path, *, colour: bool) -> None:
     rng = np.random.default_rng(0)

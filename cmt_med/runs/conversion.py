@@ -232,8 +232,8 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _write_image(case: Case, channel: str, target: Path) -> None:
+    loaded = load_case(case, [channel])  # what is missing or damaged is refused here rather than by who reads the copy
     source, position = case.images[channel]
-    loaded = load_case(case, [channel])  # what is damaged is refused here rather than by who reads the copy
     if target.suffix == ".png":  # always anew: a palette, or grey saved in colour, would be read as other channels
         write_bytes(target, _png(loaded.image[0][..., 0].T))
     elif position is None and source.name.endswith(NIFTI):

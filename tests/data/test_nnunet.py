@@ -17,6 +17,7 @@ from cmt_med.data.sources import find_dataset
 from cmt_med.evaluate import evaluate
 from cmt_med.infer import infer
 from cmt_med.init import init
+from cmt_med.inspect import inspect
 from cmt_med.launch.command import run_command
 from cmt_med.train import train
 from tests.helpers import save
@@ -91,6 +92,15 @@ def test_ignore(tmp_path: Path, labels: dict[str, Any]) -> None:
     assert (found.labels, found.regions) == (plain.labels, plain.regions)
     assert (plain.ignore, found.ignore) == (None, 4)
     assert {case.ignore for case in (*found.cases, *found.test)} == {4}
+
+
+def test_inspect_and_init_know_what_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = raw(tmp_path / "Dataset005_Prostate", labels={"background": 0, "PZ": 1, "ignore": 2})
+    assert run_command(inspect, [str(folder)]) == 0
+    assert "2 ignore (5)" in capsys.readouterr().out
+    assert run_command(init, [str(folder), "--output", str(tmp_path / "my.yaml")]) == 0
+    written = json.loads((tmp_path / "my.json").read_text())
+    assert (written["labels"], written["ignore"]) == ({"0": "background", "1": "pz"}, 2)
 
 
 def test_folds(tmp_path: Path) -> None:

@@ -322,6 +322,7 @@ def test_a_folder_of_which_half_lacks_a_channel(tmp_path: Path, capsys: pytest.C
         f"2 cases without a channel left out; with data.manifest={folder} and data.missing=zeros they are used" in told
     )
     assert [case["id"] for case in json.loads((tmp_path / "my.json").read_text())["training"]] == names[2:]
+    assert "# missing: zeros " in (tmp_path / "my.yaml").read_text()
     sets = [f"network.options={TINY}", "train.epochs=1", "train.patch_size=[8, 8, 8]", "data.workers=0", "data.missing=zeros",
             f"data.manifest={folder}", "data.split={by: last, count: 1}", f"output={tmp_path / 'run'}"]  # fmt: skip
     words = [word for one in sets for word in ("--set", one)]
