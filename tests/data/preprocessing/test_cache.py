@@ -71,6 +71,9 @@ def test_what_nobody_has_annotated_is_no_foreground(tmp_path: Path) -> None:
     )
     assert entry.values() == {1}
     assert set(np.unique(entry.label())) == {0, 1, 3}
+    for other in (case, replace(case, ignore=4)):  # the entry is of that ignored value alone
+        with pytest.raises(DataError, match="label values 3"):
+            prepare(other, channels=["a"], labels={"background": 0, "x": 1}, settings=finer, folder=tmp_path / "cache")
     assert len(entry.points()) == 1
     assert all(entry.label()[0][tuple(point)] == 1 for point in entry.points()[0])
     shares = [(entry.label() == value).mean() for value in (0, 1, 3)]
