@@ -95,6 +95,25 @@ def test_predictions_are_scored_where_there_is_a_reference(tmp_path: Path, capsy
     assert "label values 3 are not in the label map" in capsys.readouterr().err
 
 
+def test_an_ignored_value_is_no_sign_of_a_convention(tmp_path: Path) -> None:
+    """Tumour labels in numbers of no challenge are taken from the list, if it names all values; the ignored one it does."""
+    rng, entries = np.random.default_rng(0), []
+    for i in range(3):
+        for channel in ("t1", "flair"):
+            save(tmp_path / f"{i}_{channel}.nii.gz", rng.normal(size=(8, 7, 6)).astype(np.float32))
+        save(tmp_path / f"{i}_seg.nii.gz", rng.choice([0, 2, 3, 9], (8, 7, 6)).astype(np.uint8))
+        images = {channel: f"{i}_{channel}.nii.gz" for channel in ("t1", "flair")}
+        entries.append({"id": f"c{i}", "image": images, "label": f"{i}_seg.nii.gz"})
+    content = {
+        "labels": {"0": "background", "2": "ET", "3": "ED"},
+        "modality": {"0": "t1", "1": "flair"},
+        "training": entries,
+    }
+    for name, ignore, code in (("with", {"ignore": 9}, 0), ("without", {}, 65)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content | ignore))
+        assert run_command(init, [str(tmp_path / f"{name}.json"), "--output", str(tmp_path / f"{name}_.yaml")]) == code
+
+
 def test_a_real_set_with_an_ignore_label(real_data: Path, tmp_path: Path) -> None:
     """Hippocampi of which the posterior half is hidden: init knows the label, and the network learns the other one."""
     source = json.loads((real_data / "hippocampus/dataset.json").read_text())
