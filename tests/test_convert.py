@@ -81,6 +81,53 @@ def test_regions_are_lists(tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "out").regions is not None
 
 
+@pytest.mark.parametrize(("to", "value"), [("nnunet", 2), ("msd", 7)])
+def test_what_nobody_has_annotated(tmp_path: Path, to: str, value: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The labels 0 and 4 with 7 to be ignored: nnU-Net has 0, 1 and 2, of which the highest is ignored."""
+    source = original(tmp_path / "d", values=(0, 4, 7))
+    content = json.loads(source.read_text())
+    source.write_text(json.dumps(content | {"labels": {"0": "background", "4": "edge"}, "ignore": 7}))
+    words = [str(source), "--to", to, "--output", str(tmp_path / "out")]
+    assert run_command(convert, words) == 0
+    found, before = data_set(tmp_path / "out"), data_set(source)
+    assert found.ignore == value
+    assert list(found.labels) == ["background", "edge"]
+    for one, other in zip(found.cases, before.cases, strict=True):
+        new = load_case(one, ["t1"], [*found.labels.values(), value], need_label=True).label
+        old = load_case(other, ["t1"], [0, 4, 7], need_label=True).label
+        assert new is not None
+        assert old is not None
+        assert np.array_equal(new == value, old == 7)
+        assert np.array_equal(new == found.labels["edge"], old == 4)
+    assert run_command(convert, [str(source), "--to", "bids", "--output", str(tmp_path / "b")]) == 65
+    assert "BIDS has no value" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_labels_that_a_case_does_not_annotate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A layout that cannot say it would call them background."""
+    source = original(tmp_path / "d")
+    content = json.loads(source.read_text())
+    content["training"][1]["annotated"] = ["core"]
+    source.write_text(json.dumps(content))
+    for to in ("nnunet", "bids"):
+        assert run_command(convert, [str(source), "--to", to, "--output", str(tmp_path / to)]) == 65
+        assert "annotate some labels alone" in capsys.readouterr().err
+        assert not (tmp_path / to).exists()
+    assert run_command(convert, [str(source), "--to", "msd", "--output", str(tmp_path / "msd")]) == 0
+    assert [case.annotated for case in data_set(tmp_path / "msd").cases] == [None, (4,), None]
+
+
+def test_a_channel_that_a_case_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = original(tmp_path / "d")
+    content = json.loads(source.read_text())
+    del content["training"][1]["image"]["flair"]
+    source.write_text(json.dumps(content))
+    for to in ("nnunet", "msd", "bids"):
+        assert run_command(convert, [str(source), "--to", to, "--output", str(tmp_path / to)]) == 65
+        assert "[E_CHANNEL] channel flair is missing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("colour", [False, True])
 def test_pictures(tmp_path: Path, *, colour: bool) -> None:
     rng = np.random.default_rng(0)

@@ -46,6 +46,10 @@ class Split(Section):
         return self
 
 
+Missing = Literal["drop", "zeros"]
+"""What is done with cases that lack a channel."""
+
+
 class Data(Section):
     """Cases and channels, and their preparation."""
 
@@ -58,6 +62,11 @@ class Data(Section):
         False, description="make synthetic heads (PHANTOM DATA) if the config's own case list does not exist"
     )
     channels: list[str] = Field(min_length=1, description="input channels by name, in the network's order")
+    missing: Missing = Field(
+        "drop",
+        description="cases without one of the channels: drop leaves them out of folders and tables, and in a case list they are "
+        "errors; zeros uses them, with 0 (the mean of a z-score) in its place, in training and by the model's infer",
+    )
     regions: list[Region] | Literal["brats", "listed"] | None = Field(
         None,
         description="overlapping targets; listed: those of the case list; brats: these, or the challenge's; null: a class per "

@@ -7,22 +7,23 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from cmt_med.config.classification import Classification
-from cmt_med.config.data import Data, Region, Split
+from cmt_med.config.data import Data, Missing, Region, Split
 from cmt_med.config.inference import Inference
 from cmt_med.config.network import Network
 from cmt_med.config.sections import PercentRange, Section, VoxelSize
 from cmt_med.config.training import Augmentation, Optimizer, Train
 
 __all__ = [
-    "Augmentation", "Classification", "Data", "Experiment", "Inference", "Network", "Optimizer", "PercentRange", "Region",
-    "Section", "Split", "Train", "VoxelSize", "with_new_names", "without_later_keys",
+    "Augmentation", "Classification", "Data", "Experiment", "Inference", "Missing", "Network", "Optimizer", "PercentRange",
+    "Region", "Section", "Split", "Train", "VoxelSize", "with_new_names", "without_later_keys",
 ]  # fmt: skip
 
 
 LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("task",): "segmentation", ("optimizer", "name"): "adamw", ("optimizer", "betas"): (0.9, 0.99),
     ("optimizer", "momentum"): 0.99, ("optimizer", "layer_decay"): 1.0, ("network", "freeze"): None, ("train", "loss"): "dice_ce",
-    ("data", "enlarge"): True, ("classification",): Classification().model_dump(),
+    ("data", "enlarge"): True, ("data", "missing"): "drop", ("augmentation", "channel_dropout"): 0.0,
+    ("classification",): Classification().model_dump(),
 }  # fmt: skip
 """Keys that came after runs had been begun without them, and the values that mean what those runs did."""
 
@@ -70,6 +71,8 @@ class Experiment(Section):
             )
         if dims == 3 and self.data.slice_axis is not None:
             raise ValueError("data.slice_axis is for 2D networks; 3D networks must not have it")
+        if self.augmentation.channel_dropout > 0 and len(self.data.channels) == 1:
+            raise ValueError("augmentation.channel_dropout leaves one channel at least, and data.channels has no more")
         if self.data.spacing is not None and len(self.data.spacing) != 3:
             raise ValueError("data.spacing needs three numbers")
         return self

@@ -30,6 +30,9 @@ class Augmentation(Section):
     noise: Fraction = 0.15
     blur: Fraction = 0.0
     low_resolution: Fraction = Field(0.0, description="probability of halving the resolution, or less, and back")
+    channel_dropout: Fraction = Field(
+        0.0, description="probability of setting one channel to 0, never the last that there is; see data.missing"
+    )
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]

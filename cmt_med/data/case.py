@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,8 +24,9 @@ class Case:
     ``group`` is the patient: splits never separate the cases of one group. ``sha256`` has the sums that files must have
     (:mod:`cmt_med.data.volumes.sums`), for those that the case list names. ``colours`` are the label values of a mask in
     colour, by 65536 R + 256 G + B, or of a DICOM segmentation, by the names of its segments; empty where pixels are label
-    values themselves. ``class_name`` is what the image as a whole
-    shows; empty if nothing says so.
+    values themselves. ``class_name`` is what the image as a whole shows; empty if nothing says so. ``ignore`` is the value of
+    voxels in the label map that nobody has annotated; None for none. ``annotated`` are the label values that its source
+    annotates: of others, nobody knows where they are; None for all.
     """
 
     name: str
@@ -37,3 +38,9 @@ class Case:
     sha256: dict[Path, str] = field(default_factory=dict)
     colours: dict[int | str, int] = field(default_factory=dict)
     class_name: str = ""
+    ignore: int | None = None
+    annotated: tuple[int, ...] | None = None
+
+    def annotates(self, values: Iterable[int]) -> bool:
+        """Tell whether all of these label values are annotated."""
+        return self.annotated is None or set(values) <= {0, *self.annotated}

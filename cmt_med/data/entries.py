@@ -13,7 +13,7 @@ from cmt_med.data.case import CASE_NAME, Case
 from cmt_med.data.conventions.names import canonical_channel
 from cmt_med.data.volumes.endings import volume_stem
 
-CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256", "class")
+CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256", "class", "annotated")
 """Keys that are read of a case; others are left alone, unless they look like a slip of the pen."""
 
 

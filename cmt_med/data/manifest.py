@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.text import RepeatedKeyError, strict_json
 from cmt_med.config.schema import Region
 from cmt_med.data import nnunet
 from cmt_med.data.case import Case
-from cmt_med.data.conventions.brats import CONVENTIONS
-from cmt_med.data.conventions.names import (
-    MEAN,
-    canonical_channel,
-    canonical_label,
-    disagreements,
-    is_brain_tumour,
-    require_distinct,
-)
+from cmt_med.data.conventions.names import canonical_channel, require_distinct
 from cmt_med.data.entries import fault, read_entry
+from cmt_med.data.meanings import (
+    annotated_values,
+    classes_of,
+    colours_in,
+    convention_of,
+    ignore_of,
+    label_values,
+    regions_of,
+)
 from cmt_med.data.volumes.values import colours_alone, segments_of
 
 MAX_MANIFEST_BYTES = 200_000_000
@@ -39,7 +37,8 @@ class Manifest:
     ``labels`` maps names (canonical, background first) to values in the files, ``colours`` those of masks in colour to values
     (:class:`cmt_med.data.case.Case`). ``convention`` is the challenge's way of
     naming that the data set follows, as ``init`` found it, and ``regions`` what is segmented in it by default. ``classes`` are
-    those of whole images, in the order in which they are numbered.
+    those of whole images, in the order in which they are numbered. ``ignore`` is the value of voxels that nobody has annotated
+    (:class:`cmt_med.data.case.Case`); it is none of the labels.
     """
 
     path: Path
@@ -53,6 +52,7 @@ class Manifest:
     regions: tuple[Region, ...] | None = None
     colours: dict[int | str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    ignore: int | None = None
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -61,9 +61,10 @@ def load_manifest(path: Path) -> Manifest:
     A ``dataset.json`` of nnU-Net is understood (:mod:`cmt_med.data.nnunet`); and ``training`` / ``test`` lists of ``{"image":
     ..., "label": ...}``, where an image is one 3D file, one 4D file, a list of files in the order of ``modality`` (or
     ``channel_names``), or a mapping from channel to file; optional ``id``, ``group``, ``fold`` and ``mask`` (foreground) for
-    each case; ``labels`` in either direction; ``colours`` of masks in colour, from ``"#rrggbb"`` to a label value;
-    ``segments`` of DICOM segmentations, from a segment's name to a label value; ``class`` for each case, what it shows as a
-    whole, and ``classes`` for the order of these, which else is that of their names.
+    each case; ``labels`` in either direction; ``ignore``, the value of voxels that nobody has annotated; ``colours`` of masks in
+    colour, from ``"#rrggbb"`` to a label value; ``segments`` of DICOM segmentations and of masks in files of their own, from a
+    name to a label value; ``class`` for each case, what it shows as a whole, and ``classes`` for the order of these, which else
+    is that of their names; ``annotated`` for each case, the names of the labels that its source annotates.
 
     Raises:
         DataError: E_MANIFEST, naming the entry.
@@ -78,10 +79,8 @@ def load_manifest(path: Path) -> Manifest:
         raise fault(path, "the list 'training' is missing", 'add "training": [{"image": ..., "label": ...}, ...]')
     cases = tuple(read_entry(entry, f"training[{i}]", path, channels) for i, entry in enumerate(listed))
     listed_test = content.get("test", [])
-    test = tuple(
-        read_entry(entry, f"test[{i}]", path, channels)
-        for i, entry in enumerate(listed_test if isinstance(listed_test, list) else [])
-    )
+    listed_test = listed_test if isinstance(listed_test, list) else []
+    test = tuple(read_entry(entry, f"test[{i}]", path, channels) for i, entry in enumerate(listed_test))
     seen: dict[str, int] = {}
     for i, case in enumerate(cases):
         if case.name in seen:
@@ -103,10 +102,13 @@ def load_manifest(path: Path) -> Manifest:
             )
     if not channels and cases:
         channels = tuple(cases[0].images)
-    labels = _label_values(content, path, channels)
-    colours = _colours(content, path, labels)
-    if colours:
-        cases, test = (tuple(replace(case, colours=colours) for case in part) for part in (cases, test))
+    labels = label_values(content, path, channels)
+    ignore = ignore_of(content, path, labels)
+    colours = colours_in(content, path, [*labels.values(), *([] if ignore is None else [ignore])])
+    cases = _with_annotated(cases, listed, "training", path, labels)
+    test = _with_annotated(test, listed_test, "test", path, labels)
+    if colours or ignore is not None:
+        cases, test = (tuple(replace(case, colours=colours, ignore=ignore) for case in part) for part in (cases, test))
     return Manifest(
         path=path,
         name=str(content.get("name", "")),
@@ -115,10 +117,22 @@ def load_manifest(path: Path) -> Manifest:
         labels=labels,
         demo=content.get("demo") is True,
         test=test,
-        convention=_convention(content, path, labels),
-        regions=_regions(content, path, labels),
+        convention=convention_of(content, path, labels),
+        regions=regions_of(content, path, labels),
         colours=colours,
-        classes=_classes(content, path, cases),
+        classes=classes_of(content, path, cases),
+        ignore=ignore,
+    )
+
+
+def _with_annotated(
+    cases: tuple[Case, ...], entries: list[Any], part: str, path: Path, labels: dict[str, int]
+) -> tuple[Case, ...]:
+    """Cases with what their entries say of the labels that are annotated."""
+    names = [entry.get("annotated") if isinstance(entry, dict) else None for entry in entries]
+    return tuple(
+        case if said is None else replace(case, annotated=annotated_values(said, f"{part}[{i}]", path, labels))
+        for i, (case, said) in enumerate(zip(cases, names, strict=False))
     )
 
 
@@ -159,6 +173,8 @@ def manifest_content(
         for key, file in (("label", case.label), ("mask", case.mask)):
             if file is not None:
                 entry[key] = place(file)
+        if case.annotated is not None:
+            entry["annotated"] = [name for name, value in manifest.labels.items() if value in case.annotated]
         if case.class_name:
             entry["class"] = case.class_name
         if case.fold is not None:
@@ -173,6 +189,7 @@ def manifest_content(
         "demo": manifest.demo,
         "modality": {str(i): name for i, name in enumerate(manifest.channels)},
         "labels": {str(value): name for name, value in manifest.labels.items()},
+        **({"ignore": manifest.ignore} if manifest.ignore is not None else {}),
         **({"colours": {f"#{code:06x}": v for code, v in colours.items()}} if colours else {}),
         **({"segments": segments} if segments else {}),
         **({"classes": list(manifest.classes)} if manifest.classes else {}),
@@ -225,98 +242,3 @@ def _channel_names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
     if len(set(channels)) != len(channels):
         raise fault(path, f"two channels mean the same: {ordered}", "give each channel a name of its own")
     return channels
-
-
-def _label_values(content: dict[str, Any], path: Path, channels: Sequence[str]) -> dict[str, int]:
-    """Label name -> value; tumour parts of the brain get their usual names, other labels their own in lower case."""
-    labels = content.get("labels", {})
-    if not isinstance(labels, dict):
-        raise fault(path, "'labels' is not a mapping", 'write "labels": {"0": "background", "1": "tumour"}')
-    pairs = [(item, key) if str(key).lstrip("-").isdigit() else (key, item) for key, item in labels.items()]
-    foreground = [str(name) for name, value in pairs if str(value) != "0"]
-    tumour = bool(content.get("convention")) or is_brain_tumour(foreground, channels)
-    values: dict[str, int] = {}
-    for name, value in pairs:
-        if not (re.fullmatch("[0-9]{1,9}", str(value)) and int(value) <= 255):
-            raise fault(
-                path, f"label {name!r} has the value {value!r}", "use integers from 0 to 255; renumber the files"
-            )
-        usual = canonical_label(str(name))
-        canonical = usual if tumour or name == usual or usual == "background" else str(name).lower()
-        if canonical == MEAN:
-            raise fault(path, f"no label can be called {MEAN!r}, as the average in reports is", "rename it")
-        if canonical in values or int(value) in values.values():
-            raise fault(path, f"label {name!r} = {value} repeats a name or a value", "name each value once")
-        values[canonical] = int(value)
-    if values and 0 not in values.values():
-        raise fault(path, "no label has the value 0", 'add "0": "background"')
-    return dict(sorted(values.items(), key=lambda item: item[1]))
-
-
-def _colours(content: dict[str, Any], path: Path, labels: dict[str, int]) -> dict[int | str, int]:
-    """Colour or name of a DICOM segment -> label value; of nothing but colours, black is the background."""
-    listed = content.get("colours", {})
-    form = 'write "colours": {"#ff0000": 1}, with values that \'labels\' names'
-    if not isinstance(listed, dict):
-        raise fault(path, "'colours' is not a mapping", form)
-    colours: dict[int | str, int] = {}
-    for colour, value in listed.items():
-        if not re.fullmatch("#[0-9a-fA-F]{6}", str(colour)) or value not in labels.values() or isinstance(value, bool):
-            raise fault(path, f"colour {colour!r} stands for {value!r}", form)
-        colours[int(str(colour)[1:], 16)] = int(value)
-    segments = content.get("segments", {})
-    known = {0, *labels.values()}
-    if not isinstance(segments, dict) or any(v not in known or isinstance(v, bool) for v in segments.values()):
-        raise fault(
-            path,
-            f"'segments' is {segments!r}",
-            'write "segments": {"Liver": 1}, with values that \'labels\' names, or 0',
-        )
-    if colours:
-        colours = {0: 0, **colours}
-    return {**colours, **{str(name): int(value) for name, value in segments.items()}}
-
-
-def _classes(content: dict[str, Any], path: Path, cases: Sequence[Case]) -> tuple[str, ...]:
-    """Names of the classes of whole images, as listed, else sorted."""
-    found = {case.class_name for case in cases if case.class_name}
-    listed = content.get("classes")
-    if listed is None:
-        return tuple(sorted(found))
-    if not isinstance(listed, list) or not all(isinstance(name, str) and name for name in listed):
-        raise fault(path, "'classes' is not a list of names", 'write "classes": ["benign", "malignant"]')
-    if len(set(listed)) < len(listed) or found - set(listed):
-        strange = sorted(found - set(listed))
-        what = f"the class {strange[0]!r} is not among 'classes'" if strange else "'classes' names one twice"
-        raise fault(path, what, f"list each class once; cases have {', '.join(sorted(found))}")
-    return tuple(listed)
-
-
-def _convention(content: dict[str, Any], path: Path, labels: dict[str, int]) -> str:
-    word: Any = content.get("convention") or ""
-    if word and (not isinstance(word, str) or word not in CONVENTIONS):
-        raise fault(path, f"there is no convention {word!r}", f"use one of {', '.join(CONVENTIONS)}, or leave it out")
-    numbers = CONVENTIONS[word].labels if word else {}
-    against = disagreements(labels, numbers) if word else []
-    if against:
-        raise fault(
-            path, f"the labels are not those of its convention: {', '.join(against)}",
-            f"{word} has {', '.join(f'{value} {name}' for name, value in numbers.items())}; correct one of them",
-        )  # fmt: skip
-    return str(word)
-
-
-def _regions(content: dict[str, Any], path: Path, labels: Mapping[str, int]) -> tuple[Region, ...] | None:
-    """The regions, whose labels may be written as ``labels`` has them in the file."""
-    if content.get("regions") is None:
-        return None
-
-    def known(name: str) -> str:
-        return next((n for n in (name, canonical_label(name), name.lower()) if n in labels), name)
-
-    try:
-        regions = [Region.model_validate(region) for region in content["regions"]]
-        return tuple(Region(name=r.name, labels=[*map(known, r.labels)], write=known(r.write)) for r in regions)
-    except (TypeError, ValidationError) as error:
-        form = '"regions": [{"name": "WT", "labels": ["NCR", "ED", "ET"], "write": "ED"}]'
-        raise fault(path, "'regions' is not a list of regions", f"write {form}") from error

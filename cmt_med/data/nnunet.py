@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmt_med.base.errors import DataError
 from cmt_med.base.text import strict_json
 from cmt_med.data.case import COLOURS
 from cmt_med.data.entries import fault
@@ -38,7 +37,7 @@ def as_case_list(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The same data set as :func:`cmt_med.data.manifest.load_manifest` has it.
 
     Raises:
-        DataError: E_MANIFEST, for what nnU-Net would refuse, too; E_LABEL for an ignore label, which is not understood.
+        DataError: E_MANIFEST, for what nnU-Net would refuse, too.
     """
     if isinstance(content.get("training"), list):
         return _first_version(content, path)
@@ -66,11 +65,12 @@ def as_case_list(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for entry in training:
         if folds:
             entry["fold"] = folds.get(entry["id"], None)
-    labels, regions = _labels(content, path)
+    labels, regions, ignore = _labels(content, path)
     return {
         **({"name": str(content["name"])} if content.get("name") else {}),
         "modality": {str(i): name for i, name in enumerate(channels)}, "labels": labels,
-        **({"regions": regions} if regions else {}), "training": training, "test": test,
+        **({"regions": regions} if regions else {}), **({} if ignore is None else {IGNORE: ignore}),
+        "training": training, "test": test,
     }  # fmt: skip
 
 
@@ -140,21 +140,25 @@ def _folds(path: Path) -> dict[str, int]:
 # ---- labels
 
 
-def _labels(content: Mapping[str, Any], path: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Labels by name; and regions, where a name stands for several values."""
+def _labels(content: Mapping[str, Any], path: Path) -> tuple[dict[str, int], list[dict[str, Any]], int | None]:
+    """Labels by name; regions, where a name stands for several values; and the value of voxels that nobody has annotated."""
     listed: dict[str, list[int]] = {}
     for name, values in content["labels"].items():
         numbers = values if isinstance(values, list) else [values]
         if not numbers or not all(isinstance(v, int) and not isinstance(v, bool) for v in numbers):
             raise fault(path, f"label {name!r} has the value {values!r}", "write a whole number, or a list of such")
         listed[str(name)] = numbers
-    if IGNORE in listed:
-        raise DataError(
-            "the data set has an ignore label", where=str(path), why="voxels that nobody has annotated would be learned as "
-            "background", fix="leave such cases out, and the label 'ignore' out of dataset.json", code="E_LABEL",
-        )  # fmt: skip
+    ignored = listed.pop(IGNORE, None)
+    highest = max((value for values in listed.values() for value in values), default=0)
+    if ignored is not None and (len(ignored) != 1 or ignored[0] <= highest):
+        raise fault(
+            path,
+            f"the label {IGNORE!r} has the value {content['labels'][IGNORE]!r}",
+            "give it the highest value of all",
+        )
+    ignore = None if ignored is None else ignored[0]
     if all(len(values) == 1 for values in listed.values()):
-        return {name: values[0] for name, values in listed.items()}, []
+        return {name: values[0] for name, values in listed.items()}, [], ignore
     parts = {name: values for name, values in listed.items() if values != [0]}
     named = {values[0]: name for name, values in parts.items() if len(values) == 1}
     every = sorted({v for values in parts.values() for v in values})
@@ -171,7 +175,7 @@ def _labels(content: Mapping[str, Any], path: Path) -> tuple[dict[str, int], lis
         {"name": name, "labels": [name_of[v] for v in sorted(values)], "write": name_of[int(order[i])]}
         for i, (name, values) in enumerate(parts.items())
     ]
-    return labels, regions
+    return labels, regions, ignore
 
 
 # ---- version 1

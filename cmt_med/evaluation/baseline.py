@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,18 @@ class ThresholdBaseline:
         self.channels, self.targets = list(channels), dict(targets)
         self.levels = np.linspace(-0.2, 1.6, LEVELS)
         self._sums = np.zeros((len(self.channels), len(self.targets), 2, LEVELS))
-        self._cases = 0
+        self._cases = np.zeros(len(self.targets))
 
-    def add(self, image: NDArray[np.float32], label: NDArray[np.uint8], foreground: NDArray[np.bool_]) -> None:
-        """Add a case: image (C, D1, D2, D3), label map and foreground (D1, D2, D3)."""
-        self._cases += 1
+    def add(
+        self,
+        image: NDArray[np.float32],
+        label: NDArray[np.uint8],
+        foreground: NDArray[np.bool_],
+        annotated: Collection[int] | None = None,
+    ) -> None:
+        """Add a case: image (C, D1, D2, D3), label map and foreground (D1, D2, D3), and label values it has; None for all."""
+        known = [annotated is None or set(labels) <= set(annotated) for labels in self.targets.values()]
+        self._cases += known
         inside_label = label[foreground]
         edges = np.concatenate([[-np.inf], self.levels, [np.inf]])
         for c, channel in enumerate(image):
@@ -35,6 +42,8 @@ class ThresholdBaseline:
             scaled = (values - low) / max(float(high - low), 1e-6)
             everything = np.histogram(scaled, edges)[0]
             for t, labels in enumerate(self.targets.values()):
+                if not known[t]:
+                    continue
                 hit = np.isin(inside_label, labels)
                 target = np.histogram(scaled[hit], edges)[0]
                 size = int(hit.sum())
@@ -47,7 +56,7 @@ class ThresholdBaseline:
 
     def best(self) -> dict[str, dict[str, Any]]:
         """target -> mean Dice of its best threshold, the channel and the rule."""
-        means = self._sums / max(1, self._cases)
+        means = self._sums / np.maximum(1, self._cases)[:, None, None]
         result = {}
         for t, target in enumerate(self.targets):
             c, side, level = np.unravel_index(int(np.argmax(means[:, t])), means[:, t].shape)

@@ -37,7 +37,15 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import ConfigError
 from cmt_med.evaluation.lesions import LesionRule, lesion_scores
-from cmt_med.evaluation.overlap import AGREEMENT_COUNTS, EmptyRule, Overlap, count_overlap, mask_of, ratio_scores
+from cmt_med.evaluation.overlap import (
+    AGREEMENT_COUNTS,
+    EmptyRule,
+    Overlap,
+    count_overlap,
+    known_voxels,
+    mask_of,
+    ratio_scores,
+)
 from cmt_med.evaluation.surface import surface_distances
 
 CHALLENGE_PENALTY_MM = 373.13
@@ -121,6 +129,7 @@ def case_metrics(
     rule: EmptyRule = "challenge",
     tolerances: Sequence[float] = DEFAULT_TOLERANCES,
     lesion_rule: LesionRule | None = None,
+    ignore: int | None = None,
 ) -> dict[str, Scores]:
     """The scores of every target (name -> label values) in two label maps (D1, D2, D3).
 
@@ -132,7 +141,9 @@ def case_metrics(
         rule: what an empty reference means.
         tolerances: of the normalised surface Dice, in mm.
         lesion_rule: what one lesion is; None for no lesion-wise scores.
+        ignore: value of voxels in the reference that nobody has annotated: they are in neither mask, and count nowhere.
     """
+    known = known_voxels(reference, ignore)
     theirs = targets if reference_targets is None else reference_targets
     return {
         name: mask_metrics(
@@ -142,6 +153,7 @@ def case_metrics(
             rule=rule,
             tolerances=tolerances,
             lesion_rule=lesion_rule,
+            known=known,
         )
         for name, values in targets.items()
     }
@@ -155,14 +167,17 @@ def mask_metrics(
     rule: EmptyRule = "challenge",
     tolerances: Sequence[float] = DEFAULT_TOLERANCES,
     lesion_rule: LesionRule | None = None,
+    known: NDArray[np.bool_] | None = None,
 ) -> Scores:
-    """The scores of two masks of one shape; arguments as for :func:`case_metrics`.
+    """The scores of two masks of one shape; arguments as for :func:`case_metrics`, and the mask of what is annotated.
 
     Returns:
         dice, the voxels and volumes (mL) of both, then the other ratios, hd, hd95 and assd (mm), nsd_*, volume errors
         (prediction minus reference, mL and relative to the reference) and, if asked for, the lesion-wise scores.
     """
-    counts = count_overlap(predicted, reference)
+    counts = count_overlap(predicted, reference, known)
+    if known is not None:
+        predicted, reference = predicted & known, reference & known
     ratios = ratio_scores(counts, rule)
     voxel_ml = math.prod(spacing) / 1000.0
     scores: Scores = {

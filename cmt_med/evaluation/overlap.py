@@ -32,7 +32,7 @@ def missed_text(rule: EmptyRule, *, lesions: bool) -> str:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Voxels of a prediction, of a reference, of both at once, and of the whole image."""
+    """Voxels of a prediction, of a reference, of both at once, and of all that is scored (the image, or what is annotated)."""
 
     predicted: int
     reference: int
@@ -55,19 +55,40 @@ def mask_of(labels: NDArray[Any], values: Sequence[int]) -> NDArray[np.bool_]:
     return mask
 
 
-def count_overlap(predicted: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Overlap:
-    """Count the voxels of two masks of one shape."""
+def count_overlap(
+    predicted: NDArray[np.bool_], reference: NDArray[np.bool_], known: NDArray[np.bool_] | None = None
+) -> Overlap:
+    """Count the voxels of two masks of one shape, those alone that are in ``known`` where that is given."""
+    if known is not None:
+        predicted, reference = predicted & known, reference & known
     p, r = int(np.count_nonzero(predicted)), int(np.count_nonzero(reference))
     both = int(np.count_nonzero(predicted & reference)) if p and r else 0
-    return Overlap(p, r, both, int(np.size(reference)))
+    return Overlap(p, r, both, int(np.size(reference) if known is None else np.count_nonzero(known)))
+
+
+def known_voxels(reference: NDArray[np.uint8], ignore: int | None) -> NDArray[np.bool_] | None:
+    """The mask of voxels that somebody has annotated: all but those of the value ``ignore``. None where all are."""
+    if ignore is None:
+        return None
+    known: NDArray[np.bool_] = reference != ignore
+    return None if known.all() else known
 
 
 def case_overlaps(
-    predicted: NDArray[np.uint8], reference: NDArray[np.uint8], targets: Mapping[str, Sequence[int]]
+    predicted: NDArray[np.uint8],
+    reference: NDArray[np.uint8],
+    targets: Mapping[str, Sequence[int]],
+    *,
+    ignore: int | None = None,
 ) -> dict[str, Overlap]:
-    """The overlap of every target (name -> label values) in two label maps of one shape: what validation needs."""
+    """The overlap of every target (name -> label values) in two label maps of one shape: what validation needs.
+
+    Voxels whose reference is ``ignore`` count nowhere.
+    """
+    known = known_voxels(reference, ignore)
     return {
-        name: count_overlap(mask_of(predicted, values), mask_of(reference, values)) for name, values in targets.items()
+        name: count_overlap(mask_of(predicted, values), mask_of(reference, values), known)
+        for name, values in targets.items()
     }
 
 

@@ -40,8 +40,16 @@ def case_mean(case: Mapping[str, Mapping[str, float]], targets: Sequence[str], m
     return float(np.mean(scored)) if scored else float("nan")
 
 
+def is_scored(row: Mapping[str, float | None]) -> bool:
+    """Tell whether a row is of a target that the case annotates: all scores of others are NaN (null in JSON)."""
+    voxels = row.get("reference_voxels", 0.0)
+    return voxels is not None and not np.isnan(voxels)
+
+
 def summarise(cases: Cases, targets: Sequence[str], *, failed: int = 0) -> dict[str, dict[str, Any]]:
     """For each target: the mean of every score with its interval, and how many cases it stands on.
+
+    Cases that do not annotate a target are in none of its counts.
 
     Args:
         cases: the scores.
@@ -58,7 +66,7 @@ def summarise(cases: Cases, targets: Sequence[str], *, failed: int = 0) -> dict[
     metrics = [name for name in names if metric_of(name)] or ["dice"]
     summary: dict[str, dict[str, Any]] = {}
     for target in targets:
-        rows = [case[target] for case in cases.values()]
+        rows = [case[target] for case in cases.values() if is_scored(case[target])]
         counts = {
             "n_empty": sum(row["reference_voxels"] == 0 for row in rows),
             "n_missed": sum(row["reference_voxels"] > 0 and row["predicted_voxels"] == 0 for row in rows),

@@ -12,6 +12,7 @@ from cmt_med.base.errors import ConfigError
 from cmt_med.config.reading import changed_inference
 from cmt_med.config.schema import Inference
 from cmt_med.data.preprocessing.fingerprint import joint_fingerprint
+from cmt_med.data.preprocessing.pipeline import takes_zeros
 from cmt_med.inference.model import ModelCard, RegionCard
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
         "members": [{"weights_sha256": card.weights_sha256} | card.provenance for card in cards],
     }
     channels = list(dict.fromkeys(name for card in cards for name in card.channels))
+    preprocessing = dict(first.preprocessing)
+    if not all(takes_zeros(card.preprocessing) for card in cards):  # all of them see every case
+        preprocessing.pop("missing", None)
     settings = first.inference
     if any(_postprocessing_of(card.inference) != _postprocessing_of(settings) for card in cards):
         # Chosen for one network's probabilities, it need not fit those of several; and their order must not matter.
@@ -53,6 +57,7 @@ def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
             "name": " + ".join(names),
             "weights_sha256": together.hexdigest(),
             "channels": channels,
+            "preprocessing": preprocessing,
             "training_data": joint_fingerprint([card.training_data for card in cards]),
             "inference": settings,
             "provenance": provenance,

@@ -21,14 +21,14 @@ from cmt_med.data.case import Case
 from cmt_med.data.conventions.names import require_distinct
 from cmt_med.data.preprocessing.fingerprint import case_statistics, unlike_training
 from cmt_med.data.preprocessing.normalisation import background_value
-from cmt_med.data.preprocessing.pipeline import seen_by
+from cmt_med.data.preprocessing.pipeline import seen_by, takes_zeros
 from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 from cmt_med.data.volumes.written import write_volume
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.predict import Ensemble, Predictor
 from cmt_med.inference.prefetch import Prefetcher
-from cmt_med.inference.results import Results, read_record, require_own
+from cmt_med.inference.results import Results, is_done, read_record, require_own
 from cmt_med.inference.whole import WholeEnsemble
 
 Probabilities = Literal["none", "float32", "uint8"]
@@ -192,8 +192,16 @@ def _read(
     wanted: dict[str, Any] = {}
     if probabilities != "none" and card.outputs.dense:
         wanted = {"probabilities": probabilities, "probability_channels": card.probability_channels}
-    done = _is_done(Results.of(case, folder), key | wanted, dense=card.outputs.dense)
-    return _Read(key | wanted, None if done else load_case(case, card.channels, room=room()))
+    done = is_done(Results.of(case, folder), key | wanted, dense=card.outputs.dense)
+    return _Read(
+        key | wanted,
+        None if done else load_case(case, card.channels, room=room(), zeros=takes_zeros(card.preprocessing)),
+    )
+
+
+def _source(card: ModelCard, case: Case) -> Path:
+    """The file of the first of the model's channels that the case has."""
+    return next(case.images[name][0] for name in card.channels if name in case.images)
 
 
 def _infer_case(
@@ -219,7 +227,7 @@ def _infer_case(
     if isinstance(predictor, WholeEnsemble):
         said, volumes = predictor.answer(loaded), dict[str, float]()
     else:
-        said, volumes = _label_map(predictor, loaded, results, case.images[card.channels[0]][0], probabilities)
+        said, volumes = _label_map(predictor, loaded, results, _source(card, case), probabilities)
     flags = [*loaded.flags, *said.pop("flags", ())]
     if card.training_data is not None:
         alone = seen_by(replace(loaded, label=None), card.preprocessing)
@@ -229,7 +237,9 @@ def _infer_case(
     for flag in flags:
         log.warning("%s: %s", visible(case.name), flag)
     members = [member["weights_sha256"] for member in card.provenance.get("members", [])]
-    background = {n: background_value(c) for n, c in zip(card.channels, loaded.image, strict=True)}
+    background = {
+        n: background_value(c) for n, c in zip(card.channels, loaded.image, strict=True) if n not in loaded.missing
+    }
     about = {"case": case.name, "members": members, "flags": flags, "background": background, "notice": banner}
     write_json(results.record, found.key | said | about)
     return True
@@ -237,7 +247,7 @@ def _infer_case(
 
 def _require_dimensions(card: ModelCard, case: Case, loaded: Loaded) -> None:
     """Raise where a network of 2D images would see a volume at once, or one of volumes a 2D image."""
-    depth, source = loaded.grid.shape[2], case.images[card.channels[0]][0]
+    depth, source = loaded.grid.shape[2], _source(card, case)
     if card.slice_axes and not card.outputs.dense and depth > 1:
         what, fix = (
             "the case is a volume, the model classifies 2D images",
@@ -282,16 +292,3 @@ def _label_map(
 def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Count each value, (256,)."""
     return sum((np.bincount(part.ravel(), minlength=256) for part in labels), np.zeros(256, dtype=np.int64))
-
-
-def _is_done(results: Results, key: Mapping[str, Any], *, dense: bool) -> bool:
-    content = read_record(results.record)
-    if not content or any(content.get(name) != value for name, value in key.items()):
-        return False
-    if not dense:
-        return True  # the record is all there is
-    target = results.pages if results.pages is not None and results.pages.is_file() else results.labels
-    wanted = {target: "output_sha256"}
-    if "probabilities" in key:
-        wanted[results.chances] = "probabilities_sha256"
-    return all(path.is_file() and sha256(path) == content.get(name) for path, name in wanted.items())

@@ -55,6 +55,7 @@ class _Preprocessing(Section):
     foreground_channel: bool = False
     size: list[_Edge] | None = Field(None, min_length=3, max_length=3)  # of whole images
     enlarge: bool = True
+    missing: Literal["zeros"] | None = None
 
     @model_validator(mode="after")
     def _modest(self) -> _Preprocessing:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cmt_med.base.errors import OutputError
+from cmt_med.base.files import sha256
 from cmt_med.data.case import Case
 from cmt_med.data.sources.predicted import label_maps_in
 from cmt_med.data.volumes.endings import is_tiff, looks_like_picture
@@ -121,3 +122,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino
+
+
+def is_done(results: Results, key: Mapping[str, Any], *, dense: bool) -> bool:
+    """Tell whether a case has results of these inputs, model and settings (``key``), as they were written."""
+    content = read_record(results.record)
+    if not content or any(content.get(name) != value for name, value in key.items()):
+        return False
+    if not dense:
+        return True  # the record is all there is
+    target = results.pages if results.pages is not None and results.pages.is_file() else results.labels
+    wanted = {target: "output_sha256"}
+    if "probabilities" in key:
+        wanted[results.chances] = "probabilities_sha256"
+    return all(path.is_file() and sha256(path) == content.get(name) for path, name in wanted.items())

@@ -16,10 +16,11 @@ from cmt_med.evaluation.summary import score_names
 from cmt_med.inference.results import read_record
 from cmt_med.reports import figures
 from cmt_med.reports.html import page_environment, page_policy, run_details
+from cmt_med.reports.listing import CaseFiles
 from cmt_med.reports.planes import whole_picture
 from cmt_med.reports.scores import with_failures_of_inference, write_table
 from cmt_med.reports.viewer import style_sheet
-from cmt_med.reports.volumes import CaseFiles, load_shown
+from cmt_med.reports.volumes import load_shown
 from cmt_med.tasks.sections import Assessment, Section
 from cmt_med.tasks.task import WholeImageTask
 

@@ -17,7 +17,7 @@ from cmt_med.data.volumes.decoder import decode
 from cmt_med.data.volumes.endings import volume_stem
 from cmt_med.data.volumes.gate import grid_of, load_labels
 from cmt_med.data.volumes.values import brightness
-from cmt_med.evaluation.overlap import mask_of
+from cmt_med.evaluation.overlap import known_voxels, mask_of
 
 BINS = 10
 MAX_CASES = 20  # reading probabilities takes a second or two a case
@@ -54,11 +54,17 @@ class Reliability:
 
 @dataclass(frozen=True)
 class SavedChances:
-    """Files of one case: probabilities, infer's record of them, which names their channels, and the reference."""
+    """Files of one case: probabilities, infer's record of them, which names their channels, and the reference.
+
+    ``ignore`` is the value of voxels in the reference that nobody has annotated: they count nowhere.
+    ``unscored`` are targets that the reference does not annotate.
+    """
 
     probabilities: Path
     record: Path
     reference: Path
+    ignore: int | None = None
+    unscored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,11 @@ def _read(
     labels, grid = load_labels(files.reference, case, sums=digests, colours=colours, like=grid_of(volume))
     if not grid.equals(grid_of(volume)):
         raise DataError("probabilities and reference lie on different grids", where=where, code="E_GRID")
+    known = known_voxels(labels, files.ignore)
     found, without = {}, []
     for name, values in targets.items():
+        if name in files.unscored:
+            continue
         if name not in channels:
             without.append(f"no channel of the probabilities is called {name} (they are {', '.join(channels)})")
         elif channels[name][1] != sorted(values):
@@ -147,7 +156,7 @@ def _read(
             if chance.min() < -_TOLERANCE or chance.max() > 1 + _TOLERANCE:
                 raise DataError("values outside [0, 1] are no probabilities", where=where,
                                 why=f"{name} has {chance.min():g} to {chance.max():g}", code="E_RANGE")  # fmt: skip
-            found[name] = _counted(chance, mask_of(labels, reference_targets[name]), grid.spacing)
+            found[name] = _counted(chance, mask_of(labels, reference_targets[name]), grid.spacing, known)
     return found, without
 
 
@@ -166,13 +175,19 @@ def _channels(record: Path, where: str) -> dict[str, tuple[int, list[int]]]:
     return found
 
 
-def _counted(chance: NDArray[np.float32], truth: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
+def _counted(
+    chance: NDArray[np.float32],
+    truth: NDArray[np.bool_],
+    spacing: Sequence[float],
+    known: NDArray[np.bool_] | None,
+) -> NDArray[np.float64]:
     """Count for each bin (3, BINS), as :class:`Reliability` does: voxels, sum of probabilities, voxels in the reference."""
     bins = np.clip((chance * BINS).astype(np.intp), 0, BINS - 1)
-    near = ((bins > 0) | truth).astype(np.uint8)
+    seen = (bins > 0) | truth
+    near = (seen if known is None else seen & known).astype(np.uint8)
     for axis, size in enumerate(spacing):
         near = ndimage.maximum_filter1d(near, 2 * round(MARGIN_MM / size) + 1, axis, mode="constant")
-    kept = near > 0
+    kept = near > 0 if known is None else (near > 0) & known
     at = bins[kept]
     return np.stack([np.bincount(at, weights, BINS) for weights in (None, chance[kept], truth[kept])])
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cmt_med.base.text import visible
+from cmt_med.evaluation.summary import is_scored
 from cmt_med.reports.calibration import Reliability
 from cmt_med.reports.planes import PALETTE
 from cmt_med.tasks.sections import Chart
@@ -106,10 +107,11 @@ class Agreement:
 
 
 def agreement(cases: Cases, target: str) -> Agreement:
-    """The numbers of the Bland-Altman plot of one target; of at least one case."""
-    pairs = np.array([(row[target]["reference_ml"], row[target]["predicted_ml"]) for row in cases.values()])
+    """The numbers of the Bland-Altman plot of one target, of the cases that annotate it; without any, the bias is NaN."""
+    rows = [row[target] for row in cases.values() if is_scored(row[target])]
+    pairs = np.array([(row["reference_ml"], row["predicted_ml"]) for row in rows]).reshape(-1, 2)
     differences = pairs[:, 1] - pairs[:, 0]
-    bias = float(differences.mean())
+    bias = float(differences.mean()) if rows else float("nan")
     limits = None
     if len(differences) > 2:
         half = 1.96 * float(differences.std(ddof=1))

@@ -11,9 +11,10 @@ import numpy as np
 
 from cmt_med.base.errors import CmtError
 from cmt_med.base.text import visible
+from cmt_med.reports.listing import CaseFiles, Listing
 from cmt_med.reports.planes import three_planes
 from cmt_med.reports.viewer import embedded_case
-from cmt_med.reports.volumes import CaseFiles, Listing, largest_error, load_shown
+from cmt_med.reports.volumes import largest_error, load_shown
 
 PICTURES = 24  # scored cases with a picture at most: the worst half and the best half
 EMBEDDED = 6  # cases with volumes in the page at most; likewise, and where room is left, some without a score

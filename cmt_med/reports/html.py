@@ -26,10 +26,10 @@ from cmt_med.reports.calibration import (
     probabilities_beside,
 )
 from cmt_med.reports.gallery import PICTURES, make_gallery
+from cmt_med.reports.listing import CaseFiles, Listing, write_listing
 from cmt_med.reports.planes import colour_of, tinted
 from cmt_med.reports.text import json_for_page, policy_hash
 from cmt_med.reports.viewer import HOW_TO_BUILD, label_list, style_sheet, viewer_script
-from cmt_med.reports.volumes import CaseFiles, Listing, write_listing
 
 _PLOTTED = ("dice", "hd95", "lesion_dice")  # and the first surface Dice
 
@@ -45,6 +45,7 @@ def write_report(
     predictions: Mapping[str, Path],
     references: Mapping[str, Path],
     reference_targets: Mapping[str, Sequence[int]] | None = None,
+    unscored: Mapping[str, Sequence[str]] | None = None,
     log_rows: Sequence[Mapping[str, Any]] = (),
     settings: str = "",
     details: Mapping[str, Mapping[str, Any]] | None = None,
@@ -59,6 +60,7 @@ def write_report(
         cases: images and sums by case name, for the pictures behind the outlines; may lack cases.
         predictions, references: label volumes by case name.
         reference_targets: label values of the targets in the references, where they are numbered differently.
+        unscored: case name -> targets that its reference does not annotate.
         log_rows: rows of ``log.jsonl``; of several trainings each with its number under ``"fold"``.
         settings: the resolved config, as text.
         details: more sections of names and values: the model card, the environment.
@@ -71,9 +73,19 @@ def write_report(
     ranked = scored + undefined
     listing = Listing(
         tuple(
-            CaseFiles(name, predictions.get(name), references.get(name), case.images, case.sha256, case.colours)
+            CaseFiles(
+                name,
+                predictions.get(name),
+                references.get(name),
+                case.images,
+                case.sha256,
+                case.colours,
+                case.ignore,
+                lacking,
+            )
             for name in ranked
             for case in (cases.get(name, Case(name, {})),)
+            for lacking in (tuple((unscored or {}).get(name, ())),)
         ),
         own,
         theirs,
@@ -170,7 +182,7 @@ def _calibration(listing: Listing) -> dict[str, Any] | None:
     for case in listing.cases:
         chances = probabilities_beside(case.prediction) if case.prediction is not None else None
         if chances is not None and case.reference is not None:
-            saved[case.name] = SavedChances(*chances, case.reference)
+            saved[case.name] = SavedChances(*chances, case.reference, case.ignore, case.unscored)
     if not saved:
         return None
     sums = {path: digest for case in listing.cases for path, digest in case.sha256.items()}

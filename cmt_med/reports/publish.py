@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cmt_med.base.text import counted
 from cmt_med.data.case import Case
 from cmt_med.data.manifest import colours_of, sums_of
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores
@@ -14,6 +16,8 @@ from cmt_med.evaluation.overlap import EmptyRule
 from cmt_med.reports.html import write_report
 from cmt_med.reports.scores import score_folder, with_failures_of_inference, write_metrics
 from cmt_med.reports.terminal import print_summary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,13 @@ class Evaluation:
     predicted_values: Sequence[int] | None = None
     banner: str = ""
 
+    @property
+    def unscored(self) -> dict[str, list[str]]:
+        """For each case that does not annotate all labels, the targets that it says nothing of."""
+        theirs = self.targets if self.reference_targets is None else self.reference_targets
+        of = {name: [t for t, v in theirs.items() if not case.annotates(v)] for name, case in self.cases.items()}
+        return {name: targets for name, targets in of.items() if targets}
+
     def score(self) -> Scored:
         """Score every reference; one that cannot be scored is a failure, never left out silently."""
         scores, failures = score_folder(
@@ -51,6 +62,8 @@ class Evaluation:
             reference_values=self.reference_values, predicted_values=self.predicted_values, rule=self.rule,
             tolerances=self.tolerances, lesions=self.lesions, sums=sums_of(self.cases.values()),
             colours=colours_of(self.cases.values()),
+            ignored={name: case.ignore for name, case in self.cases.items() if case.ignore is not None},
+            unscored=self.unscored,
         )  # fmt: skip
         return Scored(self, scores, failures)
 
@@ -77,11 +90,31 @@ class Scored:
     def write_metrics(self, folder: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``metrics.json`` and ``metrics.csv`` with ``extra`` entries; returns the former's content."""
         of = self.evaluation
+        notes = self._notes()
+        for note in notes:
+            log.info("%s", note)
         self.metrics = write_metrics(
             folder, self.scores, of.targets, rule=of.rule, tolerances=of.tolerances, lesions=of.lesions,
-            failures=self.failures, extra={"notice": of.banner, **extra},
+            failures=self.failures, extra={"notice": of.banner, **({"notes": notes} if notes else {}), **extra},
         )  # fmt: skip
         return self.metrics
+
+    def _notes(self) -> list[str]:
+        """Sentences on what is not scored."""
+        values = sorted(
+            {c.ignore for n, c in self.evaluation.cases.items() if n in self.scores and c.ignore is not None}
+        )
+        partial = len(self.evaluation.unscored.keys() & self.scores.keys())
+        notes = (
+            [f"{counted(partial, 'case')} scored on those targets alone that the reference annotates."]
+            if partial
+            else []
+        )
+        return notes + [
+            f"Voxels with the value {value} in a reference (ignore) are left out of prediction and reference: nobody has "
+            "annotated them."
+            for value in values
+        ]
 
     def write_page(
         self, folder: Path, title: str, *, settings: str = "", log_rows: Sequence[Mapping[str, Any]] = (),
@@ -91,7 +124,8 @@ class Scored:
         of = self.evaluation
         page = write_report(
             folder, self.metrics, title=title, cases=of.cases, predictions=of.predictions, references=of.references,
-            reference_targets=of.reference_targets, log_rows=log_rows, settings=settings, details=details, banner=of.banner,
+            reference_targets=of.reference_targets, unscored=of.unscored, log_rows=log_rows, settings=settings,
+            details=details, banner=of.banner,
         )  # fmt: skip
         print_summary(self.metrics)
         return page

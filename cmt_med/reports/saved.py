@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import ConfigError, DataError
 from cmt_med.evaluation.metrics import FACTS, metric_of
+from cmt_med.evaluation.summary import is_scored
 from cmt_med.reports.scores import SCHEMA_VERSION
 
 _SAME_VOLUME = 1e-4  # relative: spacings of copies in other formats differ by the rounding of float32
@@ -175,7 +176,7 @@ def require_same_references(reports: Sequence[SavedReport]) -> None:
                         why="a difference of scores would not be one of predictions",
                         fix="evaluate both against the same references", code="E_REFERENCE",
                     )  # fmt: skip
-                if "reference_voxels" not in row:
+                if "reference_voxels" not in row or not (is_scored(known) or is_scored(row)):
                     continue
                 if known["reference_voxels"] != row["reference_voxels"] or not math.isclose(
                     known["reference_ml"], row["reference_ml"], rel_tol=_SAME_VOLUME

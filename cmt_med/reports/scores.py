@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from cmt_med.evaluation.metrics import (
     metric_of,
 )
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule, missed_text
-from cmt_med.evaluation.summary import score_names, summarise
+from cmt_med.evaluation.summary import is_scored, score_names, summarise
 
 SCHEMA_VERSION = 2  # 1 had Dice and volumes alone, under the names that they still have
 
@@ -50,6 +50,8 @@ def score_folder(
     lesions: str | None = None,
     sums: Mapping[Path, str] | None = None,
     colours: Codes | None = None,
+    ignored: Mapping[str, int] | None = None,
+    unscored: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[dict[str, dict[str, Scores]], list[dict[str, str]]]:
     """Score every reference against the prediction of its name.
 
@@ -63,6 +65,8 @@ def score_folder(
         lesions: a name in ``LESION_RULES``, for lesion-wise scores; None for none.
         sums: SHA-256 that references must have, where the case list says so.
         colours: label values of references in colour.
+        ignored: case name -> value of voxels in its reference that nobody has annotated; they count nowhere.
+        unscored: case name -> targets that its reference does not annotate: their scores are NaN, all of them.
 
     Returns:
         case -> target -> scores, and the failures. A reference without a prediction is a failure, never left out
@@ -89,16 +93,20 @@ def score_folder(
             scored[case] = case_metrics(
                 predicted,
                 reference,
-                targets,
+                {name: values for name, values in targets.items() if name not in (unscored or {}).get(case, ())},
                 reference_targets=reference_targets,
                 spacing=grid.spacing,
                 rule=rule,
                 tolerances=tolerances,
                 lesion_rule=lesion_rule,
+                ignore=(ignored or {}).get(case),
             )
         except CmtError as error:
             failures.append({"case": case} | error.as_dict())
             log.error("%s not scored\n%s", case, error.message())
+    names = score_names(scored) or ["dice", *FACTS]
+    for case, rows in scored.items():
+        scored[case] = {name: rows.get(name) or dict.fromkeys(names, float("nan")) for name in targets}
     return scored, failures
 
 
@@ -141,14 +149,15 @@ def write_metrics(
 def write_table(
     folder: Path, scored: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Sequence[str], notice: str
 ) -> None:
-    """Write ``metrics.csv``: a row for each case and target, with the scores of these names."""
+    """Write ``metrics.csv``: a row for each case and target, with the scores of these names, or empty cells."""
     table = io.StringIO()
     writer = csv.writer(table)
     said = [as_text(notice)] if notice else []
     writer.writerow(["case", "target", *names] + ["notice"] * len(said))
     for case, rows in scored.items():
         for target, row in rows.items():
-            writer.writerow([as_text(case), as_text(target), *(row[name] for name in names), *said])
+            values = [row[name] for name in names] if is_scored(row) else [""] * len(names)
+            writer.writerow([as_text(case), as_text(target), *values, *said])
     write_text(folder / "metrics.csv", table.getvalue())
 
 

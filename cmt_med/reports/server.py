@@ -18,10 +18,10 @@ from cmt_med.base.errors import CmtError
 from cmt_med.base.text import visible
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.reports.guard import Guard
+from cmt_med.reports.listing import CaseFiles
 from cmt_med.reports.sources import Source
 from cmt_med.reports.viewer import MAX_TITLE, label_list, style_sheet
 from cmt_med.reports.volumes import (
-    CaseFiles,
     Shown,
     coarsened,
     display_window,

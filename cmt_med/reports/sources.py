@@ -19,8 +19,8 @@ from cmt_med.data.sources import cases_for_network
 from cmt_med.data.sources.predicted import RunRecord, read_run, targets_in
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.inference.results import predictions_in
+from cmt_med.reports.listing import FILE, CaseFiles, Listing, read_listing
 from cmt_med.reports.saved import SavedReport, load_report
-from cmt_med.reports.volumes import FILE, CaseFiles, Listing, read_listing
 from cmt_med.tasks import TASKS
 
 _MAX_JSON = 50_000_000  # bytes; a case's record of more is none
@@ -111,8 +111,11 @@ def _listing_of_runs(parts: Sequence[Path]) -> Listing:
         predicted = predictions_in(part / "validation")
         for case in load_manifest(part / "held_out.json").cases:
             cases.append(
-                CaseFiles(case.name, predicted.get(case.name), case.label, case.images, case.sha256, case.colours)
-            )
+                CaseFiles(
+                    case.name, predicted.get(case.name), case.label, case.images, case.sha256, case.colours, case.ignore,
+                    _unscored(case, targets),
+                )
+            )  # fmt: skip
     return Listing(tuple(cases), targets, targets)
 
 
@@ -126,8 +129,14 @@ def _listing_of_inference(folder: Path, run: RunRecord, images: Path | None) -> 
     cases = []
     for name, path in predicted.items():
         case = known.get(name, Case(name, {}))
-        cases.append(CaseFiles(name, path, case.label, case.images, case.sha256, case.colours))
+        lacking = _unscored(case, theirs)
+        cases.append(CaseFiles(name, path, case.label, case.images, case.sha256, case.colours, case.ignore, lacking))
     return Listing(tuple(cases), {name: targets[name] for name in theirs}, theirs)
+
+
+def _unscored(case: Case, targets: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """The targets that a case does not annotate."""
+    return tuple(name for name, values in targets.items() if not case.annotates(values))
 
 
 def _targets_in_list(images: Path, run: RunRecord, folder: Path) -> dict[str, list[int]]:

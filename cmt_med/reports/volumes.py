@@ -7,12 +7,9 @@ and reference number their labels differently, the painted maps agree.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import nibabel as nib
@@ -21,15 +18,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cmt_med.base.errors import DataError
-from cmt_med.base.files import write_json
-from cmt_med.data.case import COLOURS, Case, Codes
+from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.volumes.gate import Grid, load_case, load_labels
-from cmt_med.data.volumes.values import colours_alone, segments_of
-from cmt_med.evaluation.overlap import mask_of
+from cmt_med.evaluation.overlap import known_voxels, mask_of
 from cmt_med.evaluation.surface import bounding_box
+from cmt_med.reports.listing import CaseFiles
 
-FILE = "volumes.json"
-SCHEMA_VERSION = 1
 LONGEST_AXIS = 2048
 """Voxels along an axis of a volume for the browser: most graphics cards' limit for 3D textures, and NIfTI-1 ends at 32767."""
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL
@@ -38,31 +32,18 @@ Targets = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class CaseFiles:
-    """The files of one case; ``images`` maps a channel to its file and, for a 4D file, the position in it.
-
-    ``sha256`` has the sums that files must have, where the case list says so, ``colours`` what a reference in colour means.
-    """
-
-    name: str
-    prediction: Path | None = None
-    reference: Path | None = None
-    images: dict[str, tuple[Path, int | None]] = field(default_factory=dict)
-    sha256: dict[Path, str] = field(default_factory=dict)
-    colours: dict[int | str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Shown:
     """One case to look at: arrays (R, A, S) on one grid, the affine of their voxels, and the size of a voxel in mm.
 
-    Labels are painted by target; ``predicted`` or ``reference`` is None where there is no such file.
+    Labels are painted by target; ``predicted`` or ``reference`` is None where there is no such file. ``known`` is the mask of
+    what somebody has annotated; None where all is.
     """
 
     image: NDArray[np.float32]
     predicted: NDArray[np.uint8] | None
     reference: NDArray[np.uint8] | None
     affine: NDArray[np.float64]
+    known: NDArray[np.bool_] | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -71,10 +52,11 @@ class Shown:
 
     @property
     def wrong(self) -> NDArray[np.bool_] | None:
-        """The mask where prediction and reference differ; None unless there are both."""
+        """The mask where prediction and reference differ, of what is annotated; None unless there are both."""
         if self.predicted is None or self.reference is None:
             return None
-        return self.predicted != self.reference
+        wrong: NDArray[np.bool_] = self.predicted != self.reference
+        return wrong if self.known is None else wrong & self.known
 
 
 def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, channel: str | None = None) -> Shown:
@@ -110,11 +92,27 @@ def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, c
                     fix="predict on the reference's image", code="E_GRID",
                 )  # fmt: skip
             grid, found[kind] = own, paint(labels, values)
+            unknown = _unknown(found[kind], labels, values, files, kind)
+            if unknown is not None:
+                found["known"] = found.get("known", True) & ~unknown
     if grid is None:
         raise DataError("there is nothing to show", where=f"case {files.name}", why="no file is known", code="E_IO")
     turned, affine = _turned(found, grid)
     image = turned.get("image", np.zeros(grid.shape, np.float32))
-    return Shown(np.ascontiguousarray(image), turned.get("predicted"), turned.get("reference"), affine)
+    return Shown(
+        np.ascontiguousarray(image), turned.get("predicted"), turned.get("reference"), affine, turned.get("known")
+    )
+
+
+def _unknown(
+    painted: NDArray[np.uint8], labels: NDArray[np.uint8], targets: Targets, files: CaseFiles, kind: str
+) -> NDArray[np.bool_] | None:
+    """The mask of what nobody has annotated: voxels of a reference, targets of a prediction; None where there is nothing."""
+    if kind == "reference":
+        known = known_voxels(labels, files.ignore)
+        return None if known is None else ~known
+    numbers = [i + 1 for i, name in enumerate(targets) if name in files.unscored]
+    return mask_of(painted, numbers) if numbers else None
 
 
 def paint(labels: NDArray[np.uint8], targets: Targets) -> NDArray[np.uint8]:
@@ -182,7 +180,13 @@ def _taken(shown: Shown, box: Sequence[slice], steps: Sequence[int]) -> Shown:
     affine = shown.affine.copy()
     affine[:3, 3] += shown.affine[:3, :3] @ [part.start for part in box]
     affine[:3, :3] = affine[:3, :3] * steps
-    return Shown(_cut(shown.image, taken), _cut(shown.predicted, taken), _cut(shown.reference, taken), affine)
+    return Shown(
+        _cut(shown.image, taken),
+        _cut(shown.predicted, taken),
+        _cut(shown.reference, taken),
+        affine,
+        _cut(shown.known, taken),
+    )
 
 
 def _cut(array: Any, taken: tuple[slice, ...]) -> Any:
@@ -225,96 +229,3 @@ def _box(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> tuple[sl
 
 
 # ---- where they lie
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The cases of a report, with what their label values mean in the prediction and in the reference."""
-
-    cases: tuple[CaseFiles, ...]
-    targets: dict[str, list[int]]
-    reference_targets: dict[str, list[int]]
-
-
-def write_listing(folder: Path, listing: Listing) -> None:
-    """Write ``volumes.json``, with paths relative to ``folder``, so that a run can be moved as a whole."""
-    write_json(
-        folder / FILE,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "targets": listing.targets,
-            "reference_targets": listing.reference_targets,
-            "cases": [
-                {
-                    "name": case.name,
-                    "prediction": _relative(case.prediction, folder),
-                    "reference": _relative(case.reference, folder),
-                    "images": {n: [_relative(path, folder), at] for n, (path, at) in case.images.items()},
-                    "sha256": {_relative(path, folder): digest for path, digest in case.sha256.items()},
-                    **_codes(case.colours),
-                }
-                for case in listing.cases
-            ],
-        },
-    )
-
-
-def _codes(codes: Codes) -> dict[str, dict[str, int]]:
-    """Colours and names of segments, apart: in JSON, both would be text."""
-    found = {
-        "colours": {str(colour): value for colour, value in colours_alone(codes).items()},
-        "segments": segments_of(codes),
-    }
-    return {key: values for key, values in found.items() if values}
-
-
-def read_listing(folder: Path) -> Listing:
-    """Read ``volumes.json``.
-
-    Raises:
-        DataError: E_REPORT, if there is none, or it is damaged.
-    """
-    path = folder / FILE
-    if not path.is_file() and (folder / "metrics.json").is_file():
-        raise DataError(
-            "this report has no volumes to view", where=str(folder), why="it is one of classes, or its volumes.json is gone",
-            fix="open its report.html; of label maps, evaluate again", code="E_REPORT",
-        )  # fmt: skip
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        cases = tuple(
-            CaseFiles(
-                str(entry["name"]),
-                _found(entry["prediction"], folder),
-                _found(entry["reference"], folder),
-                {
-                    str(n): (folder / str(file), None if at is None else int(at))
-                    for n, (file, at) in entry["images"].items()
-                },
-                {folder / str(file): str(digest) for file, digest in entry.get("sha256", {}).items()},
-                {
-                    **{int(code): int(value) for code, value in entry.get("colours", {}).items()},
-                    **{str(name): int(value) for name, value in entry.get("segments", {}).items()},
-                },
-            )
-            for entry in content["cases"]
-        )
-        targets, theirs = (
-            {str(name): [int(value) for value in values] for name, values in content[key].items()}
-            for key in ("targets", "reference_targets")
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            "where the volumes of this report lie is not known", where=str(path),
-            why=f"{type(error).__name__}: {error}", fix="evaluate again, or give the run folder", code="E_REPORT",
-        ) from error  # fmt: skip
-    return Listing(cases, targets, theirs)
-
-
-def _relative(path: Path | None, folder: Path) -> str | None:
-    """The path from the folder; a link is kept: its own name says what it is, and other files lie beside it."""
-    return None if path is None else os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
-
-
-def _found(text: str | None, folder: Path) -> Path | None:
-    return None if text is None else folder / text

@@ -21,7 +21,7 @@ from cmt_med.base.files import write_bytes, write_file, write_folder, write_json
 from cmt_med.base.text import as_text, counted
 from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.manifest import Manifest
-from cmt_med.data.nnunet import SPLITS
+from cmt_med.data.nnunet import IGNORE, SPLITS
 from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.data.volumes.gate import load_case
 from cmt_med.data.volumes.written import write_volume
@@ -74,9 +74,12 @@ def convert_data_set(path: Path, to: str, output: Path, *, convention: str | Non
 
 def _nnunet(manifest: Manifest, folder: Path) -> None:
     """Version 2 of nnU-Net's raw folders: labels without gaps, regions as lists, folds in ``splits_final.json``."""
+    _require_whole_annotations(manifest, "nnU-Net")
     pictures = _pictures(manifest)
     ending = ".png" if pictures else NIFTI
     values = {value: i for i, value in enumerate(sorted(manifest.labels.values()))}
+    if manifest.ignore is not None:
+        values[manifest.ignore] = len(values)  # nnU-Net wants it to be the highest
     together = pictures and set(manifest.channels) == set(COLOURS)
     for case in manifest.cases:
         if together:
@@ -91,6 +94,8 @@ def _nnunet(manifest: Manifest, folder: Path) -> None:
         of = {r.name: [values[manifest.labels[name]] for name in r.labels] for r in manifest.regions}
         labels = {"background": 0} | {name: v[0] if len(v) == 1 else v for name, v in of.items()}
         regions = {"regions_class_order": [values[manifest.labels[r.write]] for r in manifest.regions]}
+    if manifest.ignore is not None:
+        labels[IGNORE] = values[manifest.ignore]
     names = COLOURS if together else manifest.channels
     content = {"channel_names": {str(i): _shown(name) for i, name in enumerate(names)}, "labels": labels, **regions,
                "numTraining": len(manifest.cases), "file_ending": ending}  # fmt: skip
@@ -105,7 +110,7 @@ def _nnunet(manifest: Manifest, folder: Path) -> None:
 def _msd(manifest: Manifest, folder: Path) -> None:
     """The decathlon's layout: one file for all channels of a case."""
     _require_volumes(manifest, "msd")
-    values = {value: value for value in manifest.labels.values()}
+    values = {value: value for value in _values(manifest)}
     training = []
     for case in manifest.cases:
         image = folder / f"imagesTr/{case.name}{NIFTI}"
@@ -113,15 +118,18 @@ def _msd(manifest: Manifest, folder: Path) -> None:
             _write_image(case, manifest.channels[0], image)
         else:
             _write_volumes(case, manifest.channels, image)
-        entry = {"image": f"./imagesTr/{case.name}{NIFTI}"}
+        entry: dict[str, Any] = {"image": f"./imagesTr/{case.name}{NIFTI}"}
         if case.label is not None:
             _write_label(case, manifest, values, folder / f"labelsTr/{case.name}{NIFTI}")
             entry["label"] = f"./labelsTr/{case.name}{NIFTI}"
+        if case.annotated is not None:
+            entry["annotated"] = [name for name, value in manifest.labels.items() if value in case.annotated]
         training.append(entry)
     write_json(folder / "dataset.json", {
         "name": manifest.name or "data set", "tensorImageSize": "3D" if len(manifest.channels) == 1 else "4D",
         "modality": {str(i): _shown(name) for i, name in enumerate(manifest.channels)},
         "labels": {str(value): name for name, value in manifest.labels.items()},
+        **({} if manifest.ignore is None else {IGNORE: manifest.ignore}),
         "numTraining": len(training), "numTest": 0, "training": training, "test": [],
     })  # fmt: skip
 
@@ -129,6 +137,12 @@ def _msd(manifest: Manifest, folder: Path) -> None:
 def _bids(manifest: Manifest, folder: Path) -> None:
     """BIDS 1.9: a subject for each patient, a run for each of its cases, and label maps as derivatives."""
     _require_volumes(manifest, "bids")
+    _require_whole_annotations(manifest, "BIDS")
+    if manifest.ignore is not None:
+        raise DataError(
+            "BIDS has no value for voxels that nobody has annotated", where=str(manifest.path),
+            why="they would become a label like others", fix="use --to nnunet or msd", code="E_LABEL",
+        )  # fmt: skip
     strange = [name for name in manifest.channels if name not in _BIDS_SUFFIXES]
     if strange or (len(manifest.channels) > 1 and {"mri", "image"} & set(manifest.channels)):
         raise DataError(
@@ -168,8 +182,22 @@ def _bids(manifest: Manifest, folder: Path) -> None:
 LAYOUTS: dict[str, Callable[[Manifest, Path], None]] = {"nnunet": _nnunet, "msd": _msd, "bids": _bids}
 
 
+def _values(manifest: Manifest) -> list[int]:
+    """The values of the label maps."""
+    return [*manifest.labels.values(), *([] if manifest.ignore is None else [manifest.ignore])]
+
+
 def _pictures(manifest: Manifest) -> bool:
     return all(looks_like_picture(file) for case in manifest.cases for file, _ in case.images.values())
+
+
+def _require_whole_annotations(manifest: Manifest, layout: str) -> None:
+    partial = [case.name for case in manifest.cases if case.annotated is not None]
+    if partial:
+        raise DataError(
+            f"{layout} has no place for cases that annotate some labels alone", where=f"case {partial[0]}",
+            why="the others would be learned as background", fix="use --to msd, whose list keeps 'annotated'", code="E_LABEL",
+        )  # fmt: skip
 
 
 def _require_volumes(manifest: Manifest, layout: str) -> None:
@@ -204,8 +232,8 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _write_image(case: Case, channel: str, target: Path) -> None:
+    loaded = load_case(case, [channel])  # what is missing or damaged is refused here rather than by who reads the copy
     source, position = case.images[channel]
-    loaded = load_case(case, [channel])  # what is damaged is refused here rather than by who reads the copy
     if target.suffix == ".png":  # always anew: a palette, or grey saved in colour, would be read as other channels
         write_bytes(target, _png(loaded.image[0][..., 0].T))
     elif position is None and source.name.endswith(NIFTI):
@@ -229,7 +257,7 @@ def _write_label(case: Case, manifest: Manifest, values: Mapping[int, int], targ
     assert case.label is not None  # by the callers
     first = manifest.channels[0]
     alone = replace(case, images={first: case.images[first]}) if case.images[first][1] is None else case
-    loaded = load_case(alone, [first], list(manifest.labels.values()), need_label=True)
+    loaded = load_case(alone, [first], _values(manifest), need_label=True)
     assert loaded.label is not None  # asked for
     if (
         target.name.endswith(NIFTI)

@@ -203,7 +203,9 @@ def _references(
             path,
             {name: case.label for name, case in cases.items() if case.label is not None},
             theirs,
-            list(manifest.labels.values()) or None,
+            [*manifest.labels.values(), *([] if manifest.ignore is None else [manifest.ignore])]
+            if manifest.labels
+            else None,
             cases,
             manifest.convention,
         )
@@ -254,7 +256,9 @@ def _nowhere(scored: Mapping[str, Mapping[str, Scores]], targets: Mapping[str, S
     """Targets that no volume has: their perfect scores are more often a slip of the pen than a finding."""
     voxels = ("reference_voxels", "predicted_voxels")
     return [
-        name for name in targets if scored and not any(case[name][key] for case in scored.values() for key in voxels)
+        name
+        for name in targets
+        if scored and not any(case[name][key] > 0 for case in scored.values() for key in voxels)
     ]
 
 

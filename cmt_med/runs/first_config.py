@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from cmt_med.base.text import counted
 from cmt_med.data.conventions.names import is_brain_tumour
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.survey import Survey
@@ -54,6 +55,7 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
         patch=_whole(seen, found) if manifest.classes else _patch(seen, 2 if found.pictures else 3),
         spacing=_spacing(seen),
         cases=len(manifest.cases),
+        incomplete=counted(len(found.incomplete), "case") if found.incomplete else "",
         patients=patients,
     )
 

@@ -151,7 +151,7 @@ def check_folds(experiment: Experiment, overrides: Sequence[str]) -> Manifest:
     """
     assert experiment.folds is not None  # by the callers
     ensure_phantom(experiment, overrides)
-    manifest = data_set(Path(experiment.data.manifest))
+    manifest = data_set(Path(experiment.data.manifest), experiment.data.missing)
     labelled = [case for case in manifest.cases if TASKS[experiment.task].has_target(case)]
     named = {case.fold for case in labelled}
     if None not in named and named and named != set(range(experiment.folds)):
@@ -238,7 +238,16 @@ def _gather(request: Request, manifest: Manifest) -> int:
     chosen = first.inference
     if experiment.inference.choose and first.outputs.overlapping and scored.scores:
         held = [
-            OutOfFoldCase(n, fold_of[n], places[n] / f"{n}_prob.nii.gz", case.label, case.sha256, case.colours)
+            OutOfFoldCase(
+                n,
+                fold_of[n],
+                places[n] / f"{n}_prob.nii.gz",
+                case.label,
+                case.sha256,
+                case.colours,
+                case.ignore,
+                case.annotated,
+            )
             for n, case in cases.items()
             if n in scored.scores and case.label is not None
         ]

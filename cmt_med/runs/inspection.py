@@ -17,6 +17,7 @@ from cmt_med.base.files import require_writable_folder
 from cmt_med.base.text import counted, visible_lines
 from cmt_med.compute.memory import within_what_is_left
 from cmt_med.data.case import Case
+from cmt_med.data.nnunet import IGNORE
 from cmt_med.data.sources import find_dataset
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.volumes.copies import describe_repairs, with_copies, write_list, write_repaired
@@ -111,7 +112,7 @@ def _kind_of(path: Path) -> str:
 
 
 def _examined(found: Dataset, cases: Sequence[Case]) -> list[CaseReport]:
-    allowed = list(found.labels.values()) or None
+    allowed = [*found.labels.values(), *([] if found.ignore is None else [found.ignore])] if found.labels else None
     console = Console(stderr=True)
     progress = Progress(console=console, disable=not console.is_terminal, transient=True)
     with within_what_is_left(), progress as bar:
@@ -141,6 +142,8 @@ def _content(path: Path, found: Dataset, reports: Sequence[CaseReport]) -> dict[
     sound = [file for file in files if file.format]
     values = Counter(value for report in reports for value in {v for file in report.files for v in file.labels or ()})
     names = {value: name for name, value in found.labels.items()}
+    if found.ignore is not None:
+        names[found.ignore] = IGNORE
     return {
         "path": readable_name(path),
         "kind": found.kind,

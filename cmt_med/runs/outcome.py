@@ -26,6 +26,7 @@ from cmt_med.data.patches.cut import slice_axes
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.preprocessing.fingerprint import fingerprint_of
 from cmt_med.evaluation.baseline import ThresholdBaseline
+from cmt_med.evaluation.overlap import known_voxels
 from cmt_med.inference.folder import Probabilities, engine_of, infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
 from cmt_med.inference.predict import Predictor
@@ -137,6 +138,8 @@ def report_details(card: ModelCard, run: Path) -> dict[str, dict[str, Any]]:
 def _threshold_baseline(data: Prepared) -> dict[str, dict[str, Any]]:
     baseline = ThresholdBaseline(data.channels, data.task.scored)
     for entry in data.validation_entries:
-        image = entry.image()
-        baseline.add(image, entry.label()[0], (image != 0).any(axis=0))
+        image, label = entry.image(), entry.label()[0]
+        inside = (image != 0).any(axis=0)
+        known = known_voxels(label, data.manifest.ignore)
+        baseline.add(image, label, inside if known is None else inside & known, entry.annotated)
     return baseline.best()

@@ -108,10 +108,18 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
         manifest.name or manifest.path.name, counted(len(training), "case"), len(validation), ", ".join(channels),
         ", ".join(f"{name} {value}" for name, value in task.labels.items()),
     )  # fmt: skip
+    lacking = [f"{case.name} {name}" for case in labelled for name in channels if name not in case.images]
+    if lacking and settings.missing == "zeros":
+        log.warning("0 stands for the channels that cases lack: %s%s", ", ".join(lacking[:5]), _more(lacking, 5))
     entries = _cache_all([*training, *validation], channels, task, experiment)
     _require_slices(entries, experiment)
     _warn_of_missing_labels(entries[: len(training)], entries, task.labels)
     return Prepared(manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, task)
+
+
+def _more(names: Sequence[str], told: int) -> str:
+    """Count what is not told."""
+    return f" and {len(names) - told} more" if len(names) > told else ""
 
 
 def _require_slices(entries: Sequence[CachedCase], experiment: Experiment) -> None:

@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from cmt_med.base.errors import ConfigError, DataError
 from cmt_med.compute.memory import within_what_is_left
+from cmt_med.config.schema import Missing
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import CONVENTIONS, Convention, patient_of, standard_regions
 from cmt_med.data.conventions.names import (
@@ -25,6 +26,7 @@ from cmt_med.data.conventions.names import (
 )
 from cmt_med.data.conventions.signs import Signs, UnknownChallengeError, recognise
 from cmt_med.data.manifest import Manifest, load_manifest
+from cmt_med.data.meanings import annotated_values
 from cmt_med.data.preprocessing.survey import Survey, survey
 from cmt_med.data.sources import case_list, find_dataset
 from cmt_med.data.sources.by_grid import keep_one_modality
@@ -55,35 +57,42 @@ class Recognised:
     reasons: list[str] = field(default_factory=list)
 
 
-def data_set(path: Path) -> Manifest:
+def data_set(path: Path, missing: Missing = "drop") -> Manifest:
     """The data set that a config names: a case list as it stands, or whatever ``init`` takes, whose files are read first.
+
+    Args:
+        path: of the data set.
+        missing: ``data.missing`` of the config.
 
     Raises:
         DataError: as of :func:`cmt_med.data.manifest.load_manifest` and :func:`recognised`.
     """
-    manifest, problems = data_set_with_problems(path, None)
+    manifest, problems = data_set_with_problems(path, None, missing)
     for problem in problems:
         log.warning("left out: %s", problem.message())
     return manifest
 
 
-def data_set_with_problems(path: Path, convention: str | None) -> tuple[Manifest, list[DataError]]:
+def data_set_with_problems(
+    path: Path, convention: str | None, missing: Missing = "drop"
+) -> tuple[Manifest, list[DataError]]:
     """:func:`data_set`, and the cases that were left out; ``convention`` as of :func:`recognised`."""
     if (case_list.recognises(path) or not path.exists()) and convention is None:
         return load_manifest(path), []
-    known = recognised(path, path, convention)
+    known = recognised(path, path, convention, missing)
     for note in known.found.notes:
         log.info("%s: %s", path, note)
     return known.manifest, [*known.found.problems, *known.seen.problems]
 
 
-def recognised(path: Path, listed: Path, convention: str | None) -> Recognised:
+def recognised(path: Path, listed: Path, convention: str | None, missing: Missing = "drop") -> Recognised:
     """Read a data set as downloaded.
 
     Args:
         path: as of ``cmt-med init``.
         listed: where its case list will lie.
         convention: the answer to what the labels mean; None if nobody asked.
+        missing: what is done with cases that lack a channel.
 
     Raises:
         DataError: E_IO, E_LABEL, E_CONVENTION, or the first faulty case where none is left; ConfigError: for an answer that does
@@ -94,7 +103,7 @@ def recognised(path: Path, listed: Path, convention: str | None) -> Recognised:
     if found.by_name:
         require_distinct([case.name for case in found.cases], str(path))
     keep_one_modality(found)
-    leave_out_incomplete(found)
+    leave_out_incomplete(found, missing)
     if not found.cases:
         raise found.problems[0] if found.problems else _nothing(path)
     if not any(case.label or case.class_name for case in found.cases):
@@ -168,7 +177,10 @@ def _convention(found: Dataset, seen: Survey, asked: str | None) -> tuple[Conven
 
 
 def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: dict[str, int], path: Path) -> Manifest:
-    def with_patient(case: Case) -> Case:
+    def completed(case: Case) -> Case:
+        if case.name in found.annotated:
+            values = annotated_values(found.annotated[case.name], f"case {case.name}", found.listed or path, labels)
+            case = replace(case, annotated=values)
         own = case.group not in ("", case.name)
         return case if style is None or own else replace(case, group=patient_of(case.name, style))
 
@@ -178,7 +190,7 @@ def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: di
     return Manifest(
         path=path,
         name=found.name,
-        cases=tuple(with_patient(case) for case in seen.cases),
+        cases=tuple(completed(case) for case in seen.cases),
         channels=tuple(found.channels),
         labels=dict(labels),
         demo=found.demo or seen.demo,
@@ -186,6 +198,7 @@ def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: di
         regions=tuple(regions) if regions else None,
         colours=dict(found.colours),
         test=tuple(found.test),
+        ignore=found.ignore,
     )
 
 

@@ -39,20 +39,21 @@ def set_up(path: Path, output: Path, *, convention: str | None = None, force: bo
     require_writable_folder(output.parent)
     found, seen, manifest = known.found, known.seen, known.manifest
     if manifest.classes:
-        return _set_up_classes(found, seen, manifest, output)
+        return _set_up_classes(known, path, output)
     write_json(listed, manifest_content(manifest, manifest.cases, listed.parent, test=True))
     write_text(output, first_config(output, listed, manifest, seen, found))
     failures = _note_failures(found, seen, output.parent)
     experiment = load_config(output)
-    for line in _told(known, failures):
+    for line in _told(known, path, failures):
         print(visible(line))
     _print_plan(experiment, manifest, len(manifest.regions or manifest.labels))
     print(f"config:    {output}\ncase list: {listed}\nnext:      cmt-med train --config {output} --dry-run")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
 
-def _set_up_classes(found: Dataset, seen: Survey, manifest: Manifest, output: Path) -> int:
+def _set_up_classes(known: Recognised, path: Path, output: Path) -> int:
     """Write config and case list for images with classes, and say what was found."""
+    found, seen, manifest = known.found, known.seen, known.manifest
     listed, classes = manifest.path, manifest.classes
     write_json(listed, manifest_content(manifest, manifest.cases, listed.parent, test=True))
     write_text(output, first_config(output, listed, manifest, seen, found))
@@ -67,6 +68,7 @@ def _set_up_classes(found: Dataset, seen: Survey, manifest: Manifest, output: Pa
         "classes:    " + ", ".join(f"{name} ({counted(counts[name], 'case')})" for name in classes),
         f"channels:   {', '.join(manifest.channels)}",
         *(f"note:       {note}" for note in found.notes),
+        *_incomplete(found, path),
         *(f"note:       of {name} there is one case: it is trained on or scored, not both" for name in rare),
         *_untaught([case.name for case in manifest.cases if not case.class_name], "class"),
         *(f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}" for failure in failures),
@@ -110,7 +112,7 @@ def _require_free(output: Path, listed: Path, *, force: bool) -> None:
 # ---- what is said
 
 
-def _told(known: Recognised, failures: list[dict[str, str]]) -> Iterator[str]:
+def _told(known: Recognised, path: Path, failures: list[dict[str, str]]) -> Iterator[str]:
     manifest, seen, found, style = known.manifest, known.seen, known.found, known.style
     patients = len({case.group for case in manifest.cases})
     cases = f"{counted(len(manifest.cases), 'case')} of {counted(patients, 'patient')}"
@@ -134,6 +136,7 @@ def _told(known: Recognised, failures: list[dict[str, str]]) -> Iterator[str]:
         )
     for note in found.notes:
         yield f"note:       {note}"
+    yield from _incomplete(found, path)
     yield from _untaught([case.name for case in manifest.cases if case.label is None], "label map")
     if {1, 255} <= seen.values.keys() and not any({1, 255} <= values for values in seen.values_in.values()):
         yield (
@@ -148,6 +151,15 @@ def _told(known: Recognised, failures: list[dict[str, str]]) -> Iterator[str]:
         yield f"copied:     case {case}: {', '.join(f'{a} and {b} are the same image' for a, b in pairs)}"
     for failure in failures:
         yield f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}"
+
+
+def _incomplete(found: Dataset, path: Path) -> Iterator[str]:
+    """A line on how to use the cases that were left out because they lack a channel."""
+    if found.incomplete:
+        yield (
+            f"note:       {counted(len(found.incomplete), 'case')} without a channel left out; with data.manifest={path} and "
+            "data.missing=zeros they are used, with 0 in its place"
+        )
 
 
 def _untaught(names: list[str], lacking: str) -> Iterator[str]:

@@ -17,7 +17,10 @@ from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.tasks.sections import Assessment
 
 Batch = Mapping[str, Tensor]
-"""``image`` (B, C, *S) and what the task has to be told beside it: ``label`` (B, 1, *S), or ``class`` (B,)."""
+"""``image`` (B, C, *S) and what the task has to be told beside it: ``label`` (B, 1, *S), or ``class`` (B,).
+
+``annotated`` (B, 256) is there where cases do not annotate all labels: which values they do.
+"""
 
 
 @dataclass(frozen=True)

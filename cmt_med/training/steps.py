@@ -112,13 +112,13 @@ def on_device(batch: Mapping[str, Any], device: torch.device, augment: Augment |
     """A batch as the task's loss takes it, changed as drawn where it comes unchanged.
 
     Returns:
-        ``image`` (B, C, *S), channels-last, ``label`` (B, 1, *S), and ``class`` (B,) where cases have one.
+        ``image`` (B, C, *S), channels-last, ``label`` (B, 1, *S), ``class`` (B,) and ``annotated`` (B, 256) where there are such.
     """
     images, labels = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
     if augment is not None:
         images, labels = augment(images, labels, batch["drawn"])
-    whole = {"class": batch["class"].to(device, non_blocking=True)} if "class" in batch else {}
-    return {"image": channels_last(images), "label": labels} | whole
+    more = {key: batch[key].to(device, non_blocking=True) for key in ("class", "annotated") if key in batch}
+    return {"image": channels_last(images), "label": labels} | more
 
 
 def batch_groups(loader: Iterator[dict[str, Any]], count: int) -> Iterator[list[dict[str, Any]]]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from cmt_med.base.errors import ConfigError
 from cmt_med.config.__main__ import main
@@ -147,6 +148,8 @@ def test_keys_that_came_later_do_not_change_what_a_run_is_known_by() -> None:
     assert plain["optimizer"].keys() == {"lr", "weight_decay", "warmup", "clip"}
     assert plain["network"].keys() == {"name", "spatial_dims", "options", "pretrained"}
     assert "loss" not in plain["train"]
+    assert "missing" not in plain["data"]
+    assert "channel_dropout" not in plain["augmentation"]
     assert {"minimum", "components"} <= plain["inference"].keys()
     assert not {"min_region_mm3", "min_component_mm3"} & plain["inference"].keys()
     chosen = Experiment.model_validate(content | {"inference": {"choose": ["min_region_mm3"]}})
@@ -154,4 +157,9 @@ def test_keys_that_came_later_do_not_change_what_a_run_is_known_by() -> None:
     changed = content | {"optimizer": {"betas": [0.9, 0.95]}, "network": {"freeze": "encoder", "pretrained": "runs/x"}}
     other = without_later_keys(Experiment.model_validate(changed).model_dump())
     assert other["optimizer"]["betas"] == (0.9, 0.95)
+    two = {"manifest": "m", "channels": ["a", "b"], "missing": "zeros"}
+    more = content | {"data": two, "augmentation": {"channel_dropout": 0.2}}
+    assert without_later_keys(Experiment.model_validate(more).model_dump())["augmentation"]["channel_dropout"] == 0.2
+    with pytest.raises(ValidationError, match="leaves one channel at least"):
+        Experiment.model_validate(content | {"augmentation": {"channel_dropout": 0.2}})
     assert other["network"]["freeze"] == "encoder"

@@ -124,6 +124,54 @@ def test_a_list_of_its_cases_names_them_as_they_were(tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "copy.json").cases == manifest.cases
 
 
+def test_a_value_that_nobody_has_annotated(tmp_path: Path) -> None:
+    manifest = load_manifest(write(tmp_path, ignore=255, colours={"#00ff00": 1, "#ffffff": 255}, training=["a.png"]))
+    assert manifest.ignore == manifest.cases[0].ignore == 255
+    assert manifest.labels == {"background": 0, "x": 1}
+    (tmp_path / "copy.json").write_text(json.dumps(manifest_content(manifest, manifest.cases)))
+    again = load_manifest(tmp_path / "copy.json")
+    assert (again.ignore, again.cases, again.colours) == (255, manifest.cases, manifest.colours)
+
+
+def test_labels_that_a_case_annotates(tmp_path: Path) -> None:
+    labels = {"0": "background", "1": "Liver", "2": "spleen", "5": "kidney"}
+    entries = [
+        {"image": "a.nii", "annotated": ["liver", "kidney"]},
+        "b.nii",
+        {"image": "c.nii", "annotated": ["background", "Liver"]},
+    ]
+    manifest = load_manifest(
+        write(tmp_path, labels=labels, training=entries, test=[{"image": "d.nii", "annotated": ["spleen"]}])
+    )
+    assert [case.annotated for case in (*manifest.cases, *manifest.test)] == [(1, 5), None, (1,), (2,)]
+    assert [manifest.cases[0].annotates(values) for values in ((), (1,), (1, 5), (0, 1), (2,), (1, 2))] == [
+        True
+    ] * 4 + [False] * 2
+    assert manifest.cases[1].annotates((1, 2, 5))
+    content = manifest_content(manifest, manifest.cases)
+    assert [entry.get("annotated") for entry in content["training"]] == [["liver", "kidney"], None, ["liver"]]
+    (tmp_path / "copy.json").write_text(json.dumps(content))
+    assert [case.annotated for case in load_manifest(tmp_path / "copy.json").cases] == [(1, 5), None, (1,)]
+
+
+@pytest.mark.parametrize("annotated", [["x", "y"], [], ["background"], "x", [1], {"x": 1}])
+def test_labels_that_no_case_can_annotate(tmp_path: Path, annotated: object) -> None:
+    with pytest.raises(DataError, match=r"E_MANIFEST.*training\[1\]"):
+        load_manifest(write(tmp_path, training=["a.nii", {"image": "b.nii", "annotated": annotated}]))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [({"ignore": value}, f"'ignore' is {value!r}") for value in (0, 1, 256, "7", True)]
+    + [({"labels": {"0": "background", "3": "ignore"}}, "a label is called 'ignore'")],
+)
+def test_a_value_that_cannot_be_ignored(tmp_path: Path, content: dict[str, object], said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_manifest(write(tmp_path, training=["a.nii"], **content))
+    assert said in caught.value.what
+    assert caught.value.code == "E_MANIFEST"
+
+
 @pytest.mark.parametrize(
     ("convention", "labels", "said"),
     [

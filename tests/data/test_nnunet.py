@@ -17,6 +17,7 @@ from cmt_med.data.sources import find_dataset
 from cmt_med.evaluate import evaluate
 from cmt_med.infer import infer
 from cmt_med.init import init
+from cmt_med.inspect import inspect
 from cmt_med.launch.command import run_command
 from cmt_med.train import train
 from tests.helpers import save
@@ -80,6 +81,26 @@ def test_regions(tmp_path: Path) -> None:
         ("whole", ["label_1", "label_2", "active"], "label_1"), ("core", ["label_2", "active"], "label_2"),
         ("active", ["active"], "active"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS])
+def test_ignore(tmp_path: Path, labels: dict[str, Any]) -> None:
+    """It is no label and no region, and every case knows its value."""
+    order = {"regions_class_order": [1, 2, 3]} if labels is REGIONS else {}
+    plain = load_manifest(raw(tmp_path / "plain", labels=labels, **order))
+    found = load_manifest(raw(tmp_path / "ignore", labels=labels | {"ignore": 4}, **order))
+    assert (found.labels, found.regions) == (plain.labels, plain.regions)
+    assert (plain.ignore, found.ignore) == (None, 4)
+    assert {case.ignore for case in (*found.cases, *found.test)} == {4}
+
+
+def test_inspect_and_init_know_what_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = raw(tmp_path / "Dataset005_Prostate", labels={"background": 0, "PZ": 1, "ignore": 2})
+    assert run_command(inspect, [str(folder)]) == 0
+    assert "2 ignore (5)" in capsys.readouterr().out
+    assert run_command(init, [str(folder), "--output", str(tmp_path / "my.yaml")]) == 0
+    written = json.loads((tmp_path / "my.json").read_text())
+    assert (written["labels"], written["ignore"]) == ({"0": "background", "1": "pz"}, 2)
 
 
 def test_folds(tmp_path: Path) -> None:
@@ -166,7 +187,8 @@ def test_pictures(tmp_path: Path, channels: str, expected: tuple[str, ...]) -> N
         ({"channel_names": {"0": "T2"}}, "a channel 0001, 'channel_names' ends with 0000"),
         ({"channel_names": {"a": "T2", "b": "ADC"}}, "no number"), ({"labels": {"background": 0, "x": "1"}}, "has the value '1'"),
         ({"labels": {"background": 0, "x": 1.5}}, "has the value 1.5"), ({"labels": {"background": 0, "x": [], "y": 1}}, "[]"),
-        ({"labels": {"background": 0, "x": 1, "ignore": 2}}, "ignore label"),
+        ({"labels": {"background": 0, "x": 2, "ignore": 1}}, "'ignore' has the value 1"),
+        ({"labels": {"background": 0, "x": 1, "ignore": [2, 3]}}, "'ignore' has the value [2, 3]"),
         ({"labels": REGIONS}, "'regions_class_order' is None"),
         ({"labels": REGIONS, "regions_class_order": [1, 2]}, "[1, 2]"),
         ({"labels": REGIONS, "regions_class_order": [1, 2, 9]}, "[1, 2, 9]"),

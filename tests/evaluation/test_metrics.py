@@ -244,3 +244,18 @@ def test_names() -> None:
     for near in (1.0, 1.0000001):
         with pytest.raises(ConfigError, match="both called nsd_1mm"):
             check_tolerances([1.0, 2.0, near])
+
+
+def test_what_nobody_has_annotated_counts_nowhere() -> None:
+    """Four voxels of eight are known: one is right, one invented, one missed, one background."""
+    reference = np.array([1, 1, 0, 0, 9, 9, 9, 9], np.uint8).reshape(2, 2, 2)
+    predicted = np.array([1, 0, 1, 0, 1, 1, 1, 0], np.uint8).reshape(2, 2, 2)
+    found = case_metrics(predicted, reference, {"x": [1]}, spacing=(10.0, 10.0, 10.0), ignore=9)["x"]
+    assert (found["reference_voxels"], found["predicted_voxels"], found["predicted_ml"]) == (2, 2, 2.0)
+    assert (found["dice"], found["iou"], found["specificity"]) == (0.5, 1 / 3, 0.5)
+    assert found["hd"] == pytest.approx(10.0)
+    plain = case_metrics(predicted, np.where(reference == 9, 0, reference), {"x": [1]}, spacing=(10.0, 10.0, 10.0))["x"]
+    assert plain["dice"] == 2 * 1 / (5 + 2)
+    blind = case_metrics(predicted, np.full_like(reference, 9), {"x": [1]}, spacing=(10.0, 10.0, 10.0), ignore=9)["x"]
+    assert (blind["reference_voxels"], blind["predicted_voxels"]) == (0, 0)
+    assert math.isnan(blind["specificity"])

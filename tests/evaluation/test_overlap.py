@@ -104,3 +104,8 @@ def test_threshold_baseline_finds_a_separable_channel() -> None:
     assert best["t"]["rule"].startswith(">")
     assert best["rest"]["dice"] == pytest.approx(1.0)
     assert best["rest"]["rule"].startswith("<")
+    baseline.add(
+        image, 1 - label, np.ones(label.shape, bool), [0]
+    )  # shows nothing of t, whatever is drawn; the rest is turned
+    assert baseline.best()["t"]["dice"] == best["t"]["dice"]
+    assert baseline.best()["rest"]["dice"] < 0.9

@@ -119,3 +119,23 @@ def test_bootstrap_interval() -> None:
     assert low == pytest.approx(np.mean(values) - half, abs=0.003)
     assert high == pytest.approx(np.mean(values) + half, abs=0.003)
     assert math.isnan(bootstrap_interval([1.0])[0])
+
+
+def test_cases_that_do_not_annotate_a_target_are_in_no_count_of_it() -> None:
+    cases = {name: {"t": row["t"], "u": row["t"]} for name, row in rows("challenge").items()}
+    cases["found"]["u"] = cases["empty"]["u"] = dict.fromkeys(cases["found"]["u"], float("nan"))
+    found = summarise(cases, ["t", "u"])
+    assert [found[name]["n"] for name in ("t", "u", "mean")] == [4, 2, 4]
+    assert (found["u"]["mean"], found["u"]["n_undefined"], found["u"]["n_empty"], found["u"]["n_missed"]) == (
+        0.0,
+        0,
+        1,
+        1,
+    )
+    assert found["u"]["lesions"]["n_lesions"] == 1
+    assert found["mean"]["mean"] == found["t"]["mean"] == 0.5
+    for case in cases.values():
+        case["u"] = dict.fromkeys(case["u"], float("nan"))
+    nobody = summarise(cases, ["t", "u"])["u"]
+    assert nobody["n"] == nobody["lesions"]["n_lesions"] == 0
+    assert math.isnan(nobody["mean"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,16 @@ def test_a_sure_miss_is_an_error(tmp_path: Path) -> None:
     assert curve.missed == pytest.approx(7992 / 8000)
     # all 27 000 voxels lie within 10 mm of the reference: 7 992 of the 26 992 that are given 0.02 belong to it
     assert curve.error == pytest.approx((7992 - 0.02 * 26992 + 0.01 * 8) / 27000, abs=1e-4)
+
+
+def test_what_nobody_has_annotated_does_not_count(tmp_path: Path) -> None:
+    truth = np.zeros((12, 12, 12), np.uint8)
+    truth[:3], truth[6:] = 1, 4
+    chance = np.full((*truth.shape, 1), 0.35, np.float32)
+    files = replace(saved_case(tmp_path, chance, truth, {"a": [1]}), ignore=4)
+    curve = measure(files, {"a": [1]}).curves["a"]
+    assert curve.voxels.sum() == 6 * 144
+    assert curve.observed[3] == 0.5
 
 
 def test_what_is_far_from_everything_does_not_count(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def test_bland_altman_by_hand() -> None:
     assert found.limits == pytest.approx((2 - 1.96 * spread, 2 + 1.96 * spread))
 
 
+def test_volumes_of_cases_that_annotate_the_target() -> None:
+    nothing = {"core": dict.fromkeys(("reference_voxels", *CASES["a"]["core"]), None)}
+    assert agreement(CASES | {"partial": nothing}, "core").bias == agreement(CASES, "core").bias
+    assert math.isnan(agreement({"partial": nothing}, "core").bias)
+    assert bland_altman({"partial": nothing}, ["core"]) is not None
+
+
 def test_two_cases_have_no_limits_of_agreement() -> None:
     found = agreement({name: CASES[name] for name in "ab"}, "core")
     assert found.bias == 0.5

@@ -12,19 +12,16 @@ from PIL import Image
 
 from cmt_med.base.errors import DataError
 from cmt_med.reports.gallery import worst_and_best
+from cmt_med.reports.listing import CaseFiles, Listing, read_listing, write_listing
 from cmt_med.reports.planes import colour_of, three_planes
 from cmt_med.reports.volumes import (
-    CaseFiles,
-    Listing,
     Shown,
     coarsened,
     largest_error,
     load_shown,
     nifti_bytes,
     paint,
-    read_listing,
     reduced,
-    write_listing,
 )
 from tests.helpers import save
 
@@ -50,6 +47,27 @@ def test_the_largest_error_is_the_deepest_voxel_of_the_largest_part() -> None:
     assert largest_error(shown(predicted, reference)) == (4, 5, 6)
     # depth is in millimetres: every slice of thick voxels is as deep as the middle one
     assert largest_error(shown(predicted, reference, (1, 1, 5))) == (4, 5, 4)
+
+
+def test_what_nobody_has_annotated_is_not_wrong(tmp_path: Path) -> None:
+    """Of three predicted slices the reference ignores the first, and knows nothing of the second's label."""
+    reference, predicted = np.zeros((6, 5, 4), np.uint8), np.zeros((6, 5, 4), np.uint8)
+    reference[0] = 9
+    predicted[0], predicted[2], predicted[4] = 1, 2, 1
+    files = CaseFiles(
+        "x", save(tmp_path / "p.nii.gz", predicted), save(tmp_path / "r.nii.gz", reference), ignore=9, unscored=("b",)
+    )
+    write_listing(tmp_path, Listing((files,), {"a": [1], "b": [2]}, {"a": [1], "b": [2]}))
+    (again,) = read_listing(tmp_path).cases
+    assert (again.ignore, again.unscored) == (9, ("b",))
+    for one in (files, again):
+        found = load_shown(one, {"a": [1], "b": [2]}, {"a": [1], "b": [2]})
+        assert found.wrong is not None
+        assert found.wrong.any((1, 2)).tolist() == [False, False, False, False, True, False]
+        assert found.predicted is not None
+        assert found.predicted.any((1, 2)).tolist() == [True, False, True, False, True, False], (
+            "it is shown all the same"
+        )
 
 
 def test_where_nothing_is_wrong_the_label_is_shown() -> None:

@@ -83,6 +83,7 @@ class PatchSet(Dataset[dict[str, Any]]):
         self.patches_per_case, self.seed, self.apply = patches_per_case, seed, apply
         self.points = [entry.points() if entry.target is None else [] for entry in self.entries]
         self.balanced = balanced
+        self.annotated = _annotated(self.entries)
 
     def order(self) -> sampler.Order:
         """In which the items of each epoch come."""
@@ -108,10 +109,24 @@ class PatchSet(Dataset[dict[str, Any]]):
         result = {"image": image, "label": label, "case": torch.tensor(case)}
         if entry.target is not None:
             result["class"] = torch.tensor(entry.target)
+        if self.annotated is not None:
+            result["annotated"] = self.annotated[case]
         if not self.apply:
             return result | {"drawn": drawn}
         images, labels = self.augment(image[None], label[None], {name: value[None] for name, value in drawn.items()})
         return result | {"image": images[0], "label": labels[0]}
+
+
+def _annotated(entries: Sequence[CachedCase]) -> torch.Tensor | None:
+    """The label values that each case annotates, the background among them: (N, 256); None where all annotate all."""
+    if all(entry.annotated is None for entry in entries):
+        return None
+    table = torch.ones((len(entries), 256), dtype=torch.bool)
+    for row, entry in zip(table, entries, strict=True):
+        if entry.annotated is not None:
+            row[1:] = False
+            row[list(entry.annotated)] = True
+    return table
 
 
 def keyed_seed(*key: int) -> int:
@@ -131,8 +146,8 @@ def patch_batches(
 ) -> Iterator[dict[str, Any]]:
     """Batches ``{"image": (B, C, *S), "label": (B, 1, *S), "case": (B,)}`` without end, from step ``start`` on.
 
-    ``"class"`` (B,) is there where cases have one. Where the patches are still to be changed, they have a margin, and
-    ``"drawn"`` says how (:mod:`cmt_med.data.patches.augment`).
+    ``"class"`` (B,) is there where cases have one, ``"annotated"`` (B, 256), which label values are, where not all are. Where the
+    patches are still to be changed, they have a margin, and ``"drawn"`` says how (:mod:`cmt_med.data.patches.augment`).
     ``batch_size`` counts all ranks together.
 
     Raises:

@@ -23,8 +23,8 @@ from cmt_med.base.errors import OutputError
 from cmt_med.base.files import sha256, write_file, write_json
 from cmt_med.data.case import Case
 from cmt_med.data.preprocessing.fingerprint import case_statistics
-from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing, seen_by
-from cmt_med.data.volumes.gate import content_of, load_case
+from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing, seen_by, takes_zeros
+from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 
 CACHE_VERSION = 4  # since 4, statistics leave out a mask that nothing depends on
 _IDENTITY = 2
@@ -39,12 +39,14 @@ log = logging.getLogger(__name__)
 class CachedCase:
     """A preprocessed case; its arrays are opened as memory maps.
 
-    ``target`` is the number of its class, for tasks that answer for whole images; such a case has no label map.
+    ``target`` is the number of its class, for tasks that answer for whole images; such a case has no label map. ``annotated``
+    are the label values that its source annotates, and its label map has no other ones; None for all.
     """
 
     name: str
     folder: Path
     target: int | None = None
+    annotated: tuple[int, ...] | None = None
 
     def image(self) -> NDArray[np.float32]:
         """(C, *S), read-only."""
@@ -55,7 +57,7 @@ class CachedCase:
         return np.load(self.folder / "label.npy", mmap_mode="r", allow_pickle=False)
 
     def points(self) -> list[NDArray[np.signedinteger]]:
-        """For each label but background, voxels of it (n, 3)."""
+        """For each label but background, voxels of it (n, 3); none that nobody has annotated."""
         rows = np.load(self.folder / "points.npy", allow_pickle=False)
         return [rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0])]
 
@@ -120,24 +122,30 @@ def prepare(
         OutputError: if the cache cannot be written.
     """
     if target is not None:
-        case, labels = replace(case, label=None), {}
-    entry = CachedCase(case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}", target)
+        case, labels = replace(case, label=None, ignore=None, annotated=None), {}
+    entry = CachedCase(
+        case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}", target, case.annotated
+    )
     if _is_whole(entry):
         return entry
     dense = target is None
-    loaded = seen_by(load_case(case, channels, list(labels.values()) if dense else None, need_label=dense), settings)
+    allowed = [*labels.values(), *([] if case.ignore is None else [case.ignore])] if dense else None
+    whole = load_case(case, channels, allowed, need_label=dense, zeros=takes_zeros(settings))
+    loaded = seen_by(_without_the_unknown(whole, case), settings)
     data = preprocessing(settings, with_label=dense)(as_dictionary(loaded))
     image = np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)
     arrays: dict[str, NDArray[Any]] = {"image.npy": image}
     if dense:
         label = np.ascontiguousarray(data["label"].numpy(), dtype=np.uint8)
-        arrays |= {"label.npy": label, "points.npy": _sample_points(label[0])}
+        arrays |= {"label.npy": label, "points.npy": _sample_points(label[0], case.ignore)}
     try:
         for name, array in arrays.items():
             write_file(entry.folder / name, lambda stream, a=array: np.save(stream, a, allow_pickle=False))  # type: ignore[misc]
         # Written last: an entry without it was cut short and is made again.
         sums = {name: sha256(entry.folder / name) for name in arrays}
         statistics = case_statistics(loaded, channels, settings["clip"])
+        if case.annotated is not None:
+            statistics["annotated"] = list(case.annotated)
         described = {"version": CACHE_VERSION, "shape": list(image.shape), "sha256": sums, "statistics": statistics}
         write_json(entry.folder / "meta.json", described)
     except OutputError as error:
@@ -148,6 +156,14 @@ def prepare(
             fix=_CACHE_FIX,
         ) from error
     return entry
+
+
+def _without_the_unknown(loaded: Loaded, case: Case) -> Loaded:
+    """The case without labels that its source does not annotate: where they are drawn, they may be so in part."""
+    if case.annotated is None or loaded.label is None:
+        return loaded
+    kept = np.isin(loaded.label, [*case.annotated, *([] if case.ignore is None else [case.ignore])])
+    return replace(loaded, label=np.where(kept, loaded.label, np.uint8(0)))
 
 
 def _is_whole(entry: CachedCase) -> bool:
@@ -175,15 +191,19 @@ def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], setting
     }
     extra = [content_of(path, case) if path is not None else None for path in (case.label, case.mask)]
     described = [_IDENTITY, files, extra, list(channels), sorted(labels.values()), dict(settings)]
+    if case.ignore is not None:
+        described.append({"ignore": case.ignore})
+    if case.annotated is not None:
+        described.append({"annotated": case.annotated})
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _sample_points(label: NDArray[np.uint8]) -> NDArray[np.signedinteger]:
-    """Rows (label, i, j, k): at most ``POINTS_PER_LABEL`` voxels of each label, evenly over its scan order."""
+def _sample_points(label: NDArray[np.uint8], ignore: int | None = None) -> NDArray[np.signedinteger]:
+    """Rows (label, i, j, k): at most ``POINTS_PER_LABEL`` voxels of each label but ``ignore``, evenly over its scan order."""
     rows = []
     kind = np.int16 if max(label.shape) <= np.iinfo(np.int16).max else np.int32  # whose values would wrap
     for value in np.unique(label):
-        if value == 0:
+        if value in (0, ignore):
             continue
         found = np.argwhere(label == value)
         chosen = found[np.linspace(0, len(found) - 1, min(len(found), POINTS_PER_LABEL)).astype(int)]

@@ -71,6 +71,7 @@ def case_statistics(loaded: Loaded, channels: Sequence[str], clip: Sequence[floa
         "channels": {
             name: _channel(values.transpose(order)[:, :, ::every], inside, clip)
             for name, values in zip(channels, loaded.image, strict=True)
+            if name not in loaded.missing
         },
     }
     if loaded.label is not None:
@@ -86,9 +87,11 @@ def fingerprint_of(cases: Sequence[Mapping[str, Any]], targets: Mapping[str, Seq
 
     Args:
         cases: at least one.
-        targets: name -> label values that it consists of.
+        targets: name -> label values that it consists of. The volume of one is that of cases that annotate all of them.
     """
-    names = list(cases[0]["channels"])
+    seen = {
+        name: [case["channels"][name] for case in cases if name in case["channels"]] for name in _channels_of(cases)
+    }
     return Fingerprint(
         cases=len(cases),
         spacing=_ranges(case["spacing"] for case in cases),
@@ -96,16 +99,22 @@ def fingerprint_of(cases: Sequence[Mapping[str, Any]], targets: Mapping[str, Seq
         foreground_share=_range([case["foreground_share"] for case in cases]),
         channels={
             name: ChannelFingerprint(
-                quantiles=_ranges(case["channels"][name]["quantiles"] for case in cases),
-                roughness=_range([case["channels"][name]["roughness"] for case in cases]),
+                quantiles=_ranges(channel["quantiles"] for channel in found),
+                roughness=_range([channel["roughness"] for channel in found]),
             )
-            for name in names
+            for name, found in seen.items()
         },
         volumes_ml={
-            name: _range([sum(case["volumes_ml"].get(str(value), 0.0) for value in values) for case in cases])
+            name: _range([sum(case["volumes_ml"].get(str(value), 0.0) for value in values) for case in known])
             for name, values in targets.items()
+            if (known := [case for case in cases if set(values) <= {*case.get("annotated", values)}])
         },
     )
+
+
+def _channels_of(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The channels of the cases, some of which may lack one."""
+    return list(dict.fromkeys(name for case in cases for name in case["channels"]))
 
 
 def joint_fingerprint(parts: Sequence[Fingerprint | None]) -> Fingerprint | None:
@@ -113,7 +122,6 @@ def joint_fingerprint(parts: Sequence[Fingerprint | None]) -> Fingerprint | None
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or not known:
         return None
-    first = known[0]
     return Fingerprint(
         cases=max(part.cases for part in known),  # folds share cases
         spacing=[_joint(part.spacing[i] for part in known) for i in range(3)],
@@ -127,7 +135,10 @@ def joint_fingerprint(parts: Sequence[Fingerprint | None]) -> Fingerprint | None
             for name in dict.fromkeys(name for part in known for name in part.channels)
             for same in [[part.channels[name] for part in known if name in part.channels]]
         },
-        volumes_ml={name: _joint(part.volumes_ml[name] for part in known) for name in first.volumes_ml},
+        volumes_ml={
+            name: _joint(part.volumes_ml[name] for part in known if name in part.volumes_ml)
+            for name in dict.fromkeys(name for part in known for name in part.volumes_ml)
+        },
     )
 
 

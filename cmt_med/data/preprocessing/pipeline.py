@@ -124,14 +124,23 @@ def seen_by(loaded: Loaded, settings: Mapping[str, Any]) -> Loaded:
 
 
 def preprocessing_settings(data: Data) -> dict[str, Any]:
-    """The settings that :func:`preprocessing` depends on; part of the model and of the cache's key."""
+    """The settings that :func:`preprocessing` depends on, and ``missing`` if a case may lack a channel.
+
+    They are part of the model and of the cache's key.
+    """
     return {
         "spacing": data.spacing,
         "crop_foreground": data.crop_foreground,
         "normalise": data.normalise,
         "clip": data.clip,
         "foreground_channel": data.foreground_channel,
+        **({"missing": data.missing} if data.missing != "drop" else {}),
     }
+
+
+def takes_zeros(settings: Mapping[str, Any]) -> bool:
+    """Tell whether, by these settings, zeros stand for channels that a case lacks."""
+    return settings.get("missing") == "zeros"
 
 
 def whole_image_settings(data: Data, size: Sequence[int]) -> dict[str, Any]:

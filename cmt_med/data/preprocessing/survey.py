@@ -29,8 +29,8 @@ class Survey:
 
     Attributes:
         cases: those that could be read.
-        values: in how many cases each label value occurs.
-        values_in: case -> its label values.
+        values: in how many cases each label value occurs, but that of voxels that nobody has annotated.
+        values_in: case -> its label values, likewise.
         labelled: cases with a label map.
         problems: cases that could not be read.
         copies: case -> channels that are the same image.
@@ -64,7 +64,7 @@ def survey(cases: Sequence[Case], channels: Sequence[str], *, tick: Callable[[],
 
     Args:
         cases: to be read.
-        channels: wanted of each.
+        channels: wanted of each, if it has them.
         tick: called after each case.
     """
 
@@ -98,9 +98,12 @@ def survey(cases: Sequence[Case], channels: Sequence[str], *, tick: Callable[[],
 
 
 def _look(case: Case, channels: Sequence[str]) -> _Seen:
+    channels = [
+        name for name in channels if name in case.images
+    ]  # cases that lack one are among these only if it may lack
     loaded = load_case(case, channels, range(256))
     inside = foreground_of(loaded)
-    values = None if loaded.label is None else [int(v) for v in np.unique(loaded.label)]
+    values = None if loaded.label is None else [int(v) for v in np.unique(loaded.label) if v != case.ignore]
     copies = copied_channels(channels, loaded.image)
     demo = BANNER.encode() in nifti.description(next(iter(case.images.values()))[0])
     return _Seen(values, copies, _box(inside), loaded.grid.spacing, demo)

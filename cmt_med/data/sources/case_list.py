@@ -35,5 +35,5 @@ def read(path: Path, channels: Sequence[str] | None) -> Dataset:
         "case list", manifest.name or path.stem, name=manifest.name, cases=list(manifest.cases) if part != _TEST else [],
         test=list(manifest.test) if part != _TRAINING else [], channels=list(manifest.channels), labels=dict(manifest.labels),
         colours=manifest.colours, regions=manifest.regions, convention=manifest.convention, demo=manifest.demo, listed=path,
-        named_by="the case list",
+        named_by="the case list", ignore=manifest.ignore,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmt_med.base.errors import DataError
-from cmt_med.config.schema import Region
+from cmt_med.config.schema import Missing, Region
 from cmt_med.data.case import CASE_NAME, Case
 from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.data.volumes.streams import readable_name
@@ -27,11 +27,14 @@ class Dataset:
         named_by: what states them.
         colours: of label maps in colour (``Case.colours``).
         regions: overlapping targets that the data set states.
+        annotated: case name -> names of the labels that its source annotates, where the cases do not have their values yet.
+        ignore: value of voxels that nobody has annotated; None for none.
         convention: that the case list states.
         demo: whether the case list says that its volumes are synthetic.
         suffixes: what file names (or a list) call the channels.
         notes: what was read in an unusual way, a line each.
         problems: cases that were left out, and why.
+        incomplete: names of those that were left out because they lack a channel.
         unmatched: volumes that belong to no case.
         doubtful: cases with a channel or a label map twice, here once; they are among the problems.
         duplicates: the second files of these.
@@ -51,11 +54,14 @@ class Dataset:
     named_by: str = ""
     colours: dict[int | str, int] = field(default_factory=dict)
     regions: tuple[Region, ...] | None = None
+    ignore: int | None = None
+    annotated: dict[str, list[str]] = field(default_factory=dict)
     convention: str = ""
     demo: bool = False
     suffixes: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     problems: list[DataError] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)
     unmatched: list[Path] = field(default_factory=list)
     doubtful: list[Case] = field(default_factory=list)
     duplicates: list[Path] = field(default_factory=list)
@@ -71,25 +77,31 @@ class Dataset:
         return bool(files) and all(map(looks_like_picture, files))
 
 
-def leave_out_incomplete(found: Dataset) -> None:
-    """Move cases that are incomplete, listed twice or badly named from ``cases`` to ``problems``."""
+def leave_out_incomplete(found: Dataset, missing: Missing = "drop") -> None:
+    """Move cases that are incomplete, listed twice or badly named from ``cases`` to ``problems``.
+
+    Args:
+        found: the data set.
+        missing: ``zeros`` keeps cases that have at least one of the channels.
+    """
     seen: set[str] = set()
     owners: dict[tuple[tuple[Path, int | None], ...], str] = {}
     kept = []
     for case in found.cases:
         files = tuple(case.images[name] for name in sorted(case.images))
         owner = owners.get(files, case.name)
-        missing = [name for name in found.channels if name not in case.images]
+        lacking = [name for name in found.channels if name not in case.images] if missing == "drop" else []
         if not case.images:
             fault = DataError(
                 "the case has no image", where=f"case {case.name}", why="a label map alone shows nothing to learn from",
                 fix="give the folder that holds the images, too", code="E_CHANNEL",
             )  # fmt: skip
-        elif missing:
+        elif lacking:
+            found.incomplete.append(case.name)
             fault = DataError(
-                f"channel {', '.join(missing)} is missing", where=f"case {case.name}",
+                f"channel {', '.join(lacking)} is missing", where=f"case {case.name}",
                 why=f"{', '.join(found.channels)} are needed of every case",
-                fix="add the file, or do without the case", code="E_CHANNEL",
+                fix="add the file, do without the case, or train with data.missing=zeros", code="E_CHANNEL",
             )  # fmt: skip
         elif case.name in seen:
             fault = DataError(

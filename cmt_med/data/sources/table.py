@@ -23,6 +23,7 @@ _COLUMNS = {
     "mask": MASK_WORDS,
     "fold": ("fold",),
     "class": ("class", "class_name", "category", "diagnosis"),
+    "annotated": ("annotated",),
 }
 
 
@@ -36,8 +37,8 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
 
     Args:
         path: of the table; its first line names the columns.
-        channels: the only columns that count as channels, each of which every case needs; None for the MR sequences that
-            have a column, or else for every column whose cells name volumes or 2D images.
+        channels: the only columns that count as channels; None for the MR sequences that have a column, or else for every
+            column whose cells name volumes or 2D images.
 
     Raises:
         DataError: E_IO, or E_MANIFEST for a table that does not add up.
@@ -85,10 +86,13 @@ def read(path: Path, channels: Sequence[str] | None = None) -> Dataset:
     _require_files(path, rows, [column for column, key in role.items() if key == "label"])
     for number, row in enumerate(rows, 2):
         result.cases.append(_row_case(path, number, row, role, channel))
+        annotated = next((row[column] or "" for column, key in role.items() if key == "annotated"), "").strip()
+        if annotated:
+            result.annotated[result.cases[-1].name] = _names(annotated)
     result.suffixes = {column.strip() for column in channel}
     result.channels = [c for c in wanted if channels is not None or c in channel.values()]
     if channels is not None:
-        leave_out_incomplete(result)
+        leave_out_incomplete(result, "zeros")  # which channels a case may lack is the network's matter
     return result
 
 
@@ -130,6 +134,11 @@ def _row_case(path: Path, number: int, row: dict[str, str], role: dict[str, str]
         int(fold) if fold else None,
         class_name=cell.get("class", ""),
     )  # fmt: skip
+
+
+def _names(cell: str) -> list[str]:
+    """Names of labels, apart by ``|`` or, where there is none, by spaces."""
+    return [name.strip() for name in cell.split("|") if name.strip()] if "|" in cell else cell.split()
 
 
 def _bad_table(path: Path, why: str, fix: str) -> DataError:

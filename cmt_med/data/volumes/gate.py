@@ -34,7 +34,7 @@ class Loaded:
     """A case in memory: ``image`` (C, D1, D2, D3) float32, ``label`` and ``mask`` (D1, D2, D3) or None, and the grid.
 
     ``flags`` are sentences about what is suspicious: constant or copied channels, values far beyond all others, channels that
-    are not used.
+    are not used. ``missing`` are channels that the case lacks, and that are zeros in ``image``.
     """
 
     image: NDArray[np.float32]
@@ -42,11 +42,12 @@ class Loaded:
     mask: NDArray[np.bool_] | None
     grid: Grid
     flags: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 def load_case(
     case: Case, channels: Sequence[str], labels: Sequence[int] | None = None, *, need_label: bool = False,
-    room: int | None = None,
+    room: int | None = None, zeros: bool = False,
 ) -> Loaded:  # fmt: skip
     """Read and check one case.
 
@@ -56,6 +57,7 @@ def load_case(
         labels: allowed label values; None skips the label.
         need_label: whether a missing label is an error.
         room: bytes that there are for the images; a case that needs more is refused by its headers. None for no bound.
+        zeros: a channel that the case lacks is zeros, of which normalisation makes zeros; else it is an error.
 
     Raises:
         DataError: naming case and file. E_CHANNEL and E_LABEL for what is missing or has strange values; E_IO, E_FORMAT,
@@ -63,7 +65,7 @@ def load_case(
             E_NONFINITE, E_RANGE for its voxels; E_GRID, E_MASK for files that do not fit together; E_TIMEOUT, E_MEMORY,
             E_DECODE if decoding fails.
     """
-    _require_channels(case, channels)
+    present = _present(case, channels, zeros=zeros)
     planes: list[NDArray[np.float32]] = []
     opened: dict[Path, Volume] = {}
     grid: Grid | None = None
@@ -76,7 +78,7 @@ def load_case(
             why = f"the images take at least {needed / 1e9:.2f} GB, and there are {room / 1e9:.2f} GB"
             raise no_memory(readable_name(path), why)
 
-    for name in channels:
+    for name in present:
         path, position = case.images[name]
         where = f"case {case.name}: {path}"
         if path not in opened:
@@ -107,7 +109,19 @@ def load_case(
     if case.mask is not None:
         mask = _mask(case.mask, case, grid)
     image = np.stack(planes) if len(planes) > 1 else planes[0][None]  # a view: a large volume is not copied
-    return Loaded(image, label, mask, grid, image_flags(channels, image, case.images))
+    flags = image_flags(present, image, case.images)
+    missing = tuple(name for name in channels if name not in present)
+    if missing:
+        image = _with_zeros(image, [name in present for name in channels])
+        flags = (*(f"channel {name} is missing, and 0 in its place" for name in missing), *flags)
+    return Loaded(image, label, mask, grid, flags, missing)
+
+
+def _with_zeros(image: NDArray[np.float32], present: Sequence[bool]) -> NDArray[np.float32]:
+    """The channels of an image at those places that are ``present``, and zeros at the others."""
+    result = np.zeros((len(present), *image.shape[1:]), dtype=np.float32)
+    result[np.flatnonzero(present)] = image
+    return result
 
 
 def load_labels(
@@ -231,16 +245,19 @@ def _of_case(error: DataError, case: Case) -> CmtError:
     return error.within(f"case {case.name}")
 
 
-def _require_channels(case: Case, channels: Sequence[str]) -> None:
+def _present(case: Case, channels: Sequence[str], *, zeros: bool) -> list[str]:
+    """The channels that the case has; all of them, unless zeros stand for the others."""
     missing = [name for name in channels if name not in case.images]
-    if missing:
+    if missing and (not zeros or len(missing) == len(channels)):
         raise DataError(
             f"channel {', '.join(missing)} is missing",
             where=f"case {case.name}",
             why=f"the model takes {', '.join(channels)}; the case has {', '.join(case.images)}",
-            fix="add the file under that name, or leave the case out",
+            fix="add the file under that name, or leave the case out" if zeros else "add the file under that name, or leave the "
+            "case out; models trained with data.missing=zeros do with one channel of several",
             code="E_CHANNEL",
-        )
+        )  # fmt: skip
+    return [name for name in channels if name in case.images]
 
 
 def _require_all_planes(volume: Volume, case: Case, where: str) -> None:

@@ -29,7 +29,7 @@ WORTH = 1e-3  # a smaller gain in mean Dice is not worth a setting
 
 @dataclass(frozen=True)
 class OutOfFoldCase:
-    """A case with a prediction by a network that has not seen it; ``sums`` and ``colours`` are those of the case."""
+    """A case with a prediction by a network that has not seen it; ``sums`` and what follows are of the case."""
 
     name: str
     fold: int
@@ -37,6 +37,12 @@ class OutOfFoldCase:
     reference: Path
     sums: Mapping[Path, str] = field(default_factory=dict)
     colours: Codes = field(default_factory=dict)
+    ignore: int | None = None
+    annotated: tuple[int, ...] | None = None
+
+    def annotates(self, target: Target) -> bool:
+        """Tell whether the reference shows a target."""
+        return self.annotated is None or set(target.values) <= set(self.annotated)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """One case under some thresholds: Dice, and what it would be if an innermost target were not written."""
+    """One case under some thresholds: Dice, and what it would be if an innermost target were not written.
+
+    Targets that the case does not annotate have none.
+    """
 
     dice: dict[str, float]
     mm3: dict[str, float]
@@ -105,11 +114,13 @@ def _read(case: OutOfFoldCase, outputs: Sequence[Target]) -> tuple[NDArray[np.fl
     files = Case(case.name, {name: (case.probabilities, i if several else None) for i, name in enumerate(channels)})
     loaded = load_case(files, channels)
     reference, grid = load_labels(case.reference, case.name, sums=case.sums, colours=case.colours, like=loaded.grid)
+    if case.ignore is not None:  # such voxels are in no mask, whatever is predicted there
+        loaded.image[:, reference == case.ignore] = 0.0
     return loaded.image, reference, float(np.prod(grid.spacing))
 
 
 def _curve(case: OutOfFoldCase, outputs: Sequence[Target]) -> NDArray[np.float64]:
-    """Dice of every target at every threshold: (K, T)."""
+    """Dice of every target at every threshold: (K, T); NaN for targets that the case does not annotate."""
     chances, reference, _ = _read(case, outputs)
     edges = np.array([-np.inf, *THRESHOLDS, np.inf])
     rows = []
@@ -118,7 +129,8 @@ def _curve(case: OutOfFoldCase, outputs: Sequence[Target]) -> NDArray[np.float64
         # Voxels above each threshold, from the counts between neighbouring thresholds.
         predicted, hit = (np.histogram(v, edges)[0][::-1].cumsum()[::-1][1:] for v in (chance, chance[inside]))
         rows.append([_dice(int(h), int(p), int(inside.sum())) for h, p in zip(hit, predicted, strict=True)])
-    return np.array(rows)
+    known = np.array([case.annotates(target) for target in outputs])
+    return np.where(known[:, None], np.array(rows), np.nan)
 
 
 def _best_thresholds(
@@ -126,7 +138,9 @@ def _best_thresholds(
 ) -> dict[str, float]:
     chosen = {}
     for k, target in enumerate(outputs):
-        rows = np.array([curve[k] for curve in curves])  # (cases, T)
+        rows = np.array([curve[k] for curve in curves if not np.isnan(curve[k, 0])])  # (cases, T)
+        if not len(rows):
+            continue
         plain = settings.thresholds.get(target.name, settings.threshold)
         here = np.array([np.interp(plain, THRESHOLDS, row) for row in rows])
         means = rows.mean(axis=0)
@@ -160,18 +174,23 @@ def _sizes(
         chances, reference, voxel_mm3 = _read(case, outputs)
         for key, settings in bare.items():
             label, _ = Regions(outputs).labels(chances, settings, voxel_mm3=voxel_mm3)
-            result[key][case.name] = _measure(label, reference, outputs, voxel_mm3)
+            known = [target for target in outputs if case.annotates(target)]
+            result[key][case.name] = _measure(label, reference, known, innermost(outputs), voxel_mm3)
     return result
 
 
 def _measure(
-    label: NDArray[np.uint8], reference: NDArray[np.uint8], outputs: Sequence[Target], voxel_mm3: float
+    label: NDArray[np.uint8],
+    reference: NDArray[np.uint8],
+    outputs: Sequence[Target],
+    inner: Sequence[Target],
+    voxel_mm3: float,
 ) -> _Sizes:
     dice, mm3, left_out = {}, {}, {}
     for target in outputs:
         p, r = np.isin(label, target.values), np.isin(reference, target.values)
         dice[target.name] = _dice(int((p & r).sum()), int(p.sum()), int(r.sum()))
-        if target in innermost(outputs):
+        if target in inner:
             mm3[target.name] = float(p.sum()) * voxel_mm3
             left_out[target.name] = _dice(0, 0, int(r.sum()))
     return _Sizes(dice, mm3, left_out)
@@ -180,7 +199,10 @@ def _measure(
 def _best_minimum(rows: Sequence[_Sizes], outputs: Sequence[Target]) -> dict[str, float]:
     chosen = {}
     for target in innermost(outputs):
-        scores = np.array([[_dice_with(row, {target.name: m})[target.name] for m in MINIMA_MM3] for row in rows])
+        known = [row for row in rows if target.name in row.dice]
+        if not known:
+            continue
+        scores = np.array([[_dice_with(row, {target.name: m})[target.name] for m in MINIMA_MM3] for row in known])
         best = int(np.argmax(scores.mean(axis=0)))
         if is_worth(scores[:, best] - scores[:, 0]):
             chosen[target.name] = MINIMA_MM3[best]
@@ -197,7 +219,8 @@ def _dice(both: int, predicted: int, reference: int) -> float:
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
 def _key(settings: Inference) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmt_med.base.errors import ConfigError
 from cmt_med.config.schema import Inference
-from cmt_med.tasks.segmentation.losses import Kind, class_loss, region_loss
+from cmt_med.tasks.segmentation.losses import Kind, Known, class_loss, region_loss
 from cmt_med.tasks.segmentation.postprocess import Removed, large_or_sure, write_small_as_surrounding
 from cmt_med.tasks.segmentation.target import Target
 
@@ -52,8 +52,8 @@ class LabelScheme(ABC):
         """The target of each channel of the network's output."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, shares: Tensor, kind: Kind = "dice_ce") -> Tensor:
-        """The loss of logits (B, K, *S) against the share of each channel in a position (B, K, *S)."""
+    def loss(self, logits: Tensor, targets: Tensor, kind: Kind = "dice_ce", *, known: Known | None = None) -> Tensor:
+        """The loss of logits (B, K, *S) against the share of each channel in a position (B, K, *S), over what is ``known``."""
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -160,8 +160,8 @@ class Classes(LabelScheme):
     def channels(self) -> tuple[Target, ...]:
         return (BACKGROUND, *self.targets)
 
-    def loss(self, logits: Tensor, shares: Tensor, kind: Kind = "dice_ce") -> Tensor:
-        return class_loss(logits, shares, kind)
+    def loss(self, logits: Tensor, targets: Tensor, kind: Kind = "dice_ce", *, known: Known | None = None) -> Tensor:
+        return class_loss(logits, targets, kind, known=known)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(0)
@@ -205,8 +205,8 @@ class Regions(LabelScheme):
     def channels(self) -> tuple[Target, ...]:
         return self.targets
 
-    def loss(self, logits: Tensor, shares: Tensor, kind: Kind = "dice_ce") -> Tensor:
-        return region_loss(logits, shares, kind)
+    def loss(self, logits: Tensor, targets: Tensor, kind: Kind = "dice_ce", *, known: Known | None = None) -> Tensor:
+        return region_loss(logits, targets, kind, known=known)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SMOOTH = 1e-5
-Loss = Callable[[Tensor | list[Tensor], Tensor], Tensor]
-
+Loss = Callable[[Tensor | list[Tensor], Tensor, Tensor | None], Tensor]
+LEAST_SHARE = 1e-6
+"""Share of annotated voxels in a position that counts as none."""
 
 Kind = Literal["dice_ce", "dice_focal", "tversky", "ce"]
 """Dice plus cross-entropy, Dice plus focal loss, Tversky alone, cross-entropy alone."""
@@ -22,7 +24,34 @@ FALSE_POSITIVES, FALSE_NEGATIVES = 0.3, 0.7
 """Weights in the Tversky index (Salehi et al., MLMI 2017, eq. 4): a missed voxel costs more than an invented one."""
 
 
-def batch_dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Known:
+    """The part of a batch that somebody has annotated: all else has no part in a loss.
+
+    Attributes:
+        share: (B, 1, *S), the share of annotated voxels in a position.
+        channels: (B, K), whether a case annotates what a channel stands for; None where all do.
+    """
+
+    share: Tensor
+    channels: Tensor | None = None
+
+    def weights(self, channels: int) -> Tensor:
+        """The weight of each channel in a position: (B, K, *S)."""
+        if self.channels is None:
+            return self.share.expand(-1, channels, *self.share.shape[2:])
+        return self.share * self.channels.view(*self.channels.shape, *(1,) * (self.share.ndim - 2))
+
+
+class SingleLoss(Protocol):
+    """A loss of logits (B, K, *S) against shares of the channels (B, K, *S), on one scale."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, *, known: Known | None = None) -> Tensor:
+        """Return the loss, over what is ``known``."""
+        ...
+
+
+def batch_dice_loss(probabilities: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """``1 - mean_k (2 Σ p_k t_k + ε) / (Σ p_k + Σ t_k + ε)`` with sums over the whole batch of all processes.
 
     Sums over the batch keep a class that is absent from one patch from dominating (nnU-Net's "batch Dice"). The sums are
@@ -31,25 +60,55 @@ def batch_dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     Args:
         probabilities: (B, K, *S).
         targets: (B, K, *S), 0 or 1.
+        weights: (B, K, *S), 0 where nothing is known; the mean is over the channels of which something is.
     """
-    axes = (0, *range(2, probabilities.ndim))
-    overlap = (probabilities * targets).sum(axes)  # (K,)
-    total = probabilities.sum(axes) + targets.sum(axes)  # (K,)
-    overlap, total = _over_ranks(overlap, total)
-    return 1.0 - ((2.0 * overlap + SMOOTH) / (total + SMOOTH)).mean()
+    hit, predicted, true = _sums(probabilities, targets, weights)
+    hit, total, *there = _over_ranks(hit, predicted + true, *_amounts(weights))
+    return _one_minus_mean((2.0 * hit + SMOOTH) / (total + SMOOTH), *there)
 
 
-def batch_tversky_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
+def batch_tversky_loss(probabilities: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """``1 - mean_k (TP_k + ε) / (TP_k + 0.3 FP_k + 0.7 FN_k + ε)`` with sums over the whole batch of all processes.
 
     Args:
-        probabilities, targets: (B, K, *S), see :func:`batch_dice_loss`.
+        probabilities, targets, weights: (B, K, *S), see :func:`batch_dice_loss`.
     """
+    hit, predicted, true = _sums(probabilities, targets, weights)
+    hit, invented, missed, *there = _over_ranks(hit, predicted - hit, true - hit, *_amounts(weights))
+    ratios = (hit + SMOOTH) / (hit + FALSE_POSITIVES * invented + FALSE_NEGATIVES * missed + SMOOTH)
+    return _one_minus_mean(ratios, *there)
+
+
+def _sums(probabilities: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of p t, p and t over batch and positions, weighted: (K,) each."""
     axes = (0, *range(2, probabilities.ndim))
-    hit = (probabilities * targets).sum(axes)  # (K,)
-    invented, missed = probabilities.sum(axes) - hit, targets.sum(axes) - hit
-    hit, invented, missed = _over_ranks(hit, invented, missed)
-    return 1.0 - ((hit + SMOOTH) / (hit + FALSE_POSITIVES * invented + FALSE_NEGATIVES * missed + SMOOTH)).mean()
+    if weights is None:
+        return (probabilities * targets).sum(axes), probabilities.sum(axes), targets.sum(axes)
+    seen = probabilities * weights
+    return (seen * targets).sum(axes), seen.sum(axes), (targets * weights).sum(axes)
+
+
+def _amounts(weights: Tensor | None) -> tuple[Tensor, ...]:
+    """The sum of each channel's weights (K,); nothing without weights."""
+    return () if weights is None else (weights.sum((0, *range(2, weights.ndim))),)
+
+
+def _one_minus_mean(ratios: Tensor, there: Tensor | None = None) -> Tensor:
+    """``1 - mean_k`` of ratios (K,), over the channels of which something is ``there``; 0 where nothing is."""
+    if there is None:
+        return 1.0 - ratios.mean()
+    known = (there > 0).float()
+    return ((1.0 - ratios) * known).sum() / known.sum().clamp_min(1.0)
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """The weighted mean (over what all processes know, so that it does not depend on how a batch is spread); 0 of nothing."""
+    if weights is None:
+        return values.mean()
+    count = weights.sum()
+    if dist.is_available() and dist.is_initialized():
+        count = _over_ranks(count)[0] / dist.get_world_size()  # gradients are averaged over the processes
+    return (values * weights).sum() / count.clamp_min(LEAST_SHARE)
 
 
 def _over_ranks(*sums: Tensor) -> tuple[Tensor, ...]:
@@ -75,60 +134,97 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
-def class_loss(logits: Tensor, targets: Tensor, kind: Kind = "dice_ce") -> Tensor:
+def class_loss(logits: Tensor, targets: Tensor, kind: Kind = "dice_ce", *, known: Known | None = None) -> Tensor:
     """The loss over exclusive classes; Dice and Tversky are over all of them but the background.
 
     Args:
         logits: (B, K, *S).
         targets: (B, K, *S), the share of each class in a position; one class has all of it, or they sum to one.
         kind: which one.
+        known: what is annotated; None for everything. A class that a case does not annotate is part of its background: the
+            probability of that is the sum of both (the marginal loss of Shi et al., Medical Image Analysis 2021, eq. 3-5).
     """
     log_probabilities = F.log_softmax(logits.float(), dim=1)
+    if known is not None and known.channels is not None:
+        log_probabilities = _merged(log_probabilities, known.channels)
     probabilities = log_probabilities.exp()
+    weights = None if known is None else known.weights(logits.shape[1])[:, 1:]
     if kind == "tversky":
-        return batch_tversky_loss(probabilities[:, 1:], targets[:, 1:])
+        return batch_tversky_loss(probabilities[:, 1:], targets[:, 1:], weights)
     terms = log_probabilities * targets
     if kind == "dice_focal":
         terms = (1.0 - probabilities) ** GAMMA * terms
-    at_each_voxel = -terms.sum(1).mean()
-    return at_each_voxel if kind == "ce" else batch_dice_loss(probabilities[:, 1:], targets[:, 1:]) + at_each_voxel
+    at_each_voxel = _mean(-terms.sum(1, keepdim=True), None if known is None else known.share)
+    if kind == "ce":
+        return at_each_voxel
+    return batch_dice_loss(probabilities[:, 1:], targets[:, 1:], weights) + at_each_voxel
 
 
-def region_loss(logits: Tensor, targets: Tensor, kind: Kind = "dice_ce") -> Tensor:
-    """The loss over overlapping regions, each a yes or no of its own; logits and shares (B, R, *S)."""
+def _merged(log_probabilities: Tensor, annotated: Tensor) -> Tensor:
+    """Log-probabilities (B, K, *S) whose first channel is the background with the classes that are not ``annotated`` (B, K)."""
+    apart = annotated.clone()
+    apart[:, 0] = False
+    hidden = apart.view(*apart.shape, *(1,) * (log_probabilities.ndim - 2))
+    background = log_probabilities.masked_fill(hidden, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([background, log_probabilities[:, 1:]], 1)
+
+
+def region_loss(logits: Tensor, targets: Tensor, kind: Kind = "dice_ce", *, known: Known | None = None) -> Tensor:
+    """The loss over overlapping regions, each a yes or no of its own; logits and shares (B, R, *S), over what is ``known``."""
     logits = logits.float()
     probabilities = logits.sigmoid()
+    weights = None if known is None else known.weights(logits.shape[1])
     if kind == "tversky":
-        return batch_tversky_loss(probabilities, targets)
-    cross_entropy = F.binary_cross_entropy_with_logits(
-        logits, targets, reduction="none" if kind == "dice_focal" else "mean"
-    )
+        return batch_tversky_loss(probabilities, targets, weights)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     if kind == "dice_focal":
         wrong = probabilities * (1.0 - targets) + (1.0 - probabilities) * targets
-        cross_entropy = (wrong**GAMMA * cross_entropy).mean()
-    return cross_entropy if kind == "ce" else batch_dice_loss(probabilities, targets) + cross_entropy
+        cross_entropy = wrong**GAMMA * cross_entropy
+    at_each_voxel = _mean(cross_entropy, weights)
+    return at_each_voxel if kind == "ce" else batch_dice_loss(probabilities, targets, weights) + at_each_voxel
 
 
-def segmentation_loss(channels: Sequence[Sequence[int]], single: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+def segmentation_loss(channels: Sequence[Sequence[int]], single: SingleLoss, *, ignore: int | None = None) -> Loss:
     """The loss of a network's output against label maps (B, 1, *S).
 
     Args:
         channels: the label values that each output channel stands for.
-        single: the loss of logits (B, K, *S) against shares of the channels (B, K, *S), on one scale.
+        single: the loss on one scale.
+        ignore: value of voxels that nobody has annotated; None for none.
 
     Returns:
-        A function of logits, or of a list of them from fine to coarse (deep supervision), and label maps. Scale i of a
-        list has the weight 2^-i, normalised to a sum of one. Its target is the share of each label in the voxels that a
-        coarse position covers: a label taken from one of them would move the target by half a voxel.
+        A function of logits, or of a list of them from fine to coarse (deep supervision), of label maps, and of which values
+        are annotated in each case (B, 256), or None for all. A channel is, if all of its values are. Scale i of a list has the
+        weight 2^-i, normalised to a sum of one. Its target is the share of each label in the voxels that a coarse position
+        covers: a label taken from one of them would move the target by half a voxel. Of the voxels that a position covers,
+        those that nobody has annotated are left out of that share, and of the position's weight.
     """
 
-    def loss(output: Tensor | list[Tensor], labels: Tensor) -> Tensor:
+    def loss(output: Tensor | list[Tensor], labels: Tensor, annotated: Tensor | None = None) -> Tensor:
         scales = [output] if isinstance(output, Tensor) else output
         targets = torch.cat([torch.isin(labels, labels.new_tensor(list(values))) for values in channels], dim=1).float()
-        terms = [2.0**-i * single(logits, _shares(targets, logits)) for i, logits in enumerate(scales)]
+        known = None
+        if ignore is not None or annotated is not None:
+            share = torch.ones_like(targets[:, :1]) if ignore is None else (labels != ignore).float()
+            known = Known(share, None if annotated is None else _annotated_channels(annotated, channels))
+        terms = [2.0**-i * _on_scale(single, logits, targets, known) for i, logits in enumerate(scales)]
         return torch.stack(terms).sum() / sum(2.0**-i for i in range(len(scales)))
 
     return loss
+
+
+def _annotated_channels(annotated: Tensor, channels: Sequence[Sequence[int]]) -> Tensor:
+    """The channels (B, K) of which all values are ``annotated`` (B, 256)."""
+    return torch.stack([annotated[:, list(values)].all(1) for values in channels], 1)
+
+
+def _on_scale(single: SingleLoss, logits: Tensor, targets: Tensor, known: Known | None) -> Tensor:
+    """The loss of one scale, against targets and what is known of them on the finest one."""
+    shares = _shares(targets, logits)
+    if known is None:
+        return single(logits, shares)
+    annotated = _shares(known.share, logits)
+    return single(logits, shares / annotated.clamp_min(LEAST_SHARE), known=Known(annotated, known.channels))
 
 
 def _shares(targets: Tensor, logits: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class Segmentation:
         scheme: classes or regions.
         labels: name -> value in the label maps, the background among them.
         loss: which one is minimised.
+        ignore: value in the label maps of voxels that nobody has annotated; None for none.
     """
 
     name: ClassVar[str] = "segmentation"
@@ -39,9 +40,12 @@ class Segmentation:
     dense: ClassVar[bool] = True
     balanced: ClassVar[bool] = False
 
-    def __init__(self, scheme: LabelScheme, labels: dict[str, int], loss: Kind = "dice_ce") -> None:
-        self.scheme, self.labels = scheme, labels
-        self._loss = segmentation_loss([channel.values for channel in scheme.channels], partial(scheme.loss, kind=loss))
+    def __init__(
+        self, scheme: LabelScheme, labels: dict[str, int], loss: Kind = "dice_ce", *, ignore: int | None = None
+    ) -> None:
+        self.scheme, self.labels, self.ignore = scheme, labels, ignore
+        values = [channel.values for channel in scheme.channels]
+        self._loss = segmentation_loss(values, partial(scheme.loss, kind=loss), ignore=ignore)
 
     @classmethod
     def from_data(cls, experiment: Experiment, manifest: Manifest) -> Segmentation:
@@ -77,7 +81,7 @@ class Segmentation:
         if wanted is not None:
             found = region_values(wanted, manifest.labels)
             regions = [Target(name, tuple(values), write) for name, values, write in found]
-        return cls(scheme_of(manifest.labels, regions), manifest.labels, experiment.train.loss)
+        return cls(scheme_of(manifest.labels, regions), manifest.labels, experiment.train.loss, ignore=manifest.ignore)
 
     @classmethod
     def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Segmentation:
@@ -120,7 +124,7 @@ class Segmentation:
         self.scheme.check(settings)
 
     def loss(self, output: Tensor | list[Tensor], batch: Batch) -> Tensor:
-        return self._loss(output, batch["label"])
+        return self._loss(output, batch["label"], batch.get("annotated"))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return self.scheme.probabilities(logits)
@@ -129,19 +133,25 @@ class Segmentation:
         self.scheme.set_outside(probabilities, outside)
 
     def score(self, found: Tensor, entry: CachedCase, settings: Inference) -> list[float]:
-        """Dice of each target by the challenge rule; the network is scored, not the post-processing that mends it."""
+        """Dice of each target by the challenge rule; the network is scored, not the post-processing that mends it.
+
+        Voxels that nobody has annotated count nowhere, and targets that the case does not annotate have NaN.
+        """
         bare = settings.model_copy(update={"min_region_mm3": {}, "min_component_mm3": {}})
         labels, _ = self.scheme.labels(found, bare)
-        overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), self.scored)
-        return [overlap.dice for overlap in overlaps.values()]
+        overlaps = case_overlaps(labels, np.asarray(entry.label()[0]), self.scored, ignore=self.ignore)
+        annotated = None if entry.annotated is None else set(entry.annotated)
+        return [
+            overlap.dice if annotated is None or set(self.scored[name]) <= annotated else float("nan")
+            for name, overlap in overlaps.items()
+        ]
 
     def summarise(self, rows: NDArray[np.float64]) -> dict[str, float]:
-        """Mean Dice over cases per target (``dice/NAME``), and over targets (``dice``)."""
-        means = rows.mean(axis=0).tolist()
-        return {"dice": float(np.mean(means))} | {
-            f"dice/{name}": value for name, value in zip(self.scored, means, strict=True)
-        }
+        """Mean Dice over the cases that annotate a target (``dice/NAME``), and over targets that any does (``dice``)."""
+        columns = {name: column[~np.isnan(column)] for name, column in zip(self.scored, rows.T, strict=True)}
+        means = {f"dice/{name}": float(column.mean()) for name, column in columns.items() if len(column)}
+        return {"dice": float(np.mean([*means.values()])) if means else float("nan")} | means
 
     def identity(self) -> list[Any]:
         regions = [[target.name, list(target.values), target.write] for target in self.scheme.targets]
-        return [self.labels, regions if self.overlapping else None]
+        return [self.labels, regions if self.overlapping else None, *([] if self.ignore is None else [self.ignore])]

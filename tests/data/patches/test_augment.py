@@ -29,6 +29,7 @@ EVERYTHING = Augmentation(
     noise=0.5,
     blur=0.5,
     low_resolution=0.5,
+    channel_dropout=0.5,
 )
 
 
@@ -109,6 +110,19 @@ def test_a_quarter_turn_is_a_quarter_turn() -> None:
     assert torch.equal(its_label, torch.rot90(label, -1, (2, 3)))
 
 
+@pytest.mark.parametrize("size", [(9, 8), (8, 7, 9)])
+def test_labels_are_moved_and_never_mixed(size: tuple[int, ...]) -> None:
+    """Between a label and a value far off there are no labels: what nobody has annotated stays so."""
+    change = Augment(EVERYTHING.model_copy(update={"affine": 1.0, "rotate_degrees": 180.0}), size=size, channels=2)
+    for seed in range(20):
+        image, label = random_patch(change, seed=seed)
+        label = torch.where(label % 2 == 0, torch.tensor(255, dtype=torch.uint8), torch.tensor(2, dtype=torch.uint8))
+        drawn = {name: row[None] for name, row in change.draw(np.random.default_rng(seed)).items()}
+        found = change(image, label, drawn)[1]
+        assert set(found.unique().tolist()) <= {0, 2, 255}  # 0 comes from beyond the volume
+        assert (found == 255).any()
+
+
 def test_flips_brightness_and_noise_by_hand() -> None:
     change = Augment(NOTHING.model_copy(update={"flip": 0.5}), size=(2, 3), channels=2)
     image = torch.arange(18.0).view(1, 3, 2, 3)
@@ -145,6 +159,37 @@ def test_low_resolution_moves_nothing() -> None:
     assert found[0, 0, 0, 0] == pytest.approx(0.5), "the first two voxels became one"
 
 
+def test_one_channel_is_dropped_and_never_the_last() -> None:
+    """Four patches of three channels: all there, without the second, with the third alone, with none."""
+    change = Augment(NOTHING.model_copy(update={"channel_dropout": 0.5}), size=(2, 2), channels=3)
+    image = torch.ones(4, 4, 2, 2) * torch.arange(1.0, 5.0).view(4, 1, 1)
+    for i, missing in enumerate(([], [1], [0, 1], [0, 1, 2])):
+        image[i, missing] = 0
+    label = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+
+    def left(place: float, **more: Any) -> list[list[float]]:
+        drawn = drawn_for(change, 4) | {"dropped": torch.full((4,), place)} | more
+        return change(image, label, drawn)[0][:, :, 0, 0].tolist()
+
+    assert left(-1.0) == [[1, 2, 3, 4], [1, 0, 3, 4], [0, 0, 3, 4], [0, 0, 0, 4]]
+    assert left(0.0) == left(0.33) == [[0, 2, 3, 4], [0, 0, 3, 4], [0, 0, 3, 4], [0, 0, 0, 4]]
+    assert left(0.6) == [[1, 0, 3, 4], [1, 0, 0, 4], [0, 0, 3, 4], [0, 0, 0, 4]]
+    assert left(1.0) == [[1, 2, 0, 4], [1, 0, 0, 4], [0, 0, 3, 4], [0, 0, 0, 4]]
+    brighter = {"factor": torch.full((4, 3), 2.0), "offset": torch.ones(4, 3), "noise": torch.full((4,), 1e-9)}
+    found = np.round(left(0.0, **brighter), 3).tolist()
+    assert found == [[0, 5, 7, 4], [0, 0, 7, 4], [0, 0, 7, 4], [0, 0, 0, 4]], "what is missing gets no brightness"
+
+
+def test_channels_are_dropped_alike() -> None:
+    change = Augment(NOTHING.model_copy(update={"channel_dropout": 0.5}), size=(2, 2), channels=4)
+    rows = [change.draw(np.random.default_rng([3, i])) for i in range(2000)]
+    drawn = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    found = change(torch.ones(2000, 4, 2, 2), torch.zeros(2000, 1, 2, 2, dtype=torch.uint8), drawn)[0]
+    gone = (found.flatten(2) == 0).all(-1)
+    assert gone.sum(1).max() == 1
+    assert np.allclose(gone.float().mean(0), 0.125, atol=0.025)
+
+
 def test_how_often_what_is_drawn() -> None:
     change = Augment(EVERYTHING, size=(4, 4, 4), channels=2)
     rows = [change.draw(np.random.default_rng([7, i])) for i in range(2000)]
@@ -156,6 +201,7 @@ def test_how_often_what_is_drawn() -> None:
             name: np.mean([float(r[name]) != neutral for r in rows])
             for name, neutral in (("gamma", 1), ("noise", 0), ("zoom", 1))
         },
+        "dropped": np.mean([float(r["dropped"]) >= 0 for r in rows]),
         "sigma": np.mean([bool((r["sigma"] > 0).all()) for r in rows]),
         "flip": np.mean([r["flip"].float().mean() for r in rows]),
     }
@@ -176,6 +222,7 @@ def test_how_often_what_is_drawn() -> None:
         ("noise", ["noise"]),
         ("blur", ["sigma"]),
         ("low_resolution", ["zoom"]),
+        ("channel_dropout", ["dropped"]),
     ],
 )
 def test_switching_one_change_off_leaves_the_others(name: str, keys: list[str]) -> None:

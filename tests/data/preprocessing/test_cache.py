@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import Case
 from cmt_med.data.preprocessing.cache import CachedCase, prepare
+from cmt_med.data.preprocessing.fingerprint import fingerprint_of
 from cmt_med.data.volumes.sums import volume_sum
 from tests.data.made import IMAGE, LABEL, case_of, nifti
 
@@ -46,6 +47,62 @@ def test_sums_hold_also_where_the_content_is_known(tmp_path: Path) -> None:
         assert "case the-case" in raised.value.where
         shutil.copy(tmp_path / "kept.nii.gz", file)
         entry_of(listed, tmp_path / "cache")
+
+
+def test_what_nobody_has_annotated_is_no_foreground(tmp_path: Path) -> None:
+    """Its value stays in the label map, through another orientation and voxel size; no patch is centred on it."""
+    label = np.zeros((8, 6, 6), np.uint8)
+    label[:2], label[4:] = 1, 3
+    turned = np.diag([-2.0, 2.0, 2.0, 1.0])
+    rng = np.random.default_rng(0)
+    case = case_of(
+        nifti(tmp_path / "i.nii.gz", rng.normal(size=label.shape).astype(np.float32), turned),
+        nifti(tmp_path / "l.nii.gz", label, turned),
+    )
+    with pytest.raises(DataError, match="label values 3"):
+        entry_of(case, tmp_path / "cache")
+    finer = SETTINGS | {"spacing": [1.0, 1.0, 1.0]}
+    entry = prepare(
+        replace(case, ignore=3),
+        channels=["a"],
+        labels={"background": 0, "x": 1},
+        settings=finer,
+        folder=tmp_path / "cache",
+    )
+    assert entry.values() == {1}
+    assert set(np.unique(entry.label())) == {0, 1, 3}
+    for other in (case, replace(case, ignore=4)):  # the entry is of that ignored value alone
+        with pytest.raises(DataError, match="label values 3"):
+            prepare(other, channels=["a"], labels={"background": 0, "x": 1}, settings=finer, folder=tmp_path / "cache")
+    assert len(entry.points()) == 1
+    assert all(entry.label()[0][tuple(point)] == 1 for point in entry.points()[0])
+    shares = [(entry.label() == value).mean() for value in (0, 1, 3)]
+    assert np.allclose(shares, [0.25, 0.25, 0.5], atol=0.08)
+
+
+def test_labels_that_a_case_does_not_annotate_are_not_kept(tmp_path: Path) -> None:
+    """They may be drawn in part: what is drawn of them changes nothing but the entry's key. Ignored voxels stay."""
+    label = np.zeros((8, 6, 6), np.uint8)
+    label[:2], label[2:4], label[4:6] = 1, 2, 3
+    image = nifti(
+        tmp_path / "i.nii.gz", np.random.default_rng(0).normal(size=label.shape).astype(np.float32), np.eye(4)
+    )
+    case = case_of(image, nifti(tmp_path / "l.nii.gz", label, np.eye(4)))
+
+    def entry(annotated: tuple[int, ...] | None) -> CachedCase:
+        known = replace(case, annotated=annotated, ignore=3)
+        return prepare(
+            known, channels=["a"], labels={"background": 0, "x": 1, "y": 2}, settings=SETTINGS, folder=tmp_path / "c"
+        )
+
+    whole, first = entry(None), entry((1,))
+    assert (whole.values(), first.values()) == ({1, 2}, {1})
+    assert set(np.unique(first.label())) == {0, 1, 3}
+    assert first.annotated == (1,)
+    assert len({whole.identity, first.identity, entry((2,)).identity}) == 3
+    fingerprint = fingerprint_of([first.statistics(), entry((2,)).statistics()], {"x": [1], "y": [2], "both": [1, 2]})
+    assert fingerprint.volumes_ml == {"x": pytest.approx((0.072, 0.072)), "y": pytest.approx((0.072, 0.072))}
+    assert entry((1,)) == first
 
 
 def _files(entry: CachedCase) -> dict[str, bytes]:

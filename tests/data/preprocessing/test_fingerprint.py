@@ -73,6 +73,18 @@ def test_ranges_and_their_union() -> None:
 
 
 @pytest.mark.fault(12)
+def test_ranges_of_a_channel_are_of_cases_that_have_it() -> None:
+    first = ramp()
+    image = np.concatenate([first.image, np.zeros_like(first.image)])
+    without = case_statistics(replace(first, image=image, missing=("b",)), ["a", "b"], None)
+    assert list(without["channels"]) == ["a"]
+    image = np.concatenate([first.image, -first.image])
+    whole = case_statistics(replace(first, image=image), ["a", "b"], None)
+    found = fingerprint_of([without, whole], {})
+    assert list(found.channels) == ["a", "b"]
+    assert found.channels["b"].quantiles == [(q, q) for q in whole["channels"]["b"]["quantiles"]]
+
+
 def test_cases_unlike_the_training_data_are_flagged(tmp_path: Path) -> None:
     """As infer writes them: other voxels, another distribution, more of a target than there can be."""
     manifest = load_manifest(tiny_dataset(tmp_path / "d", 5, (24, 24, 24), labels=("one", "two")))

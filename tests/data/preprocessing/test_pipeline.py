@@ -12,7 +12,9 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from pydantic import ValidationError
 
+from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Augmentation, Data, Train
+from cmt_med.data.case import Case
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.patches.augment import augment
 from cmt_med.data.patches.cut import patches
@@ -20,9 +22,14 @@ from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.preprocessing import resampling as resample
 from cmt_med.data.preprocessing.cache import CachedCase, prepare
 from cmt_med.data.preprocessing.normalisation import Normalised, background_value, foreground_of
-from cmt_med.data.preprocessing.pipeline import as_dictionary, invert_probabilities, preprocessing
+from cmt_med.data.preprocessing.pipeline import (
+    as_dictionary,
+    invert_probabilities,
+    preprocessing,
+    preprocessing_settings,
+)
 from cmt_med.data.volumes.gate import Grid, Loaded
-from tests.helpers import tiny_dataset
+from tests.helpers import save, tiny_dataset
 
 DATA = Data(manifest="m", channels=["a", "b"])
 TRAIN = Train(epochs=1, patch_size=[12, 12, 12])
@@ -341,6 +348,35 @@ def test_a_constant_channel_becomes_zeros(value: float, over: str, spacing: list
     found = preprocessing(settings, with_label=False)(as_dictionary(replace(case, image=image)))["image"]
     assert not found[1].any()
     assert float(found[0].std()) > 0.1
+
+
+@pytest.mark.parametrize("over", ["image", "foreground"])
+def test_a_missing_channel_is_the_mean_of_a_z_score(tmp_path: Path, over: str) -> None:
+    """What is cached has 0 in its place, and the other channel as it would be alone; the entry is one of its own."""
+    head = np.zeros((9, 8, 7), np.float32)
+    head[2:7, 2:6, 2:5] = np.random.default_rng(0).normal(100, 20, (5, 4, 3))
+    save(tmp_path / "a.nii.gz", head)
+    save(tmp_path / "l.nii.gz", (head > 100).astype(np.uint8))
+    case = Case("x", {"a": (tmp_path / "a.nii.gz", None)}, tmp_path / "l.nii.gz")
+    data = Data(
+        manifest="m",
+        channels=["b", "a"],
+        missing="zeros",
+        crop_foreground=True,
+        normalise=over,
+        spacing=[1.0, 0.7, 1.0],
+    )
+    settings = preprocessing_settings(data)
+    labels = {"background": 0, "x": 1}
+    found = prepare(case, channels=["b", "a"], labels=labels, settings=settings, folder=tmp_path)
+    alone = prepare(case, channels=["a"], labels=labels, settings=settings, folder=tmp_path)
+    assert found.image().shape[0] == 2
+    assert not found.image()[0].any()
+    assert np.array_equal(found.image()[1], alone.image()[0])
+    assert list(found.statistics()["channels"]) == ["a"]
+    dropped = preprocessing_settings(data.model_copy(update={"missing": "drop"}))
+    with pytest.raises(DataError, match="E_CHANNEL"):
+        prepare(case, channels=["b", "a"], labels=labels, settings=dropped, folder=tmp_path)
 
 
 @pytest.mark.fault(8)

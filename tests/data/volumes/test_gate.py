@@ -305,6 +305,19 @@ def test_missing_parts(tmp_path: Path) -> None:
     assert "correct the mask" in refusal(empty).fix
 
 
+def test_zeros_for_a_channel_that_is_missing(tmp_path: Path) -> None:
+    case = Case("x", {"b": (nifti(tmp_path / "b.nii.gz"), None)})
+    with pytest.raises(DataError, match=r"E_CHANNEL.*channel a, c is missing"):
+        load_case(case, ["a", "b", "c"])
+    found = load_case(case, ["a", "b", "c"], zeros=True)
+    assert found.missing == ("a", "c")
+    assert np.array_equal(found.image[1], load_case(case, ["b"]).image[0])
+    assert not found.image[[0, 2]].any()
+    assert found.flags == ("channel a is missing, and 0 in its place", "channel c is missing, and 0 in its place")
+    with pytest.raises(DataError, match="E_CHANNEL"):
+        load_case(case, ["a", "c"], zeros=True)
+
+
 def test_suspicious_images_are_flagged(tmp_path: Path) -> None:
     files = {
         "a": nifti(tmp_path / "a.nii"),

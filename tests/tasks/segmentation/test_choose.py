@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -63,6 +64,34 @@ def test_a_minimum_that_helps_is_chosen(tmp_path: Path) -> None:
     assert choice.after["ET"] == 1.0
 
 
+def test_cases_choose_for_what_they_annotate(tmp_path: Path) -> None:
+    """Those without real ET say nothing of it: its minimum is not worth it, and its Dice is that of the others."""
+    held = held_cases(tmp_path, spurious_et=True)
+    settings = Inference(threshold=0.25, choose=["thresholds", "min_region_mm3"])
+    partial = [case if int(case.name) % 2 == 0 else replace(case, annotated=(1, 2)) for case in held]
+    choice = choose_settings(partial, BRATS, settings)
+    assert "ET" not in choice.settings.min_region_mm3
+    assert "ET" not in choice.settings.thresholds
+    assert choice.before["ET"] == choice.after["ET"] == 1.0
+    nobody = choose_settings([replace(case, annotated=(4,)) for case in held], BRATS, settings)
+    assert set(nobody.before) == {"ET"}
+
+
+def test_what_nobody_has_annotated_chooses_nothing(tmp_path: Path) -> None:
+    """Two wrong voxels of ET in half of the cases, which the reference ignores."""
+    held = held_cases(tmp_path, spurious_et=True)
+    for case in held:
+        reference = np.asarray(nib.load(case.reference).dataobj).copy()
+        if int(case.name) % 2:
+            reference[6, 6, 6:8] = 9
+        save(case.reference, reference)
+    choice = choose_settings(
+        [replace(case, ignore=9) for case in held], BRATS, Inference(threshold=0.25, choose=["min_region_mm3"])
+    )
+    assert choice.settings.min_region_mm3 == {}
+    assert choice.before["ET"] == 1.0
+
+
 def test_the_estimate_is_of_settings_that_have_not_seen_the_case(tmp_path: Path) -> None:
     held = held_cases(tmp_path, spurious_et=True)
     # All wrong voxels are in fold 0: when it is left out, nothing speaks for a minimum, so its own gain must not be counted.
@@ -92,8 +121,6 @@ def test_a_gain_within_its_error_is_noise() -> None:
 
 def test_the_choice_is_what_to_labels_does(tmp_path: Path) -> None:
     """The mean Dice reported with the final settings on all cases, recomputed from label maps."""
-    import nibabel as nib
-
     held = held_cases(tmp_path, spurious_et=True)
     choice = choose_settings(held, BRATS, Inference(choose=["thresholds", "min_region_mm3"]))
     scores = []
