@@ -27,10 +27,12 @@ from cmt_med.data.conventions.names import (
 from cmt_med.data.conventions.signs import Signs, UnknownChallengeError, recognise
 from cmt_med.data.manifest import Manifest, load_manifest
 from cmt_med.data.meanings import annotated_values
+from cmt_med.data.preprocessing.cache import default_cache_folder
 from cmt_med.data.preprocessing.survey import Survey, survey
 from cmt_med.data.sources import case_list, find_dataset
 from cmt_med.data.sources.by_grid import keep_one_modality
 from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
+from cmt_med.data.volumes.journal import LARGE, journal_of
 
 NO_CONVENTION = "none"
 """The answer that labels are of no challenge: each is called by its number."""
@@ -119,7 +121,8 @@ def recognised(path: Path, listed: Path, convention: str | None, missing: Missin
             "a convention says what the labels of brain tumours mean", where=f"--convention {convention}",
             why=f"the channels are {', '.join(found.channels)}, no MR sequence", fix="leave it out, and name the labels",
         )  # fmt: skip
-    seen = _look(found)
+    seen = _look(found, path)
+    _keep_copies_together(found, seen)
     if not seen.cases:
         raise seen.problems[0]
     classes = sorted({case.class_name for case in seen.cases if case.class_name})
@@ -147,13 +150,37 @@ def recognised(path: Path, listed: Path, convention: str | None, missing: Missin
     return Recognised(found, seen, _manifest(found, seen, style, labels, listed), style, reasons)
 
 
-def _look(found: Dataset) -> Survey:
+def _keep_copies_together(found: Dataset, seen: Survey) -> None:
+    """Make cases with equal images those of one patient: one could else be trained on, and the other held out."""
+    cases = {case.name: case for case in seen.cases}
+    groups: dict[str, str] = {}
+    for names in seen.same.values():
+        together = {cases[name].group or name for name in names}
+        groups |= dict.fromkeys(together, min(together))
+        listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        classes = {cases[name].class_name for name in names} - {""}
+        folds = {cases[name].fold for name in names}
+        found.notes.append(
+            f"equal images: {listed}"
+            + (f"; their classes differ: {', '.join(sorted(classes))}" if len(classes) > 1 else "")
+            + ("; they lie in several folds, so that scores are optimistic" if len(folds) > 1 else "")
+            + ("; they count as one patient" if len(together) > 1 and folds == {None} else "")
+        )
+    if groups:
+        seen.cases = [
+            replace(case, group=groups.get(case.group or case.name, case.group)) if case.fold is None else case
+            for case in seen.cases
+        ]
+
+
+def _look(found: Dataset, path: Path) -> Survey:
     console = Console(stderr=True)
     progress = Progress(console=console, disable=not console.is_terminal, transient=True)
     with within_what_is_left(), progress as bar:
         task = bar.add_task("reading", total=len(found.cases))
         begun = time.monotonic()
-        result = survey(found.cases, found.channels, tick=lambda: bar.advance(task))
+        journal = journal_of(default_cache_folder(), path, "cases") if len(found.cases) >= LARGE else None
+        result = survey(found.cases, found.channels, tick=lambda: bar.advance(task), journal=journal)
     log.info("%d cases read in %.0f s", len(found.cases), time.monotonic() - begun)
     return result
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from cmt_med.data.preprocessing.normalisation import foreground_of
 from cmt_med.data.volumes import nifti
 from cmt_med.data.volumes.flags import copied_channels
 from cmt_med.data.volumes.gate import load_case
+from cmt_med.data.volumes.journal import Journal
 
 READERS = 4  # decompression leaves Python's lock; more readers only add memory
 
@@ -37,6 +39,7 @@ class Survey:
         shapes: voxels of each case's foreground box, per axis of the volume.
         spacings: voxel sizes in mm, per axis.
         demo: whether a header says that its volume is synthetic.
+        same: names of the cases whose images are equal, by their content.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -48,6 +51,7 @@ class Survey:
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     spacings: list[tuple[float, ...]] = field(default_factory=list)
     demo: bool = False
+    same: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,20 +61,25 @@ class _Seen:
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     demo: bool
+    content: str
 
 
-def survey(cases: Sequence[Case], channels: Sequence[str], *, tick: Callable[[], None] = lambda: None) -> Survey:
+def survey(
+    cases: Sequence[Case], channels: Sequence[str], *, tick: Callable[[], None] = lambda: None,
+    journal: Journal | None = None,
+) -> Survey:  # fmt: skip
     """Read all files of ``cases`` through the gate.
 
     Args:
         cases: to be read.
         channels: wanted of each, if it has them.
         tick: called after each case.
+        journal: remembers what was seen by an earlier call.
     """
 
     def look(case: Case) -> _Seen | DataError:
         try:
-            return _look(case, channels)
+            return _look(case, channels) if journal is None else _remembered(case, channels, journal)
         except DataError as error:
             return error
         except MemoryError:
@@ -88,13 +97,26 @@ def survey(cases: Sequence[Case], channels: Sequence[str], *, tick: Callable[[],
             result.shapes.append(seen.shape)
             result.spacings.append(seen.spacing)
             result.demo |= seen.demo
+            if seen.content:
+                result.same.setdefault(seen.content, []).append(case.name)
             if seen.copies:
                 result.copies[case.name] = seen.copies
             if seen.values is not None:
                 result.labelled += 1
                 result.values.update(seen.values)
                 result.values_in[case.name] = frozenset(seen.values)
+    if journal is not None:
+        journal.close()
+    result.same = {content: names for content, names in result.same.items() if len(names) > 1}
     return result
+
+
+def _remembered(case: Case, channels: Sequence[str], journal: Journal) -> _Seen:
+    files = [*(file for file, _ in case.images.values()), *filter(None, (case.label, case.mask))]
+    what = f"1 {list(channels)} {sorted(case.images)} {case.ignore} {list(map(str, case.colours.items()))}"
+    row = journal.remembered(files, what, lambda: asdict(_look(case, channels)))
+    pairs = [(str(one), str(other)) for one, other in row["copies"]]
+    return _Seen(row["values"], pairs, tuple(row["shape"]), tuple(row["spacing"]), row["demo"], row["content"])
 
 
 def _look(case: Case, channels: Sequence[str]) -> _Seen:
@@ -106,7 +128,9 @@ def _look(case: Case, channels: Sequence[str]) -> _Seen:
     values = None if loaded.label is None else [int(v) for v in np.unique(loaded.label) if v != case.ignore]
     copies = copied_channels(channels, loaded.image)
     demo = BANNER.encode() in nifti.description(next(iter(case.images.values()))[0])
-    return _Seen(values, copies, _box(inside), loaded.grid.spacing, demo)
+    flat = loaded.image.min() == loaded.image.max()  # an empty image is no copy of another
+    content = "" if flat else hashlib.blake2b(np.ascontiguousarray(loaded.image).data, digest_size=16).hexdigest()
+    return _Seen(values, copies, _box(inside), loaded.grid.spacing, demo, content)
 
 
 def _box(inside: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -64,7 +64,10 @@ def read(path: Path, channels: Sequence[str] | None) -> Dataset:
         found.cases.append(Case(name, images, case.pattern, group=name, colours=dict(found.colours)))
         missing = [n for n in names if n not in case.masks]
         if missing:
-            found.notes.append(f"case {name} has no mask of {', '.join(missing[:6])}")
+            found.annotated[name] = [n.lower() for n in names if n in case.masks]
+            found.notes.append(
+                f"case {name} has no mask of {', '.join(missing[:6])}: where these are, is not known there"
+            )
     have = {channel for case in found.cases for channel in case.images}
     found.channels = list(COLOURS) if have == {*COLOURS} else sorted(have)
     found.notes.append(f"a mask for each of {counted(len(names), 'structure')}: {', '.join(names[:8])}")
