@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cmt_med.launch.command import Debug, begin_work, run_command
+
+
+class Task(StrEnum):
+    """The answers to ``--task``."""
+
+    SEGMENTATION = "segmentation"
+    CLASSIFICATION = "classification"
 
 
 def init(
@@ -18,7 +26,9 @@ def init(
             help="A folder as downloaded (volumes, 2D images, a folder for each class), a dataset.json or a CSV table."
         ),
     ],
-    output: Annotated[Path, typer.Option(help="The config to write; the case list goes beside it, as NAME.json.")],
+    output: Annotated[
+        Path, typer.Option(help="The config to write, or a folder for it; its case list goes beside it.")
+    ],
     convention: Annotated[
         str | None,
         typer.Option(
@@ -26,6 +36,7 @@ def init(
             "only where init asks."
         ),
     ] = None,
+    task: Annotated[Task | None, typer.Option(help="What is learned, where there are label maps and classes.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the two files if they exist.")] = False,
     debug: Debug = False,
 ) -> int:
@@ -41,7 +52,7 @@ def init(
     from cmt_med.runs.setup import set_up  # what computes takes seconds to import
 
     begin_work()
-    return set_up(path, output, convention=convention, force=force)
+    return set_up(path, output, convention=convention, task=task.value if task else None, force=force)
 
 
 def main() -> int:

@@ -151,7 +151,7 @@ def check_folds(experiment: Experiment, overrides: Sequence[str]) -> Manifest:
     """
     assert experiment.folds is not None  # by the callers
     ensure_phantom(experiment, overrides)
-    manifest = data_set(Path(experiment.data.manifest), experiment.data.missing)
+    manifest = data_set(Path(experiment.data.manifest), experiment.data.missing, experiment.task)
     labelled = [case for case in manifest.cases if TASKS[experiment.task].has_target(case)]
     named = {case.fold for case in labelled}
     if None not in named and named and named != set(range(experiment.folds)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from cmt_med.data.sources import case_list, find_dataset
 from cmt_med.data.sources.by_grid import keep_one_modality
 from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
 from cmt_med.data.volumes.journal import LARGE, journal_of
+from cmt_med.runs.targets import choose, keep_copies_together, require_distinct_classes
 
 NO_CONVENTION = "none"
 """The answer that labels are of no challenge: each is called by its number."""
@@ -59,35 +59,38 @@ class Recognised:
     reasons: list[str] = field(default_factory=list)
 
 
-def data_set(path: Path, missing: Missing = "drop") -> Manifest:
+def data_set(path: Path, missing: Missing = "drop", task: str | None = None) -> Manifest:
     """The data set that a config names: a case list as it stands, or whatever ``init`` takes, whose files are read first.
 
     Args:
         path: of the data set.
         missing: ``data.missing`` of the config.
+        task: of the config; None if nobody has chosen.
 
     Raises:
         DataError: as of :func:`cmt_med.data.manifest.load_manifest` and :func:`recognised`.
     """
-    manifest, problems = data_set_with_problems(path, None, missing)
+    manifest, problems = data_set_with_problems(path, None, missing, task)
     for problem in problems:
         log.warning("left out: %s", problem.message())
     return manifest
 
 
 def data_set_with_problems(
-    path: Path, convention: str | None, missing: Missing = "drop"
+    path: Path, convention: str | None, missing: Missing = "drop", task: str | None = None
 ) -> tuple[Manifest, list[DataError]]:
     """:func:`data_set`, and the cases that were left out; ``convention`` as of :func:`recognised`."""
     if (case_list.recognises(path) or not path.exists()) and convention is None:
         return load_manifest(path), []
-    known = recognised(path, path, convention, missing)
+    known = recognised(path, path, convention, missing, task)
     for note in known.found.notes:
         log.info("%s: %s", path, note)
     return known.manifest, [*known.found.problems, *known.seen.problems]
 
 
-def recognised(path: Path, listed: Path, convention: str | None, missing: Missing = "drop") -> Recognised:
+def recognised(
+    path: Path, listed: Path, convention: str | None, missing: Missing = "drop", task: str | None = None
+) -> Recognised:
     """Read a data set as downloaded.
 
     Args:
@@ -95,10 +98,11 @@ def recognised(path: Path, listed: Path, convention: str | None, missing: Missin
         listed: where its case list will lie.
         convention: the answer to what the labels mean; None if nobody asked.
         missing: what is done with cases that lack a channel.
+        task: what is to be learned; None if nobody has chosen.
 
     Raises:
-        DataError: E_IO, E_LABEL, E_CONVENTION, or the first faulty case where none is left; ConfigError: for an answer that does
-            not fit.
+        DataError: E_IO, E_LABEL, E_CONVENTION, E_TASK where label maps and classes are there, or the first faulty case where none
+            is left; ConfigError: for an answer that does not fit.
     """
     by_number, convention = convention == NO_CONVENTION, None if convention == NO_CONVENTION else convention
     found = find_dataset(path)
@@ -122,11 +126,12 @@ def recognised(path: Path, listed: Path, convention: str | None, missing: Missin
             why=f"the channels are {', '.join(found.channels)}, no MR sequence", fix="leave it out, and name the labels",
         )  # fmt: skip
     seen = _look(found, path)
-    _keep_copies_together(found, seen)
+    keep_copies_together(found, seen)
+    choose(found, seen, task, path)
     if not seen.cases:
         raise seen.problems[0]
     classes = sorted({case.class_name for case in seen.cases if case.class_name})
-    _require_distinct_classes(classes, path)
+    require_distinct_classes(classes, path)
     if classes:
         manifest = Manifest(
             listed, found.name, tuple(seen.cases), tuple(found.channels), {}, found.demo or seen.demo, classes=tuple(classes),
@@ -148,29 +153,6 @@ def recognised(path: Path, listed: Path, convention: str | None, missing: Missin
             fix="check that these are the masks", code="E_LABEL",
         )  # fmt: skip
     return Recognised(found, seen, _manifest(found, seen, style, labels, listed), style, reasons)
-
-
-def _keep_copies_together(found: Dataset, seen: Survey) -> None:
-    """Make cases with equal images those of one patient: one could else be trained on, and the other held out."""
-    cases = {case.name: case for case in seen.cases}
-    groups: dict[str, str] = {}
-    for names in seen.same.values():
-        together = {cases[name].group or name for name in names}
-        groups |= dict.fromkeys(together, min(together))
-        listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        classes = {cases[name].class_name for name in names} - {""}
-        folds = {cases[name].fold for name in names}
-        found.notes.append(
-            f"equal images: {listed}"
-            + (f"; their classes differ: {', '.join(sorted(classes))}" if len(classes) > 1 else "")
-            + ("; they lie in several folds, so that scores are optimistic" if len(folds) > 1 else "")
-            + ("; they count as one patient" if len(together) > 1 and folds == {None} else "")
-        )
-    if groups:
-        seen.cases = [
-            replace(case, group=groups.get(case.group or case.name, case.group)) if case.fold is None else case
-            for case in seen.cases
-        ]
 
 
 def _look(found: Dataset, path: Path) -> Survey:
@@ -227,23 +209,6 @@ def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: di
         test=tuple(found.test),
         ignore=found.ignore,
     )
-
-
-def _require_distinct_classes(classes: list[str], path: Path) -> None:
-    """Raise for classes whose names differ in capitals, spaces or underscores alone.
-
-    Raises:
-        DataError: E_LABEL, naming both.
-    """
-    seen: dict[str, str] = {}
-    for name in classes:
-        other = seen.setdefault(re.sub(r"[\s_]+", "", name).casefold(), name)
-        if other != name:
-            raise DataError(
-                f"two classes have almost the same name: {other!r} and {name!r}", where=str(path),
-                why="one is more often a slip of the pen than a class of its own", fix="write both alike, or name them apart",
-                code="E_LABEL",
-            )  # fmt: skip
 
 
 def _listed(labels: dict[str, int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,23 +20,28 @@ from cmt_med.data.manifest import Manifest, manifest_content
 from cmt_med.data.preprocessing.survey import Survey
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.splits import split_cases
+from cmt_med.data.volumes.endings import volume_stem
 from cmt_med.runs.first_config import first_config
 from cmt_med.runs.recognition import Recognised, recognised
 
 log = logging.getLogger(__name__)
 
 
-def set_up(path: Path, output: Path, *, convention: str | None = None, force: bool = False) -> int:
+def set_up(
+    path: Path, output: Path, *, convention: str | None = None, task: str | None = None, force: bool = False
+) -> int:
     """Write a config and its case list, say what was found, and return the exit code; arguments as of ``cmt-med init``.
 
     Raises:
-        DataError: E_IO, E_LABEL, E_CONVENTION, or the first faulty case where none is left; OutputError: if a file exists.
+        DataError: E_IO, E_LABEL, E_CONVENTION, E_TASK, or the first faulty case where none is left; OutputError: if a file
+            exists.
     """
+    output = _config_file(output, path)
     listed = output.with_suffix(".json")
     _require_free(output, listed, force=force)
     if output.parent.is_dir():
         require_writable_folder(output.parent)  # found before minutes of reading
-    known = recognised(path, listed, convention)
+    known = recognised(path, listed, convention, task=task)
     require_writable_folder(output.parent)
     found, seen, manifest = known.found, known.seen, known.manifest
     if manifest.classes:
@@ -93,6 +99,14 @@ def _note_failures(found: Dataset, seen: Survey, folder: Path) -> list[dict[str,
     else:
         (folder / "failures.json").unlink(missing_ok=True)
     return failures
+
+
+def _config_file(output: Path, path: Path) -> Path:
+    """The config: the file that is named, or in a folder, one with the name of the data set."""
+    if output.suffix and not output.is_dir():
+        return output
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", volume_stem(path.resolve()).removesuffix(".json").removesuffix(".csv"))
+    return output / f"{name.strip('._-') or 'experiment'}.yaml"
 
 
 def _require_free(output: Path, listed: Path, *, force: bool) -> None:

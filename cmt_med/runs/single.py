@@ -90,7 +90,7 @@ def run_experiment(request: Request) -> int:
                 remove_leftovers(folder, *(folder / name for name in RUN_FILES))
             ensure_phantom(experiment, request.overrides)
         group.meet()
-        manifest = data_set(Path(experiment.data.manifest), experiment.data.missing)
+        manifest = data_set(Path(experiment.data.manifest), experiment.data.missing, experiment.task)
         experiment = bound_demo(experiment, manifest, list(request.overrides))
         banner = BANNER if manifest.demo else ""
         if banner:

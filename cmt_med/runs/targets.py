@@ -1,0 +1,77 @@
+"""What of a data set is learned: label maps or classes; and copies of images, which must not be on both sides of a split."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from cmt_med.base.errors import DataError
+from cmt_med.base.text import counted
+from cmt_med.data.preprocessing.survey import Survey
+from cmt_med.data.sources.dataset import Dataset
+
+
+def choose(found: Dataset, seen: Survey, task: str | None, path: Path) -> None:
+    """Leave of label maps and classes what the task learns.
+
+    Raises:
+        DataError: E_TASK, where both are there and no task is chosen, or what the task learns is not there.
+    """
+    classes = {case.class_name for case in seen.cases} - {""}
+    if task is None and classes and seen.labelled:
+        raise DataError(
+            "there are label maps and classes", where=str(path),
+            why=f"{counted(seen.labelled, 'case')} with a label map; the classes are {', '.join(sorted(classes)[:6])}",
+            fix="choose what is learned: --task segmentation or --task classification", code="E_TASK",
+        )  # fmt: skip
+    if (task == "classification" and not classes) or (task == "segmentation" and not seen.labelled):
+        raise DataError(
+            f"there is nothing for {task} to learn", where=str(path),
+            why="no case has a class" if task == "classification" else "no case has a label map",
+            fix="leave --task out to see what is there", code="E_TASK",
+        )  # fmt: skip
+    if task == "segmentation":
+        seen.cases = [replace(case, class_name="") for case in seen.cases]
+    if task == "classification":
+        seen.cases = [replace(case, label=None) for case in seen.cases]
+
+
+def keep_copies_together(found: Dataset, seen: Survey) -> None:
+    """Make cases with equal images those of one patient: one could else be trained on, and the other held out."""
+    cases = {case.name: case for case in seen.cases}
+    groups: dict[str, str] = {}
+    for names in seen.same.values():
+        together = {cases[name].group or name for name in names}
+        groups |= dict.fromkeys(together, min(together))
+        listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        classes = {cases[name].class_name for name in names} - {""}
+        folds = {cases[name].fold for name in names}
+        found.notes.append(
+            f"equal images: {listed}"
+            + (f"; their classes differ: {', '.join(sorted(classes))}" if len(classes) > 1 else "")
+            + ("; they lie in several folds, so that scores are optimistic" if len(folds) > 1 else "")
+            + ("; they count as one patient" if len(together) > 1 and folds == {None} else "")
+        )
+    if groups:
+        seen.cases = [
+            replace(case, group=groups.get(case.group or case.name, case.group)) if case.fold is None else case
+            for case in seen.cases
+        ]
+
+
+def require_distinct_classes(classes: list[str], path: Path) -> None:
+    """Raise for classes whose names differ in capitals, spaces or underscores alone.
+
+    Raises:
+        DataError: E_LABEL, naming both.
+    """
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(re.sub(r"[\s_]+", "", name).casefold(), name)
+        if other != name:
+            raise DataError(
+                f"two classes have almost the same name: {other!r} and {name!r}", where=str(path),
+                why="one is more often a slip of the pen than a class of its own", fix="write both alike, or name them apart",
+                code="E_LABEL",
+            )  # fmt: skip
