@@ -11,7 +11,7 @@ QUICK := tests/test_layers.py tests/launch tests/config tests/base tests/blocks 
 # What browser tests drive; where npm is missing they skip, and say why.
 VIEWER_IF_NPM := $(if $(shell command -v npm 2>/dev/null),$(VIEWER))
 
-.PHONY: brats test quick soak lint viewer sbom audit clean
+.PHONY: brats test quick soak lint viewer validators sbom audit clean
 
 brats: $(STAMP)  ## phantom (or your data: MANIFEST=...) -> train -> infer -> evaluate -> report
 	$(BIN)/python pipelines/brats.py $(if $(MANIFEST),--manifest $(MANIFEST)) $(if $(OUTPUT),--output $(OUTPUT))
@@ -31,6 +31,12 @@ viewer: $(VIEWER)  ## the volume viewer of reports and of `cmt-med view`; needs 
 $(VIEWER): viewer/viewer.js viewer/build.mjs viewer/package.json viewer/package-lock.json $(wildcard viewer/licenses/*)
 	@command -v npm >/dev/null || { echo "npm not found; install Node.js 18 or later (Debian: nodejs npm)" >&2; exit 64; }
 	cd viewer && npm ci --ignore-scripts --no-audit --no-fund && npm run --silent build
+
+validators: .validators/nnunetv2  ## nnU-Net's and BIDS' own checks, against which tests hold what convert writes
+
+.validators/nnunetv2: $(STAMP) tests/validators.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .validators -r tests/validators.txt
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -56,4 +62,4 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) sbom.json viewer/node_modules cmt_med/reports/assets build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .validators sbom.json viewer/node_modules cmt_med/reports/assets build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
