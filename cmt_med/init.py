@@ -19,6 +19,13 @@ class Task(StrEnum):
     CLASSIFICATION = "classification"
 
 
+class Missing(StrEnum):
+    """The answers to ``--missing``."""
+
+    DROP = "drop"
+    ZEROS = "zeros"
+
+
 def init(
     path: Annotated[
         Path,
@@ -37,6 +44,10 @@ def init(
         ),
     ] = None,
     task: Annotated[Task | None, typer.Option(help="What is learned, where there are label maps and classes.")] = None,
+    missing: Annotated[
+        Missing | None,
+        typer.Option(help="Cases that lack a channel: drop leaves them out, zeros has 0 for it; only where init asks."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the two files if they exist.")] = False,
     debug: Debug = False,
 ) -> int:
@@ -52,7 +63,14 @@ def init(
     from cmt_med.runs.setup import set_up  # what computes takes seconds to import
 
     begin_work()
-    return set_up(path, output, convention=convention, task=task.value if task else None, force=force)
+    return set_up(
+        path,
+        output,
+        convention=convention,
+        task=task.value if task else None,
+        missing=missing.value if missing else None,
+        force=force,
+    )
 
 
 def main() -> int:

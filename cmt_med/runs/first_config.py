@@ -39,6 +39,7 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
     )
     brain = bool(manifest.convention) or is_brain_tumour(manifest.labels, manifest.channels)
     patients = len({case.group for case in manifest.cases})
+    lacking = sum(len(case.images) < len(manifest.channels) for case in manifest.cases)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", output.stem).lstrip("._-")[:100] or "experiment"
     return environment.get_template("experiment.yaml.j2").render(
         name=name,
@@ -55,6 +56,7 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
         patch=_whole(seen, found) if manifest.classes else _patch(seen, 2 if found.pictures else 3),
         spacing=_spacing(seen),
         cases=len(manifest.cases),
+        zeros=counted(lacking, "case") if lacking else "",
         incomplete=counted(len(found.incomplete), "case") if found.incomplete else "",
         patients=patients,
     )

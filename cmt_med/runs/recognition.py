@@ -32,7 +32,14 @@ from cmt_med.data.sources import case_list, find_dataset
 from cmt_med.data.sources.by_grid import keep_one_modality
 from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
 from cmt_med.data.volumes.journal import LARGE, journal_of
-from cmt_med.runs.targets import choose, keep_copies_together, require_distinct_classes
+from cmt_med.runs.targets import (
+    ask_about_incomplete,
+    choose,
+    keep_copies_together,
+    leave_out_unnamed,
+    require_distinct_classes,
+    require_one_foreground,
+)
 
 NO_CONVENTION = "none"
 """The answer that labels are of no challenge: each is called by its number."""
@@ -89,7 +96,7 @@ def data_set_with_problems(
 
 
 def recognised(
-    path: Path, listed: Path, convention: str | None, missing: Missing = "drop", task: str | None = None
+    path: Path, listed: Path, convention: str | None, missing: Missing | None = None, task: str | None = None
 ) -> Recognised:
     """Read a data set as downloaded.
 
@@ -97,7 +104,7 @@ def recognised(
         path: as of ``cmt-med init``.
         listed: where its case list will lie.
         convention: the answer to what the labels mean; None if nobody asked.
-        missing: what is done with cases that lack a channel.
+        missing: what is done with cases that lack a channel; None to ask where a third of them do.
         task: what is to be learned; None if nobody has chosen.
 
     Raises:
@@ -109,11 +116,13 @@ def recognised(
     if found.by_name:
         require_distinct([case.name for case in found.cases], str(path))
     keep_one_modality(found)
-    leave_out_incomplete(found, missing)
+    leave_out_incomplete(found, missing or "drop")
+    if missing is None:
+        ask_about_incomplete(found)
     if not found.cases:
         raise found.problems[0] if found.problems else _nothing(path)
     if not any(case.label or case.class_name for case in found.cases):
-        strange = [problem for problem in found.problems if problem.code == "E_LABEL"]
+        strange = [problem for problem in found.problems if problem.code in ("E_LABEL", "E_DICOM")]
         raise strange[0] if strange else _unlabelled(path, pictures=found.pictures)
     if convention is not None and any(case.class_name for case in found.cases):
         raise ConfigError(
@@ -141,12 +150,15 @@ def recognised(
     if not seen.labelled:
         raise seen.problems[0] if seen.problems else _unlabelled(path, pictures=found.pictures)
     if by_number or not (found.labels or found.convention or convention or set(found.channels) & set(SEQUENCES)):
+        require_one_foreground(seen, path)
         found.labels, found.convention = labels_by_number(seen.values), ""
         found.notes.append(
             f"nothing names the labels: {_listed(found.labels)}; rename them under 'labels' in the case list"
         )
     style, reasons = _convention(found, seen, convention)
     labels = style.labels if style is not None else found.labels
+    if style is None:
+        leave_out_unnamed(seen, labels, found.named_by)
     if not any(seen.values.keys() - {0}):
         raise DataError(
             "all label maps are empty", where=str(path), why="there is nothing to learn from",

@@ -13,6 +13,7 @@ import numpy as np
 from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, OutputError
 from cmt_med.base.files import require_writable_folder, write_json, write_text
 from cmt_med.base.text import counted, visible
+from cmt_med.config.data import Missing
 from cmt_med.config.reading import load_config
 from cmt_med.config.schema import Experiment
 from cmt_med.data.conventions.signs import cavities_in_doubt
@@ -28,7 +29,13 @@ log = logging.getLogger(__name__)
 
 
 def set_up(
-    path: Path, output: Path, *, convention: str | None = None, task: str | None = None, force: bool = False
+    path: Path,
+    output: Path,
+    *,
+    convention: str | None = None,
+    task: str | None = None,
+    missing: Missing | None = None,
+    force: bool = False,
 ) -> int:
     """Write a config and its case list, say what was found, and return the exit code; arguments as of ``cmt-med init``.
 
@@ -41,7 +48,7 @@ def set_up(
     _require_free(output, listed, force=force)
     if output.parent.is_dir():
         require_writable_folder(output.parent)  # found before minutes of reading
-    known = recognised(path, listed, convention, task=task)
+    known = recognised(path, listed, convention, missing, task)
     require_writable_folder(output.parent)
     found, seen, manifest = known.found, known.seen, known.manifest
     if manifest.classes:
@@ -74,7 +81,7 @@ def _set_up_classes(known: Recognised, path: Path, output: Path) -> int:
         "classes:    " + ", ".join(f"{name} ({counted(counts[name], 'case')})" for name in classes),
         f"channels:   {', '.join(manifest.channels)}",
         *(f"note:       {note}" for note in found.notes),
-        *_incomplete(found, path),
+        *_incomplete(found),
         *(f"note:       of {name} there is one case: it is trained on or scored, not both" for name in rare),
         *_untaught([case.name for case in manifest.cases if not case.class_name], "class"),
         *(f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}" for failure in failures),
@@ -150,7 +157,7 @@ def _told(known: Recognised, path: Path, failures: list[dict[str, str]]) -> Iter
         )
     for note in found.notes:
         yield f"note:       {note}"
-    yield from _incomplete(found, path)
+    yield from _incomplete(found)
     yield from _untaught([case.name for case in manifest.cases if case.label is None], "label map")
     if {1, 255} <= seen.values.keys() and not any({1, 255} <= values for values in seen.values_in.values()):
         yield (
@@ -167,13 +174,11 @@ def _told(known: Recognised, path: Path, failures: list[dict[str, str]]) -> Iter
         yield f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}"
 
 
-def _incomplete(found: Dataset, path: Path) -> Iterator[str]:
+def _incomplete(found: Dataset) -> Iterator[str]:
     """A line on how to use the cases that were left out because they lack a channel."""
     if found.incomplete:
-        yield (
-            f"note:       {counted(len(found.incomplete), 'case')} without a channel left out; with data.manifest={path} and "
-            "data.missing=zeros they are used, with 0 in its place"
-        )
+        count = counted(len(found.incomplete), "case")
+        yield f"note:       {count} without a channel left out; --missing zeros uses them, with 0 for it"
 
 
 def _untaught(names: list[str], lacking: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,61 @@ from cmt_med.base.errors import DataError
 from cmt_med.base.text import counted
 from cmt_med.data.preprocessing.survey import Survey
 from cmt_med.data.sources.dataset import Dataset
+
+
+def ask_about_incomplete(found: Dataset) -> None:
+    """Raise where a third of the cases or more lack a channel.
+
+    Raises:
+        DataError: E_CHANNEL, with the answers.
+    """
+    lacking, total = len(found.incomplete), len(found.incomplete) + len(found.cases)
+    if lacking and 3 * lacking >= total:
+        raise DataError(
+            f"{lacking} of {counted(total, 'case')} lack a channel", where=found.title,
+            why=f"of {', '.join(found.channels)}, not all are there: {', '.join(found.incomplete[:5])}",
+            fix="--missing drop leaves these cases out, --missing zeros uses them with 0 for the channel; a case list can name "
+            "fewer channels", code="E_CHANNEL",
+        )  # fmt: skip
+
+
+def require_one_foreground(seen: Survey, path: Path) -> None:
+    """Raise where the foreground is 1 in some cases and 255 in others, and nothing says that these are two labels.
+
+    Raises:
+        DataError: E_LABEL.
+    """
+    if set(seen.values) - {0} == {1, 255} and not any({1, 255} <= values for values in seen.values_in.values()):
+        raise DataError(
+            f"the foreground is 1 in {counted(seen.values[1], 'case')} and 255 in {seen.values[255]}", where=str(path),
+            why="if both mean the same, two labels would be learned in place of one",
+            fix="rewrite one kind; if they are two labels, name them in a case list", code="E_LABEL",
+        )  # fmt: skip
+
+
+def leave_out_unnamed(seen: Survey, labels: Mapping[str, int], named_by: str) -> None:
+    """Move cases whose label maps have values that no label has from ``cases`` to ``problems``.
+
+    Raises:
+        DataError: E_LABEL, if no case is left.
+    """
+    known, kept = set(labels.values()), []
+    for case in seen.cases:
+        strange = sorted(seen.values_in.get(case.name, frozenset()) - known)
+        if not strange:
+            kept.append(case)
+            continue
+        problem = DataError(
+            f"label values {', '.join(map(str, strange[:8]))} have no name", where=f"case {case.name}",
+            why=f"{named_by or 'the case list'} names {', '.join(f'{v} {name}' for name, v in list(labels.items())[:8])}",
+            fix="name them, or correct the label map", code="E_LABEL",
+        )  # fmt: skip
+        problem.case = case.name
+        seen.problems.append(problem)
+    if not kept:
+        raise seen.problems[0]
+    seen.cases = kept
+    seen.labelled = sum(case.label is not None for case in kept)
 
 
 def choose(found: Dataset, seen: Survey, task: str | None, path: Path) -> None:

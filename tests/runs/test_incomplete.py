@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cmt_med.compare import compare
+from cmt_med.config.reading import load_config
 from cmt_med.data.phantom_years import write_as_downloaded
 from cmt_med.evaluate import evaluate
 from cmt_med.infer import infer
@@ -330,18 +331,20 @@ def test_a_model_that_has_not_learned_it_refuses_such_a_case(tmp_path: Path) -> 
 
 
 def test_a_folder_of_which_half_lacks_a_channel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Init leaves it out, and says how to use it: the folder itself as data.manifest, with data.missing=zeros."""
+    """Init asks; then the config uses it, and so does the folder itself as data.manifest, with data.missing=zeros."""
     folder = tmp_path / "d"
     names = write_as_downloaded(folder, "brats2021", heads=4, spacing=12.0)
     for name, channel in zip(names[:2], ("flair", "t1ce"), strict=True):
         (folder / name / f"{name}_{channel}.nii.gz").unlink()
-    assert run_command(init, [str(folder), "--output", str(tmp_path / "my.yaml")]) == 2
-    told = capsys.readouterr().out
-    assert (
-        f"2 cases without a channel left out; with data.manifest={folder} and data.missing=zeros they are used" in told
-    )
+    words = [str(folder), "--output", str(tmp_path / "my.yaml")]
+    assert run_command(init, words) == 65
+    assert "--missing drop leaves these cases out, --missing zeros uses them" in capsys.readouterr().err
+    assert run_command(init, [*words, "--missing", "drop"]) == 2
+    assert "2 cases without a channel left out" in capsys.readouterr().out
     assert [case["id"] for case in json.loads((tmp_path / "my.json").read_text())["training"]] == names[2:]
-    assert "# missing: zeros " in (tmp_path / "my.yaml").read_text()
+    assert run_command(init, [*words, "--missing", "zeros", "--force"]) == 0
+    assert [case["id"] for case in json.loads((tmp_path / "my.json").read_text())["training"]] == names
+    assert load_config(tmp_path / "my.yaml").data.missing == "zeros"
     sets = [f"network.options={TINY}", "train.epochs=1", "train.patch_size=[8, 8, 8]", "data.workers=0", "data.missing=zeros",
             f"data.manifest={folder}", "data.split={by: last, count: 1}", f"output={tmp_path / 'run'}"]  # fmt: skip
     words = [word for one in sets for word in ("--set", one)]

@@ -70,6 +70,12 @@ def find_dataset(path: Path, channels: Sequence[str] | None = None) -> Dataset:
         source = next((source for source in SOURCES if source.recognises(path)), None)
     except OSError as error:  # a folder that must not be looked into
         raise io_error(error, path) from error
+    if case_list.recognises(path) and bids.recognises(path):
+        raise DataError(
+            "the folder has two descriptions of a data set", where=readable_name(path),
+            why=f"{case_list.LIST} and {bids.DESCRIPTION} may name other cases",
+            fix="remove one, or give the file of the one meant", code="E_MANIFEST",
+        )  # fmt: skip
     if source is None:
         raise DataError(
             "the input cannot be read", where=readable_name(path), why="it is neither a file nor a folder",

@@ -130,6 +130,9 @@ def _studies(path: Path, found: Dataset) -> list[_Study]:
     if others:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         found.notes.append(f"DICOM files that are no volumes, and not read: {listed}")
+    for study in studies.values():
+        if study.labels and not study.series:
+            found.problems.append(_without_images(study.labels[0], "the study has no images"))
     scouts = 0
     for study in studies.values():
         for key, series in list(study.series.items()):
@@ -235,6 +238,13 @@ def _label(study: _Study) -> Tags | None:
     return study.labels[0] if study.labels else None
 
 
+def _without_images(label: Tags, why: str) -> DataError:
+    return DataError(
+        "the images that the segmentation belongs to are not there", where=readable_name(label.path), why=why,
+        fix="add the series, or remove the segmentation", code="E_DICOM",
+    )  # fmt: skip
+
+
 def _on_one_grid(study: _Study, label: Tags | None, found: Dataset) -> list[_Series]:
     """The series on the grid that the segmentation was drawn on; without one, those on the grid that most of them share."""
     every = list(study.series.values())
@@ -242,11 +252,7 @@ def _on_one_grid(study: _Study, label: Tags | None, found: Dataset) -> list[_Ser
         uid, instances = series_of_labels(label.path)
         drawn = [s for s in every if s.uid == uid or any(tags.instance in instances for tags in s.slices)]
         if not drawn:
-            raise DataError(
-                "the images that the segmentation belongs to are not there", where=f"case {study.name}: {label.path.name}",
-                why=f"the study has {', '.join(s.named() for s in every[:6])}", fix="add the series, or remove the segmentation",
-                code="E_DICOM",
-            )  # fmt: skip
+            raise _without_images(label, f"the study has {', '.join(s.named() for s in every[:6])}")
         usual = drawn[0]
     else:
         usual = max(every, key=lambda series: sum(series.lies_on(other) for other in every))
