@@ -23,7 +23,7 @@ from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.nnunet import IGNORE, SPLITS
 from cmt_med.data.volumes.endings import looks_like_picture
-from cmt_med.data.volumes.gate import load_case
+from cmt_med.data.volumes.gate import load_case, load_labels
 from cmt_med.data.volumes.written import write_volume
 from cmt_med.runs.recognition import data_set_with_problems
 
@@ -262,6 +262,8 @@ def _write_label(case: Case, manifest: Manifest, values: Mapping[int, int], targ
     if (
         target.name.endswith(NIFTI)
         and case.label.name.endswith(NIFTI)
+        and case.label.is_file()
+        and loaded.grid.equals(load_labels(case.label, case.name, colours=case.colours)[1])
         and all(old == new for old, new in values.items())
     ):
         _place(case.label, target)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.sources import by_channel
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.sources.file_names import MODALITIES
-from cmt_med.data.sources.pictures import case_name, image_cases, in_colour, names_images, names_labels
+from cmt_med.data.sources.pictures import case_name, in_colour, names_images, names_labels
 from cmt_med.data.sources.split_folders import SPLITS
 from cmt_med.data.sources.walk import MAX_DEPTH, walk
 from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
@@ -49,11 +49,12 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, channels: Sequence[str] | None) -> Dataset:
     """Find the cases under a folder; with masks, if no channels are asked for."""
-    if channels is not None:
-        pictures = any(looks_like_picture(file) for case in _cases(path).values() for file in case.images)
-        return image_cases(path, channels) if pictures else by_channel.read(path, channels)
-    found = Dataset("folder with a mask for each structure", path.resolve().name, by_name=True)
     cases = _cases(path)
+    if channels is not None and not any(looks_like_picture(file) for case in cases.values() for file in case.images):
+        return by_channel.read(path, channels)
+    found = Dataset("folder with a mask for each structure", path.resolve().name, by_name=True)
+    if channels is not None:
+        return _images_alone(cases, channels, found)
     names = sorted({name for case in cases.values() for name in case.masks})
     found.labels = {"background": 0} | {name.lower(): i for i, name in enumerate(names, 1)}
     found.colours = {name: i for i, name in enumerate(names, 1)}
@@ -71,6 +72,15 @@ def read(path: Path, channels: Sequence[str] | None) -> Dataset:
     have = {channel for case in found.cases for channel in case.images}
     found.channels = list(COLOURS) if have == {*COLOURS} else sorted(have)
     found.notes.append(f"a mask for each of {counted(len(names), 'structure')}: {', '.join(names[:8])}")
+    return found
+
+
+def _images_alone(cases: Mapping[str, _Found], channels: Sequence[str], found: Dataset) -> Dataset:
+    """The pictures of the cases, for a network."""
+    for name, case in sorted(cases.items()):
+        positions = {channel: (case.images[0], i if len(channels) > 1 else None) for i, channel in enumerate(channels)}
+        found.cases.append(Case(name, positions, group=name))
+    found.channels = list(channels)
     return found
 
 
