@@ -11,6 +11,7 @@ from cmt_med.config.sections import (
     PercentRange,
     Positive,
     Section,
+    ValueRange,
     VoxelSize,
 )
 
@@ -82,9 +83,21 @@ class Data(Section):
     clip: PercentRange | None = Field(
         None, strict=False, description="percentiles that brightness is clipped to, per channel"
     )
+    window: dict[str, ValueRange] | None = Field(
+        None,
+        description="channel: [lowest, highest] value that it is clipped to, which become -1 and 1 in every case, in place of "
+        "z-scores: for CT, whose values (HU) mean the same in all cases",
+    )
     foreground_channel: bool = Field(False, description="give the network the foreground mask as one more channel")
     slice_axis: Literal[0, 1, 2, "all"] | None = Field(
         None,
         description="axis (right, front, top) that 2D slices lie across; all: trained on and averaged over the three",
     )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare batches; results are the same")
+
+    @field_validator("window")
+    @classmethod
+    def _not_empty(cls, window: dict[str, tuple[float, float]] | None) -> dict[str, tuple[float, float]] | None:
+        if window == {}:
+            raise ValueError("name a channel, as {ct: [-160, 240]}, or leave it out")
+        return window

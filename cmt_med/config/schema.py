@@ -22,7 +22,7 @@ __all__ = [
 LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("task",): "segmentation", ("optimizer", "name"): "adamw", ("optimizer", "betas"): (0.9, 0.99),
     ("optimizer", "momentum"): 0.99, ("optimizer", "layer_decay"): 1.0, ("network", "freeze"): None, ("train", "loss"): "dice_ce",
-    ("data", "enlarge"): True, ("data", "missing"): "drop", ("augmentation", "channel_dropout"): 0.0,
+    ("data", "enlarge"): True, ("data", "missing"): "drop", ("data", "window"): None, ("augmentation", "channel_dropout"): 0.0,
     ("classification",): Classification().model_dump(),
 }  # fmt: skip
 """Keys that came after runs had been begun without them, and the values that mean what those runs did."""

@@ -22,6 +22,16 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 PercentRange = Annotated[tuple[Percent, Percent], AfterValidator(_rising)]
+
+
+def _wide(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] >= pair[1]:
+        raise ValueError(f"the first value must be below the second; {pair[0]:g} and {pair[1]:g} leave no contrast")
+    return pair
+
+
+Value = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+ValueRange = Annotated[tuple[Value, Value], AfterValidator(_wide), Field(strict=False)]
 VoxelSize = Annotated[float, Field(ge=1e-4, le=1e3, allow_inf_nan=False)]
 """Edge of a voxel in mm, from a tenth of a micrometre (light microscopy) to a metre; anything else is a slip of the pen."""
 

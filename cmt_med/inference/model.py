@@ -22,6 +22,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.base.files import sha256, write_bytes, write_json
 from cmt_med.base.text import strict_json
 from cmt_med.config.schema import Inference, PercentRange, Section, VoxelSize, with_new_names
+from cmt_med.config.sections import ValueRange
 from cmt_med.data.preprocessing.fingerprint import Fingerprint
 from cmt_med.data.volumes.streams import MAX_VOXELS
 from cmt_med.tasks import TASKS
@@ -56,6 +57,7 @@ class _Preprocessing(Section):
     size: list[_Edge] | None = Field(None, min_length=3, max_length=3)  # of whole images
     enlarge: bool = True
     missing: Literal["zeros"] | None = None
+    window: list[ValueRange | None] | None = None  # by channel
 
     @model_validator(mode="after")
     def _modest(self) -> _Preprocessing:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cmt_med.base.text import counted
 from cmt_med.data.conventions.names import is_brain_tumour
+from cmt_med.data.conventions.units import in_hounsfield_units
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.survey import Survey
 from cmt_med.data.sources.dataset import Dataset
 
 PATCHES = (128, 96, 64, 48, 32, 16)
 PATCHES_2D = (256, 192, 128, 96, 64, 32)
+WIDE = (-1000.0, 1000.0)
+"""HU, of CT without label maps: from air to bone."""
 WHOLE_2D, WHOLE_3D = 128, 96
 """Longest edge of whole images: what a CPU trains on in minutes; a GPU can have more."""
 
@@ -55,11 +60,31 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
         classes=list(manifest.classes),
         patch=_whole(seen, found) if manifest.classes else _patch(seen, 2 if found.pictures else 3),
         spacing=_spacing(seen),
+        window=_mapping(window_of(manifest, seen)),
         cases=len(manifest.cases),
         zeros=counted(lacking, "case") if lacking else "",
         incomplete=counted(len(found.incomplete), "case") if found.incomplete else "",
         patients=patients,
     )
+
+
+def window_of(manifest: Manifest, seen: Survey) -> dict[str, list[int]]:
+    """Channel -> the window of a CT: between the percentiles of its labelled voxels, as cases have them on average.
+
+    Of whole images with classes, where no voxel is labelled, from air to bone. Rounded to tens of HU, outwards; at least 100 HU.
+    """
+    found = {}
+    for name in manifest.channels:
+        if not in_hounsfield_units(name, seen.ranges.get(name, [])):
+            continue
+        low, high = np.mean(seen.inside[name], axis=0) if seen.inside.get(name) else WIDE
+        middle, half = (low + high) / 2, max(50.0, (high - low) / 2)
+        found[name] = [math.floor((middle - half) / 10) * 10, math.ceil((middle + half) / 10) * 10]
+    return found
+
+
+def _mapping(windows: Mapping[str, Sequence[int]]) -> str:
+    return f"{{{', '.join(f'{_quoted(name)}: {list(pair)}' for name, pair in windows.items())}}}" if windows else ""
 
 
 def _folds(manifest: Manifest) -> int:

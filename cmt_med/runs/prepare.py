@@ -92,6 +92,12 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
             why=f"the case list names {', '.join(manifest.channels)}",
             fix=f"--set data.channels='[{', '.join(manifest.channels)}]'",
         )
+    strange = [name for name in settings.window or () if name not in settings.channels]
+    if strange:
+        raise ConfigError(
+            f"there is no channel {strange[0]!r}", where="data.window", why=f"data.channels are {', '.join(settings.channels)}",
+            fix="name channels of the config",
+        )  # fmt: skip
     task = TASKS[experiment.task].from_data(experiment, manifest)
     task.check(experiment.inference)
     labelled = [case for case in manifest.cases if task.has_target(case)]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cmt_med.base.errors import ConfigError, DataError
+from cmt_med.base.text import counted
 from cmt_med.compute.memory import within_what_is_left
 from cmt_med.config.schema import Missing
 from cmt_med.data.case import Case
@@ -113,6 +114,8 @@ def recognised(
     """
     by_number, convention = convention == NO_CONVENTION, None if convention == NO_CONVENTION else convention
     found = find_dataset(path)
+    if found.boxes:
+        raise _of_boxes(found, path)
     if found.by_name:
         require_distinct([case.name for case in found.cases], str(path))
     keep_one_modality(found)
@@ -226,6 +229,14 @@ def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: di
 def _listed(labels: dict[str, int]) -> str:
     more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""
     return ", ".join(f"{value} {name}" for name, value in list(labels.items())[:8]) + more
+
+
+def _of_boxes(found: Dataset, path: Path) -> DataError:
+    return DataError(
+        "these are boxes around objects, which no task learns yet", where=str(path),
+        why=f"{found.kind}, {counted(len(found.cases), 'image')}: {found.notes[-1]}",
+        fix="give label maps, numbered objects or classes; cmt-med inspect shows the images", code="E_TASK",
+    )  # fmt: skip
 
 
 def _nothing(path: Path) -> DataError:

@@ -237,6 +237,9 @@ def test_from_inspect_to_evaluate(
         capfd.readouterr()
     )
     assert (tmp_path / "run/report/report.html").is_file()
+    card = json.loads((tmp_path / "run/model/model.json").read_text())
+    named_ct = (decathlon, nnunet_1, nnunet_2, patients, structures, dicom_seg, dicom_rtstruct)
+    assert bool(card["preprocessing"].get("window")) == (make in named_ct)
     out = tmp_path / "out"
     words = ["--model", str(tmp_path / "run"), "--input", str(path), "--output", str(out)]
     assert run_command(infer, words) == 0, capfd.readouterr()

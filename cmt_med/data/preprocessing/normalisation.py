@@ -46,22 +46,30 @@ def foreground_of(loaded: Loaded) -> NDArray[np.bool_]:
 class Normalised(MapTransform):
     """z-score per channel, over all voxels or over the foreground, with zero outside it.
 
-    With ``clip``, brightness is first clipped to these percentiles of the same voxels: a few bright vessels would else set
+    A channel that has one of ``windows`` is clipped to its lowest and highest value, which become -1 and 1, the same in every
+    case. With ``clip``, brightness is first clipped to these percentiles of the same voxels: a few bright vessels would else set
     the scale of a whole scan. A channel that is constant there becomes zeros: to divide by its standard deviation would
     blow up rounding errors into an image.
     """
 
-    def __init__(self, keys: Sequence[str], *, over: str, clip: Sequence[float] | None) -> None:
+    def __init__(
+        self, keys: Sequence[str], *, over: str, clip: Sequence[float] | None,
+        windows: Sequence[Sequence[float] | None] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(keys)
-        self.over, self.clip = over, clip
+        self.over, self.clip, self.windows = over, clip, windows
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         result = dict(data)
         inside = data["foreground"][0] > 0 if self.over == "foreground" else None
         for key in self.key_iterator(result):
             image = result[key].clone()
-            for channel in image:
+            for channel, window in zip(image, self.windows or [None] * len(image), strict=True):
                 values = _chosen(channel, inside)
+                if window is not None and not _is_constant(values):
+                    middle, half = (window[0] + window[1]) / 2, (window[1] - window[0]) / 2
+                    channel.clamp_(*window).sub_(middle).div_(half)
+                    continue
                 if self.clip is not None:
                     low, high = np.percentile(values.numpy(), self.clip)
                     channel.clamp_(float(low), float(high))

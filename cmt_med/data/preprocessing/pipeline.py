@@ -109,7 +109,9 @@ def preprocessing(data: Data | Mapping[str, Any], *, with_label: bool) -> Compos
         steps.append(spacing)
     if settings["crop_foreground"]:
         steps.append(CropForegroundd(keys, source_key="foreground", margin=FOREGROUND_MARGIN, allow_smaller=True))
-    steps.append(Normalised(["image"], over=settings["normalise"], clip=settings["clip"]))
+    steps.append(
+        Normalised(["image"], over=settings["normalise"], clip=settings["clip"], windows=settings.get("window"))
+    )
     if settings.get("foreground_channel"):
         steps.append(WithForeground(["image"]))
     if settings.get("size"):
@@ -124,7 +126,8 @@ def seen_by(loaded: Loaded, settings: Mapping[str, Any]) -> Loaded:
 
 
 def preprocessing_settings(data: Data) -> dict[str, Any]:
-    """The settings that :func:`preprocessing` depends on, and ``missing`` if a case may lack a channel.
+    """The settings that :func:`preprocessing` depends on, ``window`` of each channel if one has any, and
+    ``missing`` if a case may lack a channel.
 
     They are part of the model and of the cache's key.
     """
@@ -134,6 +137,7 @@ def preprocessing_settings(data: Data) -> dict[str, Any]:
         "normalise": data.normalise,
         "clip": data.clip,
         "foreground_channel": data.foreground_channel,
+        **({"window": [data.window.get(name) for name in data.channels]} if data.window else {}),
         **({"missing": data.missing} if data.missing != "drop" else {}),
     }
 

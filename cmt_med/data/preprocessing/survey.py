@@ -22,6 +22,8 @@ from cmt_med.data.volumes.flags import copied_channels
 from cmt_med.data.volumes.gate import load_case
 from cmt_med.data.volumes.journal import Journal
 
+MIDDLE = (0.5, 99.5)
+"""Percentiles of the labelled voxels."""
 READERS = 4  # decompression leaves Python's lock; more readers only add memory
 
 
@@ -39,6 +41,8 @@ class Survey:
         shapes: voxels of each case's foreground box, per axis of the volume.
         spacings: voxel sizes in mm, per axis.
         demo: whether a header says that its volume is synthetic.
+        ranges: channel -> smallest and largest value of each case.
+        inside: channel -> percentiles 0.5 and 99.5 of the labelled voxels of each case that has some.
         same: names of the cases whose images are equal, by their content.
     """
 
@@ -52,6 +56,8 @@ class Survey:
     spacings: list[tuple[float, ...]] = field(default_factory=list)
     demo: bool = False
     same: dict[str, list[str]] = field(default_factory=dict)
+    ranges: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    inside: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class _Seen:
     spacing: tuple[float, ...]
     demo: bool
     content: str
+    ranges: dict[str, tuple[float, float]]
+    labelled: dict[str, tuple[float, float]]
 
 
 def survey(
@@ -97,6 +105,10 @@ def survey(
             result.shapes.append(seen.shape)
             result.spacings.append(seen.spacing)
             result.demo |= seen.demo
+            for name, pair in seen.ranges.items():
+                result.ranges.setdefault(name, []).append(pair)
+            for name, pair in seen.labelled.items():
+                result.inside.setdefault(name, []).append(pair)
             if seen.content:
                 result.same.setdefault(seen.content, []).append(case.name)
             if seen.copies:
@@ -113,10 +125,13 @@ def survey(
 
 def _remembered(case: Case, channels: Sequence[str], journal: Journal) -> _Seen:
     files = [*(file for file, _ in case.images.values()), *filter(None, (case.label, case.mask))]
-    what = f"1 {list(channels)} {sorted(case.images)} {case.ignore} {list(map(str, case.colours.items()))}"
+    what = f"2 {list(channels)} {sorted(case.images)} {case.ignore} {list(map(str, case.colours.items()))}"
     row = journal.remembered(files, what, lambda: asdict(_look(case, channels)))
     pairs = [(str(one), str(other)) for one, other in row["copies"]]
-    return _Seen(row["values"], pairs, tuple(row["shape"]), tuple(row["spacing"]), row["demo"], row["content"])
+    ranges, labelled = ({name: (p[0], p[1]) for name, p in row[key].items()} for key in ("ranges", "labelled"))
+    return _Seen(
+        row["values"], pairs, tuple(row["shape"]), tuple(row["spacing"]), row["demo"], row["content"], ranges, labelled
+    )
 
 
 def _look(case: Case, channels: Sequence[str]) -> _Seen:
@@ -130,7 +145,14 @@ def _look(case: Case, channels: Sequence[str]) -> _Seen:
     demo = BANNER.encode() in nifti.description(next(iter(case.images.values()))[0])
     flat = loaded.image.min() == loaded.image.max()  # an empty image is no copy of another
     content = "" if flat else hashlib.blake2b(np.ascontiguousarray(loaded.image).data, digest_size=16).hexdigest()
-    return _Seen(values, copies, _box(inside), loaded.grid.spacing, demo, content)
+    ranges = {name: (float(c.min()), float(c.max())) for name, c in zip(channels, loaded.image, strict=True)}
+    labelled: dict[str, tuple[float, float]] = {}
+    within = None if loaded.label is None else (loaded.label != 0) & (loaded.label != (case.ignore or 0))
+    if within is not None and within.any():
+        for name, c in zip(channels, loaded.image, strict=True):
+            low, high = np.percentile(c[within], MIDDLE)
+            labelled[name] = (float(low), float(high))
+    return _Seen(values, copies, _box(inside), loaded.grid.spacing, demo, content, ranges, labelled)
 
 
 def _box(inside: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import CASE_NAME, COLOURS, Case
 from cmt_med.data.conventions.names import require_distinct
-from cmt_med.data.sources import bids, by_channel, case_list, classes, dicom, pictures, structures, table
+from cmt_med.data.sources import bids, boxes, by_channel, case_list, classes, dicom, pictures, structures, table
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.sources.split_folders import by_place, merged, split_folders
 from cmt_med.data.volumes.streams import io_error, readable_name
@@ -38,6 +38,7 @@ class Source:
 
 
 SOURCES: tuple[Source, ...] = (
+    Source("images with boxes", boxes.recognises, boxes.read),
     Source("a case list", case_list.recognises, case_list.read),
     Source("a BIDS data set", bids.recognises, bids.read),
     Source("a CSV table", table.recognises, table.read),
@@ -48,7 +49,7 @@ SOURCES: tuple[Source, ...] = (
     Source("volumes named by channel", by_channel.recognises, by_channel.read),
 )
 """The first that recognises a path reads it: their order matters."""
-LISTS = SOURCES[:3]
+LISTS = SOURCES[:4]
 """Those that say themselves what belongs together."""
 
 

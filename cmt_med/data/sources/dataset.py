@@ -28,6 +28,7 @@ class Dataset:
         colours: of label maps in colour (``Case.colours``).
         regions: overlapping targets that the data set states.
         annotated: case name -> names of the labels that its source annotates, where the cases do not have their values yet.
+        boxes: class -> number of boxes around objects, where images have such.
         ignore: value of voxels that nobody has annotated; None for none.
         convention: that the case list states.
         demo: whether the case list says that its volumes are synthetic.
@@ -56,6 +57,7 @@ class Dataset:
     regions: tuple[Region, ...] | None = None
     ignore: int | None = None
     annotated: dict[str, list[str]] = field(default_factory=dict)
+    boxes: dict[str, int] = field(default_factory=dict)
     convention: str = ""
     demo: bool = False
     suffixes: set[str] = field(default_factory=set)

@@ -1,0 +1,65 @@
+"""Sets of boxes are told as what they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmt_med.base.errors import DataError
+from cmt_med.data.sources import find_dataset
+from cmt_med.runs.recognition import data_set
+
+VOC = "<annotation><filename>x.png</filename>{}</annotation>"
+OBJECT = "<object><name>{}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>5</ymax></bndbox></object>"
+
+
+def grey(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.arange(120, dtype=np.uint8).reshape(12, 10)).save(path)
+
+
+def test_voc(tmp_path: Path) -> None:
+    for i in range(2):
+        grey(tmp_path / f"set/JPEGImages/{i}.png")
+        (tmp_path / "set/Annotations").mkdir(exist_ok=True)
+        (tmp_path / f"set/Annotations/{i}.xml").write_text(
+            VOC.format(OBJECT.format("cell") * 2 + OBJECT.format("dust") * i)
+        )
+    found = find_dataset(tmp_path / "set")
+    assert found.boxes == {"cell": 4, "dust": 1}
+    assert [case.name for case in found.cases] == ["0", "1"]
+    with pytest.raises(DataError, match="boxes around objects") as raised:
+        data_set(tmp_path / "set")
+    assert raised.value.code == "E_TASK"
+    (tmp_path / "set/Annotations/1.xml").write_text('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>')
+    with pytest.raises(DataError, match="cannot be used") as raised:
+        find_dataset(tmp_path / "set")
+    assert raised.value.code == "E_MANIFEST"
+
+
+@pytest.mark.parametrize("place", ["coco.json", "annotations/instances_train2017.json"])
+def test_coco(tmp_path: Path, place: str) -> None:
+    folder = "images" if place == "coco.json" else "train2017"
+    grey(tmp_path / f"set/{folder}/a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "gone.png"}],
+        "annotations": [{"image_id": 1, "category_id": 7, "bbox": [1, 1, 3, 4]}],
+        "categories": [{"id": 7, "name": "cell"}],
+    }
+    (tmp_path / "set" / place).parent.mkdir(exist_ok=True)
+    (tmp_path / "set" / place).write_text(json.dumps(content))
+    found = find_dataset(tmp_path / "set")
+    assert found.boxes == {"cell": 1}
+    assert [case.name for case in found.cases] == ["a"]
+    assert "gone.png" in found.problems[0].message()
+
+
+@pytest.mark.data
+def test_blood_cells(real_data: Path) -> None:
+    found = find_dataset(real_data / "blood_cells")
+    assert found.boxes == {"RBC": 3350, "WBC": 301, "Platelets": 292}
+    assert len(found.cases) == 292
