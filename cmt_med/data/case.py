@@ -44,3 +44,13 @@ class Case:
     def annotates(self, values: Iterable[int]) -> bool:
         """Tell whether all of these label values are annotated."""
         return self.annotated is None or set(values) <= {0, *self.annotated}
+
+
+def segments_of(codes: Codes) -> dict[str, int]:
+    """Label values by the names of DICOM segments alone."""
+    return {name: value for name, value in codes.items() if isinstance(name, str)}
+
+
+def colours_alone(codes: Codes) -> dict[int, int]:
+    """Label values by colours alone."""
+    return {colour: value for colour, value in codes.items() if isinstance(colour, int)}

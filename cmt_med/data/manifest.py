@@ -12,7 +12,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.base.text import RepeatedKeyError, strict_json
 from cmt_med.config.schema import Region
 from cmt_med.data import nnunet
-from cmt_med.data.case import Case
+from cmt_med.data.case import Case, colours_alone, segments_of
 from cmt_med.data.conventions.names import canonical_channel, require_distinct
 from cmt_med.data.entries import fault, read_entry
 from cmt_med.data.meanings import (
@@ -24,7 +24,6 @@ from cmt_med.data.meanings import (
     label_values,
     regions_of,
 )
-from cmt_med.data.volumes.values import colours_alone, segments_of
 
 MAX_MANIFEST_BYTES = 200_000_000
 

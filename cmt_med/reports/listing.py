@@ -9,8 +9,7 @@ from pathlib import Path
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import write_json
-from cmt_med.data.case import Codes
-from cmt_med.data.volumes.values import colours_alone, segments_of
+from cmt_med.data.case import Codes, colours_alone, segments_of
 
 FILE = "volumes.json"
 SCHEMA_VERSION = 1

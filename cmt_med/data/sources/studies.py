@@ -19,12 +19,13 @@ import numpy as np
 from cmt_med.base.errors import DataError
 from cmt_med.base.text import counted
 from cmt_med.data.case import Case
-from cmt_med.data.conventions.names import SEQUENCES, canonical_channel, canonical_label, case_and_word
+from cmt_med.data.conventions.names import SEQUENCES, canonical_channel, case_and_word
 from cmt_med.data.conventions.series import MODALITY, channel_of_series
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.sources.pictures import names_a_role
+from cmt_med.data.sources.segment_labels import labelled_alike
 from cmt_med.data.volumes.dicom_header import IMAGE_CLASSES, slices_in
-from cmt_med.data.volumes.dicom_labels import segments_of, series_of_labels
+from cmt_med.data.volumes.dicom_labels import series_of_labels
 from cmt_med.data.volumes.dicom_series import SEGMENTATIONS, STRUCTURES, Tags, objects_in, series_path
 from cmt_med.data.volumes.endings import volume_stem
 from cmt_med.data.volumes.streams import io_error, readable_name
@@ -102,8 +103,10 @@ def read(path: Path, channels: Sequence[str] | None) -> Dataset:
     cases = [(study, _case(study, channels, found)) for study in studies]
     made = [(study, case) for study, case in cases if case is not None]
     if channels is None:
-        made = _labelled_alike(made, found)
-    found.cases = [case for _, case in made]
+        modalities = {series.slices[0].modality for study, _ in made for series in study.series.values()}
+        found.cases = labelled_alike([case for _, case in made], modalities, found)
+    else:
+        found.cases = [case for _, case in made]
     have = {channel for case in found.cases for channel in case.images}
     found.channels = list(channels or [*(c for c in SEQUENCES if c in have), *sorted(have - set(SEQUENCES))])
     return found
@@ -300,55 +303,3 @@ def _several(study: _Study, channel: str, several: Sequence[_Series]) -> DataErr
         why=f"they are {', '.join(series.named() for series in several[:6])}; which is meant cannot be known",
         fix="keep one of them, or write a case list that names the folder of each channel", code="E_CHANNEL",
     )  # fmt: skip
-
-
-def _labelled_alike(made: list[tuple[_Study, Case]], found: Dataset) -> list[tuple[_Study, Case]]:
-    """Give every name of a segment one label value over all cases, and one name to the only channel of all."""
-    names: dict[str, str] = {}
-    numbers: set[tuple[str, int]] = set()
-    for study, case in list(made):
-        if case.label is None:
-            continue
-        try:
-            for segment in segments_of(case.label):
-                names.setdefault(segment.name, canonical_label(segment.name))
-                numbers.add((segment.name, segment.number))
-        except DataError as error:
-            found.problems.append(error)
-            made.remove((study, case))
-    if names:
-        found.labels = _numbered(names, numbers)
-        found.colours = {name: found.labels[label] for name, label in names.items()}
-        found.named_by = "the segmentations"
-    if all(len(case.images) == 1 for _, case in made) and len({c for _, case in made for c in case.images}) > 1:
-        kinds = {series.slices[0].modality for study, _ in made for series in study.series.values()}
-        if len(kinds) == 1:
-            word = MODALITY.get(kinds.pop(), "image")
-            made = [(study, _renamed(case, word)) for study, case in made]
-            found.notes.append(
-                f"every study has one series, and their descriptions differ: the channel is called {word}"
-            )
-    return [(study, _coded(case, found)) for study, case in made]
-
-
-def _numbered(names: dict[str, str], numbers: set[tuple[str, int]]) -> dict[str, int]:
-    """Label values: the segments' own numbers where these agree over all files, else by name."""
-    labels = list(dict.fromkeys(names[name] for name in sorted(names)))
-    own: dict[str, set[int]] = defaultdict(set)
-    for name, number in numbers:
-        own[names[name]].add(number)
-    agree = all(len(found) == 1 for found in own.values()) and len({n for found in own.values() for n in found}) == len(
-        own
-    )
-    values = {label: min(own[label]) if agree else i for i, label in enumerate(labels, 1)}
-    if max(values.values()) > 255:
-        values = {label: i for i, label in enumerate(labels, 1)}
-    return {"background": 0} | dict(sorted(values.items(), key=lambda item: item[1]))
-
-
-def _renamed(case: Case, channel: str) -> Case:
-    return Case(case.name, {channel: next(iter(case.images.values()))}, case.label, group=case.group)
-
-
-def _coded(case: Case, found: Dataset) -> Case:
-    return Case(case.name, case.images, case.label, group=case.group, colours=found.colours)

@@ -11,14 +11,14 @@ import numpy as np
 
 from cmt_med.base.errors import DataError
 from cmt_med.compute.memory import no_memory
-from cmt_med.data.case import COLOURS, Case, Codes
+from cmt_med.data.case import COLOURS, Case, Codes, segments_of
 from cmt_med.data.volumes.decoder import Volume, decode
 from cmt_med.data.volumes.flags import flags_of
 from cmt_med.data.volumes.gate import as_listed, grid_of, require_same_grid
 from cmt_med.data.volumes.grid import Grid
 from cmt_med.data.volumes.streams import readable_name
 from cmt_med.data.volumes.sums import check_sums
-from cmt_med.data.volumes.values import from_colours, label_counts, segments_of, statistics
+from cmt_med.data.volumes.values import from_colours, label_counts, statistics
 
 
 @dataclass

@@ -6,27 +6,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import CmtError, DataError
 from cmt_med.compute.memory import no_memory
-from cmt_med.data.case import COLOURS, Case, Codes
+from cmt_med.data.case import COLOURS, Case, Codes, segments_of
 from cmt_med.data.volumes.decoder import Check, Volume, decode
 from cmt_med.data.volumes.flags import image_flags
-from cmt_med.data.volumes.grid import Grid, corner_distance
+from cmt_med.data.volumes.grid import Grid, corner_distance, counted_like
 from cmt_med.data.volumes.header import VolumeHeader
 from cmt_med.data.volumes.streams import readable_name
 from cmt_med.data.volumes.sums import check_sums, content_key
-from cmt_med.data.volumes.values import brightness, from_colours, segments_of
+from cmt_med.data.volumes.values import brightness, from_colours
 from cmt_med.data.volumes.values import labels as label_values
 
 __all__ = ["Grid", "Loaded", "as_listed", "content_of", "grid_of", "load_case", "load_labels", "require_same_grid"]
-
-
-_Type = TypeVar("_Type", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -147,16 +143,6 @@ def load_labels(
     where = f"case {case}: {path}"
     values = label_values(volume, allowed if allowed is not None else range(256), where)
     return counted_like(values, grid_of(volume), like) if like is not None else (values, grid_of(volume))
-
-
-def counted_like(array: NDArray[_Type], own: Grid, grid: Grid) -> tuple[NDArray[_Type], Grid]:
-    """An array and its grid, with the axes in the order and direction of another grid that has the same voxels."""
-    if own.equals(grid):
-        return array, own
-    found = own.reordering(grid)
-    if found is None:
-        return array, own
-    return np.asfortranarray(np.flip(array.transpose(found[0]), found[1])), grid
 
 
 def grid_of(volume: Volume) -> Grid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ files), and what goes wrong in practice (a matrix that was not updated, another 
 SPACING_TOLERANCE = 1e-3  # relative: some tools write voxel sizes with three decimals
 NEARLY_PERPENDICULAR = 0.02
 """Cosine between two axes (about 1 degree) up to which a shear is taken for accumulated rounding, and can be repaired."""
+
+
+_Type = TypeVar("_Type", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -136,3 +140,13 @@ def geometry_error(what: str, where: str, why: str, fix: str = "") -> DataError:
         what, where=where, why=why, fix=fix or "convert the original image again, or resample it to a grid that is known",
         code="E_GEOMETRY",
     )  # fmt: skip
+
+
+def counted_like(array: NDArray[_Type], own: Grid, grid: Grid) -> tuple[NDArray[_Type], Grid]:
+    """An array and its grid, with the axes in the order and direction of another grid that has the same voxels."""
+    if own.equals(grid):
+        return array, own
+    found = own.reordering(grid)
+    if found is None:
+        return array, own
+    return np.asfortranarray(np.flip(array.transpose(found[0]), found[1])), grid

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.case import Codes
+from cmt_med.data.case import Codes, colours_alone
 from cmt_med.data.volumes.decoder import Volume
 from cmt_med.data.volumes.header import IN_COLOUR
 
@@ -162,16 +162,6 @@ def _each_slab_of_labels(
         if volume.stored.is_picture:
             _require_no_shades(sorted(found), allowed, where)
         check_values(sorted(found), allowed, where)
-
-
-def segments_of(codes: Codes) -> dict[str, int]:
-    """Label values by the names of DICOM segments alone."""
-    return {name: value for name, value in codes.items() if isinstance(name, str)}
-
-
-def colours_alone(codes: Codes) -> dict[int, int]:
-    """Label values by colours alone."""
-    return {colour: value for colour, value in codes.items() if isinstance(colour, int)}
 
 
 def from_colours(volume: Volume, colours: Codes, where: str) -> Volume:

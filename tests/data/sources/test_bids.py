@@ -25,7 +25,7 @@ def bids(folder: Path, *, derived: str = "dseg", subjects: int = 4, sessions: in
             name, place = f"sub-{i:02d}", f"sub-{i:02d}/anat"
             if sessions > 1:
                 name, place = f"{name}_ses-{k}", f"sub-{i:02d}/ses-{k}/anat"
-            save(folder / f"{place}/{name}_T1w.nii.gz", IMAGE + i + k)
+            save(folder / f"{place}/{name}_T1w.nii.gz", IMAGE + 10 * i + k)
             if derived:
                 save(folder / f"derivatives/manual/{place}/{name}_{derived}.nii.gz", LABEL)
     (folder / "dataset_description.json").write_text(json.dumps({"Name": "Hippocampi", "BIDSVersion": "1.9.0"}))
