@@ -111,7 +111,7 @@ def _require(path: Path, inputs: set[tuple[int, int] | None], *, ours: bool) -> 
 
 
 def _named_by(case: Case) -> list[Path]:
-    named = (*(path for path, _ in case.images.values()), case.label, case.mask)
+    named = (*(path for path, _ in case.images.values()), case.label, case.mask, case.instances)
     return [path for path in named if path is not None]
 
 

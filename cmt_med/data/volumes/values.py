@@ -57,7 +57,7 @@ def statistics(volume: Volume, where: str, plane: int | None = None) -> Statisti
     low, high = _each_slab(volume, array, add, where)
     at = np.unravel_index(np.arange(0, array.size, _step(array.size)), array.shape, order="F")
     with np.errstate(over="ignore"):
-        sample = _real(volume, array[at]).astype(np.float32)
+        sample = real_values(volume, array[at]).astype(np.float32)
     _check_range(usual_size(sample, OUTLIER[1]), low, high, where)
     return Statistics(float(np.float32(low)), float(np.float32(high)), sample, digest.digest())
 
@@ -143,8 +143,7 @@ def _each_slab_of_labels(
         whole = values
         if values.dtype.kind == "f":
             if not np.isfinite(values).all():
-                raise DataError("the label map has NaN or infinite voxels", where=where, why="they stand for no label",
-                                fix="correct the label map", code="E_NONFINITE")  # fmt: skip
+                raise not_finite(where)
             whole = np.rint(values)
             apart = np.abs(values - whole)
             furthest, count = max(furthest, float(apart.max())), count + int(np.count_nonzero(apart > LABEL_TOLERANCE))
@@ -153,15 +152,26 @@ def _each_slab_of_labels(
         found.update(int(v) for v in _distinct(whole))
         work(at, np.clip(whole, 0, 255).astype(np.uint8))
     if furthest > LABEL_TOLERANCE:
-        raise DataError(
-            "the label map has values that are not whole numbers", where=where,
-            why=f"{count} voxels are off by up to {furthest:.3g}: a probability map, or labels resampled with interpolation?",
-            fix="resample the label map with nearest neighbour, or threshold it", code="E_LABEL",
-        )  # fmt: skip
+        raise not_whole(where, count, furthest)
     if not binary:
         if volume.stored.is_picture:
             _require_no_shades(sorted(found), allowed, where)
         check_values(sorted(found), allowed, where)
+
+
+def not_finite(where: str) -> DataError:
+    """Make the error for a label map with NaN."""
+    return DataError("the label map has NaN or infinite voxels", where=where, why="they stand for no label",
+                     fix="correct the label map", code="E_NONFINITE")  # fmt: skip
+
+
+def not_whole(where: str, count: int, furthest: float) -> DataError:
+    """Make the error for a label map in which so many voxels are that far from whole numbers."""
+    return DataError(
+        "the label map has values that are not whole numbers", where=where,
+        why=f"{count} voxels are off by up to {furthest:.3g}: a probability map, or labels resampled with interpolation?",
+        fix="resample the label map with nearest neighbour, or threshold it", code="E_LABEL",
+    )  # fmt: skip
 
 
 def segments_of(codes: Codes) -> dict[str, int]:
@@ -262,10 +272,10 @@ def _slabs(volume: Volume, array: NDArray[np.generic]) -> Iterator[tuple[_Place,
     for start in range(0, planes, thick):
         for first in range(0, rows, rows if thick > 1 else long):
             at = (..., slice(first, first + (rows if thick > 1 else long)), slice(start, start + thick))
-            yield at, _real(volume, array[at])
+            yield at, real_values(volume, array[at])
 
 
-def _real(volume: Volume, values: NDArray[np.generic]) -> NDArray[np.generic]:
+def real_values(volume: Volume, values: NDArray[np.generic]) -> NDArray[np.generic]:
     """Values as scaled by the header, with 64 bits, if they are scaled at all."""
     if volume.stored.slope == 1 and volume.stored.intercept == 0:
         return values
