@@ -11,15 +11,17 @@ by their probability (Lin et al., ECCV 2014), as a mean over the same thresholds
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cmt_med.evaluation.summary import BOOTSTRAP_SAMPLES
+
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 """0.50, 0.55, ..., 0.95."""
-RECALLS = np.linspace(0, 1, 101)
+RECALLS = np.linspace(0, 1, 101) - 1e-9  # a recall of 0.57 must not miss by a rounding
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Detections:
 
     @property
     def pq(self) -> float:
-        """Panoptic quality: the sum of the matches' IoU / (TP + FP / 2 + FN / 2); 1 where there is nothing and nothing was found."""
+        """Panoptic quality: the sum of the matches' IoU / (TP + FP / 2 + FN / 2); 1 if there is nothing and nothing was found."""
         count = self.tp + 0.5 * (self.fp + self.fn)
         return self.iou / count if count else 1.0
 
@@ -132,12 +134,12 @@ def aggregated_jaccard(found: Overlaps) -> float:
 
 
 def object_scores(found: Overlaps) -> dict[str, float]:
-    """The scores of one image, and its numbers of objects."""
+    """The scores of one image, and its numbers of objects; the recognition quality RQ is F1."""
     at_half = detections(found)
     return {
-        "pq": at_half.pq, "sq": at_half.sq, "rq": at_half.f1, "f1": at_half.f1, "ap_bowl": bowl_score(found),
-        "aji": aggregated_jaccard(found), "reference_objects": float(len(found.reference)),
-        "predicted_objects": float(len(found.predicted)),
+        "pq": at_half.pq, "sq": at_half.sq, "f1": at_half.f1, "ap_bowl": bowl_score(found), "aji": aggregated_jaccard(found),
+        "reference_objects": float(len(found.reference)), "predicted_objects": float(len(found.predicted)),
+        "matched_objects": float(at_half.tp), "matched_iou": at_half.iou,
     }  # fmt: skip
 
 
@@ -170,8 +172,36 @@ def _area(hits: NDArray[np.bool_], count: int) -> float:
     return float(np.mean(np.append(envelope, 0.0)[np.minimum(places, len(hits))]))
 
 
-def means(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each score over images, without those in which it is NaN."""
-    names = next((list(row) for row in rows.values()), [])
-    values = {name: [row[name] for row in rows.values() if row[name] == row[name]] for name in names}
-    return {name: float(np.mean(some)) if some else float("nan") for name, some in values.items()}
+
+def pooled(rows: Sequence[Mapping[str, float]]) -> Detections:
+    """The detections of all images together, from their :func:`object_scores`."""
+    tp, iou = (sum(row[name] for row in rows) for name in ("matched_objects", "matched_iou"))
+    predicted, reference = (sum(row[name] for row in rows) for name in ("predicted_objects", "reference_objects"))
+    return Detections(int(tp), int(predicted - tp), int(reference - tp), float(iou))
+
+
+def bootstrap(
+    rows: Sequence[Mapping[str, float]], groups: Sequence[str], score: Callable[[Sequence[Mapping[str, float]]], float]
+) -> tuple[float, float]:
+    """The 95% percentile interval of a score of several images, resampled by patient; NaN below two patients.
+
+    Args:
+        rows: :func:`object_scores` of each image.
+        groups: its patient.
+        score: of rows; samples in which it is NaN are left out.
+    """
+    members = [[row for row, own in zip(rows, groups, strict=True) if own == group] for group in sorted(set(groups))]
+    if len(members) < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(0)
+    drawn = (rng.integers(0, len(members), len(members)) for _ in range(BOOTSTRAP_SAMPLES))
+    values = np.array([score([row for i in chosen for row in members[i]]) for chosen in drawn])
+    values = values[~np.isnan(values)]
+    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def mean_of(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    """The mean of a score over the images that have it; NaN if none has."""
+    values = [row[name] for row in rows if row[name] == row[name]]
+    return float(np.mean(values)) if values else float("nan")

@@ -92,17 +92,17 @@ def _written(card: ModelCard, found: Dataset, convention: str | None) -> ModelCa
         DataError: E_CONVENTION, if nobody asked, the input's lack one, and a number would have two meanings.
     """
     names = [case.name for case in found.cases]
-    if convention is not None and not card.outputs.dense:
+    if convention is not None and not card.writes_labels:
         raise ConfigError(
             "--convention is for label maps", where=f"--convention {convention}", why=f"the model's task is {card.task}",
             fix="leave it out",
         )  # fmt: skip
-    if convention is not None and card.outputs.dense:
+    if convention is not None:
         chosen = named_convention(convention, names)
         return renumbered(card, chosen.labels, chosen.name)
     stated = found.labels or (CONVENTIONS[found.convention].labels if found.convention else {})
     labels = stated or labels_by_name(names)
-    if labels is None or not card.outputs.dense:
+    if labels is None or not card.writes_labels:
         return card
     try:
         return renumbered(card, labels)

@@ -55,6 +55,7 @@ def card_of(experiment: Experiment, data: Prepared, outcome: Outcome, network: t
         window=experiment.inference.window or experiment.train.patch_size,
         patch=experiment.train.patch_size,
         inference=experiment.inference,
+        instances=experiment.instances if data.task.objects else None,
         convention=data.manifest.convention,
         training_data=fingerprint_of([entry.statistics() for entry in data.training_entries], data.task.scored),
         provenance={

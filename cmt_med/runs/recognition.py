@@ -106,7 +106,7 @@ def recognised(path: Path, listed: Path, convention: str | None, missing: Missin
     leave_out_incomplete(found, missing)
     if not found.cases:
         raise found.problems[0] if found.problems else _nothing(path)
-    if not any(case.label or case.class_name for case in found.cases):
+    if not any(case.label or case.class_name or case.instances for case in found.cases):
         strange = [problem for problem in found.problems if problem.code == "E_LABEL"]
         raise strange[0] if strange else _unlabelled(path, pictures=found.pictures)
     if convention is not None and any(case.class_name for case in found.cases):
@@ -129,6 +129,11 @@ def recognised(path: Path, listed: Path, convention: str | None, missing: Missin
             listed, found.name, tuple(seen.cases), tuple(found.channels), {}, found.demo or seen.demo, classes=tuple(classes),
             test=tuple(found.test),
         )  # fmt: skip
+        return Recognised(found, seen, manifest)
+    if any(case.instances for case in seen.cases):
+        manifest = Manifest(
+            listed, found.name, tuple(seen.cases), tuple(found.channels), {}, found.demo or seen.demo, test=tuple(found.test)
+        )
         return Recognised(found, seen, manifest)
     if not seen.labelled:
         raise seen.problems[0] if seen.problems else _unlabelled(path, pictures=found.pictures)

@@ -22,12 +22,15 @@ LARGEST_NUMBER = 65_535
 """Of an object in a reference: what 16 bits hold. Larger values are colours, or not numbers of objects at all."""
 
 
-def load_instances(case: Case, like: Grid | None = None) -> tuple[NDArray[np.int32], Grid]:
+def load_instances(
+    case: Case, like: Grid | None = None, *, any_number: bool = False
+) -> tuple[NDArray[np.int32], Grid]:
     """Read the numbered objects of a case (D1, D2, D3) and their grid.
 
     Args:
         case: whose ``instances`` are read.
         like: the grid of its image, which they must lie on; None for none.
+        any_number: whether numbers may be larger than those of a reference: a prediction in 3D may have so many objects.
 
     Raises:
         DataError: E_LABEL for a case without objects' numbers, and for values that are none; E_GRID; and those of the gate.
@@ -38,14 +41,14 @@ def load_instances(case: Case, like: Grid | None = None) -> tuple[NDArray[np.int
             "the case has no numbered objects", where=f"case {case.name}", why="training and scoring need them",
             fix='add "instances" to the case list', code="E_LABEL",
         )  # fmt: skip
-    numbers, own = _painted(path, case) if is_pattern(path) else _of_file(path, case)
+    numbers, own = _painted(path, case) if is_pattern(path) else _of_file(path, case, any_number=any_number)
     if like is None:
         return numbers, own
     numbers, own = counted_like(numbers, own, like)
     return numbers, require_same_grid(like, own, f"case {case.name}: {path}")
 
 
-def _of_file(path: Path, case: Case) -> tuple[NDArray[np.int32], Grid]:
+def _of_file(path: Path, case: Case, *, any_number: bool) -> tuple[NDArray[np.int32], Grid]:
     volume = read_label_volume(path, Case(case.name, {}, sha256=case.sha256))
     where = f"case {case.name}: {path}"
     values = real_values(volume, volume.array)
@@ -57,7 +60,7 @@ def _of_file(path: Path, case: Case) -> tuple[NDArray[np.int32], Grid]:
             raise not_whole(where, int(np.count_nonzero(apart > LABEL_TOLERANCE)), float(apart.max()))
         values = np.rint(values)
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
-    if low < 0 or high > LARGEST_NUMBER:
+    if low < 0 or high > (np.iinfo(np.int32).max if any_number else LARGEST_NUMBER):
         raise DataError(
             f"objects are numbered from {low} to {high}", where=where,
             why=f"0 is the background, and numbers go from 1 to {LARGEST_NUMBER}; other values are those of colours or images",
