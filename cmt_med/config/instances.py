@@ -13,7 +13,9 @@ class Instances(Section):
     """Objects from maps of foreground and depth; for ``task: instances``. All but the weight is kept in the model."""
 
     depth_weight: PositiveFloat = Field(1.0, description="of the loss of depths, beside that of the foreground")
-    threshold: Probability = Field(0.5, description="probability of the foreground from which a voxel is part of an object")
+    threshold: Probability = Field(
+        0.5, description="probability of the foreground from which a voxel is part of an object"
+    )
     prominence: Probability = Field(
         0.1,
         description="by how much a depth must stand out from the valley between it and a deeper one to be an object of its own; "

@@ -15,8 +15,8 @@ from cmt_med.config.sections import PercentRange, Section, VoxelSize
 from cmt_med.config.training import Augmentation, Optimizer, Train
 
 __all__ = [
-    "Augmentation", "Classification", "Data", "Experiment", "Inference", "Instances", "Missing", "Network", "Optimizer", "PercentRange",
-    "Region", "Section", "Split", "Train", "VoxelSize", "with_new_names", "without_later_keys",
+    "Augmentation", "Classification", "Data", "Experiment", "Inference", "Instances", "Missing", "Network", "Optimizer",
+    "PercentRange", "Region", "Section", "Split", "Train", "VoxelSize", "with_new_names", "without_later_keys",
 ]  # fmt: skip
 
 

@@ -64,8 +64,8 @@ def load_manifest(path: Path) -> Manifest:
     each case; ``labels`` in either direction; ``ignore``, the value of voxels that nobody has annotated; ``colours`` of masks in
     colour, from ``"#rrggbb"`` to a label value; ``segments`` of DICOM segmentations and of masks in files of their own, from a
     name to a label value; ``class`` for each case, what it shows as a whole, and ``classes`` for the order of these, which else
-    is that of their names; ``annotated`` for each case, the names of the labels that its source annotates; ``instances`` for each case, a label image in
-    which every object has a number of its own.
+    is that of their names; ``annotated`` for each case, the names of the labels that its source annotates;
+    ``instances`` for each case, a label image in which every object has a number of its own.
 
     Raises:
         DataError: E_MANIFEST, naming the entry.

@@ -172,7 +172,6 @@ def _area(hits: NDArray[np.bool_], count: int) -> float:
     return float(np.mean(np.append(envelope, 0.0)[np.minimum(places, len(hits))]))
 
 
-
 def pooled(rows: Sequence[Mapping[str, float]]) -> Detections:
     """The detections of all images together, from their :func:`object_scores`."""
     tp, iou = (sum(row[name] for row in rows) for name in ("matched_objects", "matched_iou"))

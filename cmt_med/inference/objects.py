@@ -77,12 +77,14 @@ class ObjectEnsemble(Ensemble):
         for case in cases:
             record = read_record(folder / f"{case.name}.json")
             if record.get("case") == case.name:
-                writer.writerows([as_text(case.name), *(row[name] for name in COLUMNS[1:])] for row in record["objects"])
+                writer.writerows(
+                    [as_text(case.name), *(row[name] for name in COLUMNS[1:])] for row in record["objects"]
+                )
         write_text(folder / TABLE, table.getvalue())
 
 
 def _rows(found: Objects, grid: Grid, *, in_pixels: bool) -> list[dict[str, Any]]:
-    """Number, centre, size and probability of each object; the centre in mm as the image's header counts, or as column, row, page."""
+    """Number, centre, size and probability of each object; the centre in mm by the image's header, or as column, row, page."""
     centres = found.centres if in_pixels else found.centres @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     voxel_mm3 = math.prod(grid.spacing)
     return [

@@ -125,7 +125,9 @@ def _named(reports: Sequence[SavedReport]) -> list[SavedReport]:
 def _comparable(name: str) -> Metric:
     metric = metric_of(name)
     if metric is None or not metric.better:
-        known = [key for key, value in (METRICS | CLASS_METRICS | INSTANCE_METRICS).items() if value.better] + [surface_dice_name(1.0)]
+        known = [key for key, value in (METRICS | CLASS_METRICS | INSTANCE_METRICS).items() if value.better] + [
+            surface_dice_name(1.0)
+        ]
         raise ConfigError(
             f"{name!r} cannot be compared", where="--metric",
             why="no such score" if metric is None else "it has no better side",

@@ -51,14 +51,17 @@ class ObjectEvaluation(RecordEvaluation):
         shown = load_shown(CaseFiles(case.name, images=case.images, sha256=case.sha256), {}, {})
         predicted, reference, grid = self._both(case)
         arrays, _ = turned({"predicted": coloured(predicted), "reference": coloured(reference)}, grid)
-        plain = {name: (array > 0).astype(np.uint8) for name, array in arrays.items()}
-        place = (shown.affine @ [*largest_error(replace(shown, **plain)), 1.0])[:3]
-        return three_planes(replace(shown, **arrays), place)
+        found, wanted = arrays["predicted"], arrays["reference"]
+        plain = replace(shown, predicted=(found > 0).astype(np.uint8), reference=(wanted > 0).astype(np.uint8))
+        place = (shown.affine @ np.array([*largest_error(plain), 1.0]))[:3]
+        return three_planes(replace(shown, predicted=found, reference=wanted), place)
 
     def _both(self, case: Case) -> tuple[NDArray[np.int32], NDArray[np.int32], Grid]:
         """Objects of a case's prediction and of its reference, and the grid of both."""
         if case.name not in self.predictions:
-            raise DataError("there is no prediction", where=f"case {case.name}", fix="run infer on it", code="E_MISSING")
+            raise DataError(
+                "there is no prediction", where=f"case {case.name}", fix="run infer on it", code="E_MISSING"
+            )
         reference, grid = load_instances(case)
         predicted, _ = load_instances(Case(case.name, {}, instances=self.predictions[case.name]), grid, any_number=True)
         return predicted, reference, grid

@@ -278,7 +278,7 @@ def score_table(report: SavedReport, cases: Sequence[str], metric: str) -> dict[
 
 
 def usual_metric(report: SavedReport) -> str:
-    """The score that reports are compared by unless another is asked for: Dice, of objects PQ, of classes the share of right ones."""
+    """The score that reports are compared by unless told otherwise: Dice, of objects PQ, of classes the share of right ones."""
     row = next(iter(next(iter(report.cases.values())).values()))
     return next((name for name in ("dice", "pq") if name in row), "correct")
 

@@ -18,9 +18,10 @@ from cmt_med.data.sources import cases_for_network
 from cmt_med.data.sources.by_channel import case_of_channels
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.inference.cards import joint_card, renumbered, with_settings
-from cmt_med.inference.folder import Probabilities, engine_of, infer_cases
+from cmt_med.inference.folder import engine_of, infer_cases
 from cmt_med.inference.model import ModelCard, load_model, member_folders
 from cmt_med.inference.predict import Predictor
+from cmt_med.inference.results import Probabilities
 from cmt_med.runs.trained import trained_network
 
 log = logging.getLogger(__name__)

@@ -132,7 +132,13 @@ def recognised(path: Path, listed: Path, convention: str | None, missing: Missin
         return Recognised(found, seen, manifest)
     if any(case.instances for case in seen.cases):
         manifest = Manifest(
-            listed, found.name, tuple(seen.cases), tuple(found.channels), {}, found.demo or seen.demo, test=tuple(found.test)
+            listed,
+            found.name,
+            tuple(seen.cases),
+            tuple(found.channels),
+            {},
+            found.demo or seen.demo,
+            test=tuple(found.test),
         )
         return Recognised(found, seen, manifest)
     if not seen.labelled:

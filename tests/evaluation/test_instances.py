@@ -90,7 +90,9 @@ def assigned(iou: NDArray[np.float64], threshold: float) -> tuple[int, float]:
 def test_against_an_assignment(seed: int, objects: int, length: int) -> None:
     rng = np.random.default_rng(seed)
     reference = np.sort(rng.integers(0, objects + 1, length)) * rng.integers(1, 9)
-    predicted = np.roll(np.where(rng.random(length) < 0.8, reference, rng.integers(0, objects + 2, length)), rng.integers(2))
+    predicted = np.roll(
+        np.where(rng.random(length) < 0.8, reference, rng.integers(0, objects + 2, length)), rng.integers(2)
+    )
     iou, found = table(predicted, reference), overlaps(predicted, reference)
     precision = []
     for threshold in THRESHOLDS:
@@ -131,7 +133,9 @@ def ranked(iou: NDArray[np.float64], chances: list[float], threshold: float) -> 
         hits = [i for i in range(len(iou)) if iou[i, j] > threshold and i not in taken]
         taken |= set(hits[:1])
         points.append((len(taken) / len(iou), len(taken) / n))
-    return float(np.mean([max([p for r, p in points if r >= recall / 100 - 1e-12], default=0) for recall in range(101)]))
+    return float(
+        np.mean([max([p for r, p in points if r >= recall / 100 - 1e-12], default=0) for recall in range(101)])
+    )
 
 
 def test_sizes_and_pairs() -> None:

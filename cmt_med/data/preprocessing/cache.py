@@ -166,7 +166,12 @@ def prepare(
         statistics = case_statistics(loaded, channels, settings["clip"])
         if case.annotated is not None:
             statistics["annotated"] = list(case.annotated)
-        described = {"version": CACHE_VERSION, "shape": list(arrays["image.npy"].shape), "sha256": sums, "statistics": statistics}
+        described = {
+            "version": CACHE_VERSION,
+            "shape": list(arrays["image.npy"].shape),
+            "sha256": sums,
+            "statistics": statistics,
+        }
         write_json(entry.folder / "meta.json", described)
     except OutputError as error:
         raise OutputError(
@@ -178,9 +183,7 @@ def prepare(
     return entry
 
 
-def _with_objects(
-    case: Case, loaded: Loaded, settings: Mapping[str, Any]
-) -> tuple[Loaded, dict[str, NDArray[Any]]]:
+def _with_objects(case: Case, loaded: Loaded, settings: Mapping[str, Any]) -> tuple[Loaded, dict[str, NDArray[Any]]]:
     """The case with a label where there are objects, and its arrays."""
     numbers, grid = load_instances(case, loaded.grid)
     data = as_dictionary(loaded)

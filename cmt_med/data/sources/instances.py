@@ -54,10 +54,11 @@ def _two_folders(path: Path) -> tuple[Path, Path] | None:
 
 
 def _listed(images: Path, instances: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    return tuple(  # type: ignore[return-value] - two of them
+    first, second = (
         {case_name(volume_stem(file)): file for file in sorted(folder.iterdir()) if _is_image(file)}
         for folder in (images, instances)
     )
+    return first, second
 
 
 def _is_bowl(path: Path) -> bool:

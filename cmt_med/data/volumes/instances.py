@@ -22,9 +22,7 @@ LARGEST_NUMBER = 65_535
 """Of an object in a reference: what 16 bits hold. Larger values are colours, or not numbers of objects at all."""
 
 
-def load_instances(
-    case: Case, like: Grid | None = None, *, any_number: bool = False
-) -> tuple[NDArray[np.int32], Grid]:
+def load_instances(case: Case, like: Grid | None = None, *, any_number: bool = False) -> tuple[NDArray[np.int32], Grid]:
     """Read the numbered objects of a case (D1, D2, D3) and their grid.
 
     Args:

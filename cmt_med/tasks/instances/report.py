@@ -78,16 +78,18 @@ def _with_interval(rows: Sequence[Row], groups: Sequence[str], score: Any) -> di
 
 def _counts(metrics: Mapping[str, Any]) -> str:
     summary = metrics["summary"]
-    return f"{counted(summary['matched'], 'object')} matched, {summary['missed']} missed, {summary['invented']} invented"
+    return (
+        f"{counted(summary['matched'], 'object')} matched, {summary['missed']} missed, {summary['invented']} invented"
+    )
 
 
 def _sections(metrics: Mapping[str, Any], rows: Mapping[str, Row]) -> tuple[Section, ...]:
     summary = metrics["summary"]
     text = (
         f"{counted(summary['n'], 'case')}, {_counts(metrics)}; {summary['n_failed']} not scored. A match has an intersection "
-        "over union (IoU) of more than 0.5 where no other threshold is named. Intervals are 95% bootstrap percentiles over patients. "
-        "PQ is SQ × RQ; AP of the Data Science Bowl is the mean over IoU 0.50, 0.55, ..., 0.95 of TP / (TP + FP + FN) in an "
-        "image; AP of COCO ranks the objects of all images by their probability. Of images, " + _EMPTY + "."
+        "over union (IoU) of more than 0.5 where no other threshold is named. Intervals are 95% bootstrap percentiles over "
+        "patients. PQ is SQ × RQ; AP of the Data Science Bowl is the mean over IoU 0.50, 0.55, ..., 0.95 of TP / (TP + FP + FN) "
+        "in an image; AP of COCO ranks the objects of all images by their probability. Of images, " + _EMPTY + "."
     )
     head = ("score", "value", "95% interval")
     images = Table(head, [
