@@ -64,10 +64,11 @@ def _watershed(inside: NDArray[np.bool_], depth: NDArray[np.float64], settings: 
     """Numbers of objects: each voxel inside belongs to the peak that it is led to uphill."""
     if not inside.any():
         return np.zeros(inside.shape, np.int32)
+    smooth = depth
     if settings.smoothing > 0:  # a slice has nothing to be smoothed with
-        depth = ndimage.gaussian_filter(depth, [settings.smoothing if n > 1 else 0 for n in depth.shape])
-    depth = np.where(inside, depth, OUTSIDE)
+        smooth = ndimage.gaussian_filter(depth, [settings.smoothing if n > 1 else 0 for n in depth.shape])
+    smooth = np.where(inside, smooth, OUTSIDE)
     touching = np.ones((3,) * depth.ndim, bool)
-    filled = reconstruction(depth - settings.prominence, depth, footprint=touching)
-    seeds, _ = ndimage.label(inside & (depth - filled >= settings.prominence - ROUNDING), touching)
+    filled = reconstruction(smooth - settings.prominence, smooth, footprint=touching)
+    seeds, _ = ndimage.label(inside & (smooth - filled >= settings.prominence - ROUNDING), touching)
     return watershed(-depth, seeds, mask=inside, connectivity=touching).astype(np.int32)
