@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import Case
+from cmt_med.data.volumes.decoder import Volume
 from cmt_med.data.volumes.gate import counted_like, grid_of, read_label_volume, require_same_grid
 from cmt_med.data.volumes.grid import Grid
 from cmt_med.data.volumes.mask_files import is_pattern, masks_of
@@ -48,7 +49,11 @@ def load_instances(case: Case, like: Grid | None = None, *, any_number: bool = F
 
 def _of_file(path: Path, case: Case, *, any_number: bool) -> tuple[NDArray[np.int32], Grid]:
     volume = read_label_volume(path, Case(case.name, {}, sha256=case.sha256))
-    where = f"case {case.name}: {path}"
+    return object_numbers(volume, f"case {case.name}: {path}", any_number=any_number), grid_of(volume)
+
+
+def object_numbers(volume: Volume, where: str, *, any_number: bool = False) -> NDArray[np.int32]:
+    """The numbers in a label image (D1, D2, D3); arguments and errors as of :func:`load_instances`."""
     values = real_values(volume, volume.array)
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
@@ -64,7 +69,7 @@ def _of_file(path: Path, case: Case, *, any_number: bool) -> tuple[NDArray[np.in
             why=f"0 is the background, and numbers go from 1 to {LARGEST_NUMBER}; other values are those of colours or images",
             fix="number the objects of each image from 1 on, in one channel of 16 bits", code="E_LABEL",
         )  # fmt: skip
-    return values.astype(np.int32), grid_of(volume)
+    return values.astype(np.int32)
 
 
 def _painted(pattern: Path, case: Case) -> tuple[NDArray[np.int32], Grid]:
