@@ -79,9 +79,14 @@ def test_every_task(tmp_path_factory: pytest.TempPathFactory, name: str, dims: i
     cached = settings_of(experiment, task)
     entries = [
         prepare(
-            case, channels=["a"], labels=task.labels, settings=cached, folder=folder / "cache", target=task.target(case),
+            case,
+            channels=["a"],
+            labels=task.labels,
+            settings=cached,
+            folder=folder / "cache",
+            target=task.target(case),
             objects=task.objects,
-        )  # fmt: skip
+        )
         for case in manifest.cases
     ]
     _learns(task, network, dims, targets)

@@ -37,7 +37,12 @@ def test_volumes_of_32_bits(tmp_path: Path, kind: type) -> None:
 
 @pytest.mark.parametrize(
     ("value", "code", "said"),
-    [(70_000, "E_LABEL", "65535"), (-1, "E_LABEL", "from -1"), (1.5, "E_LABEL", "whole"), (np.nan, "E_NONFINITE", "NaN")],
+    [
+        (70_000, "E_LABEL", "65535"),
+        (-1, "E_LABEL", "from -1"),
+        (1.5, "E_LABEL", "whole"),
+        (np.nan, "E_NONFINITE", "NaN"),
+    ],
 )
 def test_what_is_no_number_is_refused(tmp_path: Path, value: float, code: str, said: str) -> None:
     stored = np.array([[[0, 1, value]]], np.float32 if value != int(value or 0) or value != value else np.int32) \

@@ -46,7 +46,9 @@ def test_thresholds_and_prominence() -> None:
     maps[0] *= 0.6
     assert len(decode(maps, Settings(), (1.0,) * 3).voxels) == 2
     assert len(decode(maps, Settings(threshold=0.7), (1.0,) * 3).voxels) == 0
-    assert len(decode(maps, Settings(prominence=0.95), (1.0,) * 3).voxels) == 1  # the valley between them is not deep enough
+    assert (
+        len(decode(maps, Settings(prominence=0.95), (1.0,) * 3).voxels) == 1
+    )  # the valley between them is not deep enough
 
 
 def test_a_part_without_a_peak_is_an_object() -> None:
