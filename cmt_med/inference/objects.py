@@ -78,7 +78,7 @@ class ObjectEnsemble(Ensemble):
             record = read_record(folder / f"{case.name}.json")
             if record.get("case") == case.name:
                 writer.writerows(
-                    [as_text(case.name), *(row[name] for name in COLUMNS[1:])] for row in record["objects"]
+                    [as_text(case.name), *(row[name] for name in COLUMNS[1:])] for row in record.get("objects", [])
                 )
         write_text(folder / TABLE, table.getvalue())
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmt_med.compare import compare
+from cmt_med.data.manifest import load_manifest
+from cmt_med.data.volumes.gate import content_of
 from cmt_med.evaluate import evaluate
 from cmt_med.infer import infer
 from cmt_med.init import init
@@ -178,6 +180,30 @@ def test_faulty_numbers_stop_no_other_case(
     (folder / "instances/p1.png").unlink()
     assert run(init, "d", "--output", "my.yaml") == 2
     assert "p1.tif: [E_LABEL] objects are numbered from" in capsys.readouterr().out
+
+
+def test_a_mask_for_each_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Data Science Bowl's layout, whose list can be moved, and whose masks are part of the cache's key."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        image, numbers = blobs(rng, (40, 48))
+        for part in ("images", "masks"):
+            (tmp_path / f"d/c{i}/{part}").mkdir(parents=True)
+        Image.fromarray(np.clip(image + 60, 0, 255).astype(np.uint8)).save(tmp_path / f"d/c{i}/images/c{i}.png")
+        for number in np.unique(numbers[numbers > 0]):
+            Image.fromarray((numbers == number).astype(np.uint8) * 255).save(tmp_path / f"d/c{i}/masks/m{number}.png")
+    assert run(init, "d", "--output", "my.yaml") == 0
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("d", "my.yaml", "my.json"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    assert run(train, "--config", "elsewhere/my.yaml", "--dry-run", sets=QUICK) == 0
+    cases = load_manifest(tmp_path / "elsewhere/my.json").cases
+    before = content_of(cases[0].instances, cases[0])
+    next((tmp_path / "elsewhere/d/c0/masks").iterdir()).unlink()
+    assert content_of(cases[0].instances, cases[0]) != before
 
 
 @pytest.mark.data
