@@ -17,6 +17,7 @@ class Task(StrEnum):
 
     SEGMENTATION = "segmentation"
     CLASSIFICATION = "classification"
+    INSTANCES = "instances"
 
 
 class Missing(StrEnum):
@@ -43,7 +44,7 @@ def init(
             "only where init asks."
         ),
     ] = None,
-    task: Annotated[Task | None, typer.Option(help="What is learned, where there are label maps and classes.")] = None,
+    task: Annotated[Task | None, typer.Option(help="What is learned, where that can be several things.")] = None,
     missing: Annotated[
         Missing | None,
         typer.Option(help="Cases that lack a channel: drop leaves them out, zeros has 0 for it; only where init asks."),

@@ -26,7 +26,9 @@ DATA = {  # rooms within data; modules beside them stand for themselves
     "manifest": 5, "splits": 6,
     "sources": 6, "preprocessing": 7, "patches": 8,
 }  # fmt: skip
-ROOMS_WITHIN = {"networks": {"encoders", "decoders", "heads", "weights"}, "tasks": {"classification", "segmentation"}}
+ROOMS_WITHIN = {
+    "networks": {"encoders", "decoders", "heads", "weights"}, "tasks": {"classification", "instances", "segmentation"},
+}  # fmt: skip
 """Rooms within others, beside those of data."""
 
 

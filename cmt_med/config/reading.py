@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from cmt_med.base.errors import ConfigError
-from cmt_med.config.schema import INFERENCE_NAMES, Experiment, Inference, Section
+from cmt_med.config.schema import INFERENCE_NAMES, Experiment, Inference, Instances, Section
 
 MAX_CONFIG_BYTES = 1_000_000
 
@@ -114,6 +114,22 @@ def changed_inference(settings: Inference, overrides: Iterable[str]) -> Inferenc
         return Inference.model_validate(tree["inference"])
     except ValidationError as error:
         raise _explained(error, lines, "--set", ("inference",)) from error
+
+
+def changed_instances(settings: Instances, overrides: Iterable[str]) -> Instances:
+    """A model's section ``instances`` with items such as ``instances.min_object_mm3=20``.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    tree: dict[str, Any] = {"instances": settings.model_dump()}
+    lines: dict[tuple[str, ...], str] = {}
+    for item in overrides:
+        _override(tree, lines, item, example="instances.min_object_mm3=20")
+    try:
+        return Instances.model_validate(tree["instances"])
+    except ValidationError as error:
+        raise _explained(error, lines, "--set", ("instances",)) from error
 
 
 def dump_config(experiment: Experiment) -> str:

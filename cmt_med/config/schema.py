@@ -9,13 +9,14 @@ from pydantic import Field, model_validator
 from cmt_med.config.classification import Classification
 from cmt_med.config.data import Data, Missing, Region, Split
 from cmt_med.config.inference import Inference
+from cmt_med.config.instances import Instances
 from cmt_med.config.network import Network
 from cmt_med.config.sections import PercentRange, Section, VoxelSize
 from cmt_med.config.training import Augmentation, Optimizer, Train
 
 __all__ = [
-    "Augmentation", "Classification", "Data", "Experiment", "Inference", "Missing", "Network", "Optimizer", "PercentRange",
-    "Region", "Section", "Split", "Train", "VoxelSize", "with_new_names", "without_later_keys",
+    "Augmentation", "Classification", "Data", "Experiment", "Inference", "Instances", "Missing", "Network", "Optimizer",
+    "PercentRange", "Region", "Section", "Split", "Train", "VoxelSize", "with_new_names", "without_later_keys",
 ]  # fmt: skip
 
 
@@ -23,7 +24,7 @@ LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("task",): "segmentation", ("optimizer", "name"): "adamw", ("optimizer", "betas"): (0.9, 0.99),
     ("optimizer", "momentum"): 0.99, ("optimizer", "layer_decay"): 1.0, ("network", "freeze"): None, ("train", "loss"): "dice_ce",
     ("data", "enlarge"): True, ("data", "missing"): "drop", ("data", "window"): None, ("augmentation", "channel_dropout"): 0.0,
-    ("classification",): Classification().model_dump(),
+    ("classification",): Classification().model_dump(), ("instances",): Instances().model_dump(),
 }  # fmt: skip
 """Keys that came after runs had been begun without them, and the values that mean what those runs did."""
 
@@ -34,7 +35,7 @@ class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     output: str = Field(min_length=1, description="run folder")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    task: Literal["segmentation", "classification"] = Field(
+    task: Literal["segmentation", "classification", "instances"] = Field(
         "segmentation", description="what the network is trained to do"
     )
     folds: Annotated[int, Field(ge=2)] | None = Field(
@@ -44,6 +45,7 @@ class Experiment(Section):
     network: Network = Network()
     augmentation: Augmentation = Augmentation()
     classification: Classification = Classification()
+    instances: Instances = Instances()
     optimizer: Optimizer = Optimizer()
     train: Train
     inference: Inference = Inference()
@@ -57,6 +59,10 @@ class Experiment(Section):
             )
         if self.task != "classification" and self.classification != Classification():
             raise ValueError("the section classification needs task: classification")
+        if self.task != "instances" and self.instances != Instances():
+            raise ValueError("the section instances needs task: instances")
+        if self.task == "instances" and self.data.regions is not None:
+            raise ValueError("data.regions is for label maps, and task is instances")
         if self.task == "classification":
             self._whole_images()
         if self.network.freeze is not None and self.network.pretrained is None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 CASE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\Z")
 
+ANY_OBJECT = "*"
+"""Among names of segments: whatever else is there, as any number of an object."""
 Codes = Mapping[int | str, int]
 """Label values of what files have in their place: colours, 65536 R + 256 G + B, and names of DICOM segments."""
 
@@ -26,7 +28,8 @@ class Case:
     colour, by 65536 R + 256 G + B, or of a DICOM segmentation, by the names of its segments; empty where pixels are label
     values themselves. ``class_name`` is what the image as a whole shows; empty if nothing says so. ``ignore`` is the value of
     voxels in the label map that nobody has annotated; None for none. ``annotated`` are the label values that its source
-    annotates: of others, nobody knows where they are; None for all.
+    annotates: of others, nobody knows where they are; None for all. ``instances`` is a label image in which every object has a
+    number of its own.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Case:
     class_name: str = ""
     ignore: int | None = None
     annotated: tuple[int, ...] | None = None
+    instances: Path | None = None
 
     def annotates(self, values: Iterable[int]) -> bool:
         """Tell whether all of these label values are annotated."""

@@ -63,7 +63,8 @@ def load_manifest(path: Path) -> Manifest:
     each case; ``labels`` in either direction; ``ignore``, the value of voxels that nobody has annotated; ``colours`` of masks in
     colour, from ``"#rrggbb"`` to a label value; ``segments`` of DICOM segmentations and of masks in files of their own, from a
     name to a label value; ``class`` for each case, what it shows as a whole, and ``classes`` for the order of these, which else
-    is that of their names; ``annotated`` for each case, the names of the labels that its source annotates.
+    is that of their names; ``annotated`` for each case, the names of the labels that its source annotates;
+    ``instances`` for each case, a label image in which every object has a number of its own.
 
     Raises:
         DataError: E_MANIFEST, naming the entry.
@@ -169,7 +170,7 @@ def manifest_content(
         files = {name: place(file) for name, (file, _) in case.images.items()}
         entry: dict[str, Any] = {"id": case.name, "group": case.group}
         entry["image"] = files if positions == {None} else next(iter(files.values()))
-        for key, file in (("label", case.label), ("mask", case.mask)):
+        for key, file in (("label", case.label), ("mask", case.mask), ("instances", case.instances)):
             if file is not None:
                 entry[key] = place(file)
         if case.annotated is not None:

@@ -84,6 +84,13 @@ CLASS_METRICS: dict[str, Metric] = {
     "brier": Metric("Brier score", "", "lower"),
     "log_loss": Metric("log loss", "", "lower"),
 }
+INSTANCE_METRICS: dict[str, Metric] = {
+    "pq": Metric("PQ", "", "higher"),
+    "sq": Metric("SQ, mean IoU of matches", "", "higher"),
+    "f1": Metric("F1 at IoU 0.5 (RQ)", "", "higher"),
+    "ap_bowl": Metric("AP of the Data Science Bowl", "", "higher"),
+    "aji": Metric("AJI", "", "higher"),
+}
 LESION_COUNTS = ("n_lesions", "n_lesions_detected", "n_lesions_missed", "n_lesions_false_positive")
 FACTS = ("reference_voxels", "predicted_voxels", "reference_ml", "predicted_ml")  # what a row holds besides scores
 
@@ -97,7 +104,7 @@ def metric_of(name: str) -> Metric | None:
     """The metric of that name, among them ``nsd_<tolerance>mm``; None if it is no score."""
     if name.startswith("nsd_") and name.endswith("mm"):
         return Metric(f"surface Dice at {name[4:-2]} mm", "", "higher")
-    return METRICS.get(name) or CLASS_METRICS.get(name)
+    return METRICS.get(name) or CLASS_METRICS.get(name) or INSTANCE_METRICS.get(name)
 
 
 def check_tolerances(tolerances: Sequence[float]) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmt_med.base.errors import ConfigError
-from cmt_med.config.reading import changed_inference
-from cmt_med.config.schema import Inference
+from cmt_med.config.reading import changed_inference, changed_instances
+from cmt_med.config.schema import Inference, Instances
 from cmt_med.data.preprocessing.fingerprint import joint_fingerprint
 from cmt_med.data.preprocessing.pipeline import takes_zeros
 from cmt_med.inference.model import ModelCard, RegionCard
@@ -35,6 +35,10 @@ def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
                 why=f"{first.labels} with {sorted(first.targets)} against {other.labels} with {sorted(other.targets)}",
                 fix="give --model only for networks that were trained on the same labels and regions",
             )
+    objects = first.instances
+    if any(card.instances != objects for card in cards):
+        log.warning("these models find objects with different settings: the usual ones are used for their average")
+        objects = Instances()
     names = dict.fromkeys(card.name for card in cards)
     together = hashlib.sha256("".join(sorted(card.weights_sha256 for card in cards)).encode())
     notices = [str(card.provenance.get("notice") or "") for card in cards]
@@ -60,6 +64,7 @@ def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
             "preprocessing": preprocessing,
             "training_data": joint_fingerprint([card.training_data for card in cards]),
             "inference": settings,
+            "instances": objects,
             "provenance": provenance,
             "validation": None,
         }
@@ -130,10 +135,14 @@ def with_settings(cards: Sequence[ModelCard], overrides: Sequence[str]) -> list[
             why="the network has learned windows of its own size, and settings are chosen on out-of-fold predictions",
             fix="leave it out, or train with another inference section",
         )  # fmt: skip
-    common = _postprocessing_of(joint_card(cards).inference)
+    joint = joint_card(cards)
+    common, objects = _postprocessing_of(joint.inference), joint.instances
+    if objects is not None:
+        own = [item for item in overrides if item.startswith("instances.")]
+        objects, overrides = changed_instances(objects, own), [item for item in overrides if item not in own]
     changed = []
     for card in cards:
         settings = changed_inference(card.inference.model_copy(update=common), overrides)
         card.outputs.check(settings)
-        changed.append(card.model_copy(update={"inference": settings}))
+        changed.append(card.model_copy(update={"inference": settings, "instances": objects}))
     return changed

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,12 @@ from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 from cmt_med.data.volumes.written import write_volume
 from cmt_med.inference.model import ModelCard
+from cmt_med.inference.objects import ObjectEnsemble
 from cmt_med.inference.predict import Ensemble, Predictor
 from cmt_med.inference.prefetch import Prefetcher
-from cmt_med.inference.results import Results, is_done, read_record, require_own
+from cmt_med.inference.results import Probabilities, Results, is_done, read_record, require_own
 from cmt_med.inference.whole import WholeEnsemble
 
-Probabilities = Literal["none", "float32", "uint8"]
 Engine = Ensemble | WholeEnsemble
 log = logging.getLogger(__name__)
 AHEAD_BYTES = 1 << 28
@@ -49,6 +49,8 @@ def engine_of(predictors: Sequence[Predictor], *, written: ModelCard | None = No
     Raises:
         ConfigError: if they predict different things.
     """
+    if predictors[0].card.outputs.objects:
+        return ObjectEnsemble(predictors)
     if predictors[0].card.outputs.dense:
         return Ensemble(predictors, written=written)
     return WholeEnsemble(predictors)
@@ -116,7 +118,7 @@ def infer_cases(
             failures.append({"case": case.name} | fault.as_dict())
             log.error("%d/%d %s failed\n%s", number, len(cases), case.name, fault.message(), exc_info=not memory)
     write_json(folder / "failures.json", failures)
-    if isinstance(predictor, WholeEnsemble):
+    if isinstance(predictor, WholeEnsemble | ObjectEnsemble):
         predictor.finish(folder, cases)
     _write_run(folder, predictor, asked, failures, banner, complete=True)
     return failures
@@ -187,6 +189,7 @@ def _read(
         "settings": card.inference.model_dump(),
         "preprocessing": card.preprocessing,
         "labels": card.labels,
+        **({"instances": card.instances.model_dump()} if card.instances is not None else {}),
         "regions": [region.model_dump() for region in card.regions] if card.regions is not None else None,
     }
     wanted: dict[str, Any] = {}
@@ -226,6 +229,8 @@ def _infer_case(
         stale.unlink(missing_ok=True)
     if isinstance(predictor, WholeEnsemble):
         said, volumes = predictor.answer(loaded), dict[str, float]()
+    elif isinstance(predictor, ObjectEnsemble):
+        said, volumes = predictor.write(loaded, results, _source(card, case), probabilities)
     else:
         said, volumes = _label_map(predictor, loaded, results, _source(card, case), probabilities)
     flags = [*loaded.flags, *said.pop("flags", ())]

@@ -21,7 +21,7 @@ from torch import Tensor
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import sha256, write_bytes, write_json
 from cmt_med.base.text import strict_json
-from cmt_med.config.schema import Inference, PercentRange, Section, VoxelSize, with_new_names
+from cmt_med.config.schema import Inference, Instances, PercentRange, Section, VoxelSize, with_new_names
 from cmt_med.config.sections import ValueRange
 from cmt_med.data.preprocessing.fingerprint import Fingerprint
 from cmt_med.data.volumes.streams import MAX_VOXELS
@@ -92,6 +92,7 @@ class ModelCard(BaseModel):
     window: list[_Edge]
     patch: list[_Edge]  # of training
     inference: Inference
+    instances: Instances | None = None  # how objects are found; None for other tasks
     convention: str = ""  # of the training data, such as brats2021
     training_data: Fingerprint | None = None  # what it looks like; cards from before it was kept have none
     provenance: dict[str, Any]
@@ -128,6 +129,8 @@ class ModelCard(BaseModel):
             raise ValueError("channels, labels or regions are not as many as the network's")
         if self.outputs.dense != (self.preprocessing.get("size") is None):
             raise ValueError("preprocessing.size is for networks that answer for whole images, which need it")
+        if self.outputs.objects != (self.instances is not None):
+            raise ValueError("instances is for networks that find objects, which need it")
         if 0 not in self.labels.values() or len(set(self.labels.values())) != len(self.labels):
             raise ValueError("labels need a background, 0, and a number of its own for each")
         return self
@@ -161,6 +164,11 @@ class ModelCard(BaseModel):
         return TASKS[self.task].from_card(self.labels, regions)
 
     @property
+    def writes_labels(self) -> bool:
+        """Tell whether its results are label maps, in numbers that others may have otherwise."""
+        return self.outputs.dense and not self.outputs.objects
+
+    @property
     def scheme(self) -> LabelScheme:
         """The meaning of the network's channels, and how probabilities become labels; of networks that segment."""
         return cast(Segmentation, self.outputs).scheme
@@ -168,6 +176,8 @@ class ModelCard(BaseModel):
     @property
     def probability_channels(self) -> list[dict[str, Any]]:
         """Name and label values of every channel of the probabilities, in their order; of classes the background first."""
+        if self.outputs.objects:
+            return [{"name": "foreground", "values": [1]}, {"name": "depth", "values": [1]}]
         return [{"name": channel.name, "values": list(channel.values)} for channel in self.scheme.channels]
 
     @property
@@ -177,8 +187,8 @@ class ModelCard(BaseModel):
         Without a label that is written in the same number as one before it (:func:`renumbered` does so with NET, where a
         numbering knows NCR alone): nothing tells the two apart there.
         """
-        if not self.outputs.dense:
-            return {}
+        if not self.writes_labels:
+            return self.outputs.scored
         values = list(self.labels.values())
         hidden = {name for i, (name, value) in enumerate(self.labels.items()) if value in values[:i]}
         return {t.name: list(t.values) for t in self.scheme.targets if t.name not in hidden}

@@ -207,12 +207,19 @@ class Ensemble:
     def probabilities(self, loaded: Loaded) -> Tensor:
         """Mean probabilities (K, D1, D2, D3) on the case's own grid; ``loaded`` has the joint card's channels."""
         if _is_blank(loaded):
-            return self._own.scheme.nothing(loaded.grid.shape)
+            return self.nothing(loaded.grid)
         if self._alike:
             transform = self.predictors[0].transform
             data = transform(as_dictionary(loaded))
             return invert_probabilities(self._together(data).values[0].cpu(), data, transform)
         return _mean(p.probabilities(self._for_member(loaded, p.card)) for p in self.predictors)
+
+    def nothing(self, grid: Grid) -> Tensor:
+        """Return probabilities (K, D1, D2, D3) that say: nothing is there."""
+        task = self._own.outputs
+        result = torch.zeros((task.channels, *grid.shape))
+        task.set_outside(result, torch.ones(grid.shape, dtype=torch.bool))
+        return result
 
     def segment(self, loaded: Loaded) -> tuple[NDArray[np.uint8], Removed]:
         """Compute what :meth:`labels` makes of :meth:`probabilities`, which are nowhere in memory as a whole.

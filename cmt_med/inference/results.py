@@ -7,13 +7,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cmt_med.base.errors import OutputError
 from cmt_med.base.files import sha256
 from cmt_med.data.case import Case
 from cmt_med.data.sources.predicted import label_maps_in
 from cmt_med.data.volumes.endings import is_tiff, looks_like_picture
+
+Probabilities = Literal["none", "float32", "uint8"]
+"""Of ``CASE_prob.nii.gz``: whether it is written, and how; uint8 keeps steps of 1/255."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def _require(path: Path, inputs: set[tuple[int, int] | None], *, ours: bool) -> 
 
 
 def _named_by(case: Case) -> list[Path]:
-    named = (*(path for path, _ in case.images.values()), case.label, case.mask)
+    named = (*(path for path, _ in case.images.values()), case.label, case.mask, case.instances)
     return [path for path in named if path is not None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,47 +23,76 @@ from cmt_med.reports.scores import with_failures_of_inference, write_table
 from cmt_med.reports.viewer import style_sheet
 from cmt_med.reports.volumes import load_shown
 from cmt_med.tasks.sections import Assessment, Section
-from cmt_med.tasks.task import WholeImageTask
+from cmt_med.tasks.task import Assessing, WholeImageTask
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class AnswerEvaluation:
+class RecordEvaluation(ABC):
     """Records of predictions, and the cases that they are held against.
 
     Attributes:
         task: which knows what the answers mean.
         folders: case name -> the inference folder that has its record.
-        cases: with their classes.
+        cases: with their targets.
         banner: for phantom data.
     """
 
-    task: WholeImageTask
+    task: Assessing
     folders: Mapping[str, Path]
     cases: Mapping[str, Case]
     banner: str = ""
 
     def score(self) -> ScoredAnswers:
-        """Score every case that has a class; one without a record is a failure, never left out silently."""
+        """Score every case that has a target; one without a record is a failure, never left out silently."""
         records, failures = {}, []
         cases = {name: case for name, case in sorted(self.cases.items()) if self.task.has_target(case)}
         for name in cases:
             try:
-                records[name] = self._record(name)
+                records[name] = self.record(name)
             except CmtError as error:
                 failures.append({"case": name} | error.as_dict())
                 log.error("%s not scored\n%s", name, error.message())
         return ScoredAnswers(self, cases, records, failures)
 
-    def _record(self, name: str) -> dict[str, Any]:
+    @abstractmethod
+    def record(self, name: str) -> dict[str, Any]:
+        """What is known of a case, for its task to score."""
+
+    @abstractmethod
+    def picture(self, case: Case) -> bytes:
+        """A PNG of a case."""
+
+    def said(self, name: str) -> dict[str, Any]:
+        """The record that inference has left of a case.
+
+        Raises:
+            DataError: E_MISSING, if there is none.
+        """
         path = self.folders.get(name, Path()) / f"{name}.json"
         record = read_record(path) if name in self.folders else {}
         failed = read_record(path.parent / "run.json").get("failed")
         if record.get("case") != name or (isinstance(failed, list) and name in failed):
             raise DataError("there is no prediction", where=f"case {name}", fix="run infer on it", code="E_MISSING")
+        return record
+
+
+@dataclass(frozen=True)
+class AnswerEvaluation(RecordEvaluation):
+    """Answers for whole images, and the cases with their classes."""
+
+    task: WholeImageTask
+
+    def record(self, name: str) -> dict[str, Any]:
+        """The record of a case."""
+        record = self.said(name)
         self.task.row(record)  # which finds what a record lacks
         return record
+
+    def picture(self, case: Case) -> bytes:
+        """A PNG of the image."""
+        return whole_picture(load_shown(CaseFiles(case.name, images=case.images, sha256=case.sha256), {}, {}))
 
 
 @dataclass
@@ -74,7 +104,7 @@ class ScoredAnswers:
         metrics: content of ``metrics.json``, once written.
     """
 
-    evaluation: AnswerEvaluation
+    evaluation: RecordEvaluation
     cases: Mapping[str, Case]
     scores: dict[str, dict[str, Any]]
     failures: list[dict[str, str]]
@@ -93,7 +123,7 @@ class ScoredAnswers:
         """
         if not self.scores:
             raise DataError(
-                "no case can be scored", where=str(folder), why="none of the cases with a class has a prediction",
+                "no case can be scored", where=str(folder), why="none of the cases with a target has a prediction",
                 fix="check that predictions and cases have the same names", code="E_MISSING",
             )  # fmt: skip
         task = self.evaluation.task
@@ -146,8 +176,7 @@ class ScoredAnswers:
         for name, said in wanted.items():
             case = self.cases[name]
             try:
-                shown = load_shown(CaseFiles(name, images=case.images, sha256=case.sha256), {}, {})
-                yield name, said, whole_picture(shown), ""
+                yield name, said, self.evaluation.picture(case), ""
             except CmtError as error:
                 log.warning("no picture of %s: %s", visible(name), error.what)
                 yield name, said, None, error.what

@@ -79,14 +79,16 @@ def find_source(folder: Path, images: Path | None = None) -> Source:
 
 
 def _require_label_maps(folder: Path) -> None:
-    """Raise where predictions are answers for whole images."""
+    """Raise where predictions are answers for whole images, or numbered objects."""
     for place in (folder, folder / "validation", folder / "fold_0/validation", folder.parent / "validation"):
         run = read_run(place)
-        if run is not None and run.task in TASKS and not TASKS[run.task].dense:
+        if run is not None and run.task in TASKS and (TASKS[run.task].objects or not TASKS[run.task].dense):
+            objects = TASKS[run.task].objects
             raise DataError(
                 f"there are no label maps to view: these are results of {run.task}", where=str(folder),
-                why="an answer for a whole image has no place in it", code="E_REPORT",
-                fix="open report.html, which shows the worst errors, or predictions.csv",
+                why="a viewer of labels has no colours for so many objects" if objects else
+                "an answer for a whole image has no place in it", code="E_REPORT",
+                fix=f"open report.html, which shows the worst errors, or {'objects' if objects else 'predictions'}.csv",
             )  # fmt: skip
 
 

@@ -97,10 +97,10 @@ def load_shown(files: CaseFiles, targets: Targets, reference_targets: Targets, c
                 found["known"] = found.get("known", True) & ~unknown
     if grid is None:
         raise DataError("there is nothing to show", where=f"case {files.name}", why="no file is known", code="E_IO")
-    turned, affine = _turned(found, grid)
-    image = turned.get("image", np.zeros(grid.shape, np.float32))
+    arrays, affine = turned(found, grid)
+    image = arrays.get("image", np.zeros(grid.shape, np.float32))
     return Shown(
-        np.ascontiguousarray(image), turned.get("predicted"), turned.get("reference"), affine, turned.get("known")
+        np.ascontiguousarray(image), arrays.get("predicted"), arrays.get("reference"), affine, arrays.get("known")
     )
 
 
@@ -217,10 +217,11 @@ def nifti_bytes(
     return bytes(image.to_bytes())
 
 
-def _turned(found: Mapping[str, NDArray[Any]], grid: Grid) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
+def turned(found: Mapping[str, NDArray[Any]], grid: Grid) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
+    """Arrays of a grid in the order of the patient's axes, and the affine of their voxels."""
     order = nib.orientations.io_orientation(grid.affine)
-    turned = {kind: nib.orientations.apply_orientation(array, order) for kind, array in found.items()}
-    return turned, grid.affine @ nib.orientations.inv_ornt_aff(order, grid.shape)
+    arrays = {kind: nib.orientations.apply_orientation(array, order) for kind, array in found.items()}
+    return arrays, grid.affine @ nib.orientations.inv_ornt_aff(order, grid.shape)
 
 
 def _box(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> tuple[slice, ...]:

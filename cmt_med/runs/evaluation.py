@@ -5,32 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, CmtError, ConfigError, DataError
-from cmt_med.base.files import require_writable_folder, write_json
-from cmt_med.base.text import counted
+from cmt_med.base.files import require_writable_folder
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.data.conventions.names import MEAN
 from cmt_med.data.manifest import colours_of, load_manifest, sums_of
-from cmt_med.data.sources import cases_for_network
 from cmt_med.data.sources.predicted import RUN_FILE, RunRecord, label_maps_in, read_run, targets_in
-from cmt_med.data.volumes.gate import content_of, load_labels
+from cmt_med.data.volumes.gate import load_labels
 from cmt_med.evaluation.lesions import lesion_rule_named
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_tolerances
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
-from cmt_med.inference.results import read_record
-from cmt_med.reports.answers import AnswerEvaluation
 from cmt_med.reports.provenance import describe_evaluation
 from cmt_med.reports.publish import Evaluation
 from cmt_med.reports.scores import empty_rule_of
+from cmt_med.runs.records import require_apart, score_records, some, write_failures
 from cmt_med.tasks import TASKS
-from cmt_med.tasks.task import whole_image_task
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +47,7 @@ def score_predictions(
     if lesions is not None:
         lesion_rule_named(lesions)
     run = _run_of(predictions)
-    if run.task in TASKS and not TASKS[run.task].dense:
+    if run.task in TASKS and (TASKS[run.task].objects or not TASKS[run.task].dense):
         asked_for = {"--labels": labels, "--empty": empty, "--tolerance": tolerance, "--lesion-wise": lesion_wise}
         for option, value in asked_for.items():
             if value:
@@ -61,7 +57,7 @@ def score_predictions(
                     why=f"these are predictions of {run.task}",
                     fix="leave it out",
                 )
-        return _score_answers(predictions, references, output, run)
+        return score_records(predictions, references, output, run)
     targets = _targets(labels, run)
     expected = _references(references, targets, run, predictions, by_name=not labels)
     targets = {name: values for name, values in targets.items() if name in expected.targets}
@@ -73,12 +69,12 @@ def score_predictions(
         raise DataError(
             "no prediction has the name of a reference",
             where=str(predictions),
-            why=f"predictions: {_some(predicted)}; references: {_some(expected.files)}",
+            why=f"predictions: {some(predicted)}; references: {some(expected.files)}",
             fix="check --predictions and --references; names must be the same but for the ending. Where references are named "
             "otherwise, as in a data set as downloaded, give its case list (cmt-med init writes one)",
             code="E_MISSING",
         )
-    _require_apart(output, predictions)
+    require_apart(output, predictions)
     require_writable_folder(output)
     unnamed = bool(labels) and run.labels is None
     known = _named_or_seen(targets, expected) if unnamed else _values_of(run)
@@ -90,7 +86,7 @@ def score_predictions(
         raise _misnumbered(scored.failures, predictions)
     for name in _nowhere(scored.scores, targets):
         log.warning("%s is in no reference and no prediction (label %s)", name, ", ".join(map(str, targets[name])))
-    _write_failures(output, scored.failures)
+    write_failures(output, scored.failures)
     options = {
         "predictions": predictions, "references": references, "output": output, "labels": labels, "empty": empty,
         "tolerance": tolerance, "lesion_wise": lesion_wise,
@@ -100,71 +96,6 @@ def score_predictions(
     report = scored.write_page(output, f"Evaluation of {run.model or predictions.name}")
     print(f"report: {report}")
     return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
-
-
-def _score_answers(predictions: Path, references: Path, output: Path, run: RunRecord) -> int:
-    """Score answers for whole images: references are a case list or table with classes, or a folder for each class."""
-    names = run.labels or {}
-    task = whole_image_task(TASKS[run.task].from_card(names, None))
-    found = cases_for_network(references, run.channels or ["image"])
-    for problem in found.problems:
-        log.warning("not a reference: %s", problem.message())
-    cases = {case.name: case for case in found.cases if task.has_target(case)}
-    if run.cases is not None and set(run.cases) & set(cases):
-        unknown = sorted(set(run.cases) - set(cases))
-        if unknown:
-            log.warning("%s without a reference, not scored: %s", counted(len(unknown), "prediction"), _some(unknown))
-        cases = {name: case for name, case in cases.items() if name in set(run.cases)}
-    if not cases:
-        raise DataError(
-            "no reference has a class", where=str(references), why="nothing says what the images show",
-            fix='give a case list with "class" for each case, a table with a column class, or a folder for each class',
-            code="E_LABEL",
-        )  # fmt: skip
-    _require_apart(output, predictions)
-    _warn_of_other_images(predictions, cases)
-    scored = AnswerEvaluation(task, dict.fromkeys(cases, predictions), cases, run.notice).score()
-    require_writable_folder(output)
-    _write_failures(output, scored.failures)
-    options = {"predictions": predictions, "references": references, "output": output}
-    described = describe_evaluation(
-        options, references, {name: next(iter(c.images.values()))[0] for name, c in cases.items()}
-    )
-    scored.write_metrics(output, {"run": run.model_dump(exclude_unset=True), "evaluation": described})
-    print(f"report: {scored.write_page(output, f'Evaluation of {run.model or predictions.name}')}")
-    return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
-
-
-def _warn_of_other_images(predictions: Path, cases: Mapping[str, Case]) -> None:
-    """Say which references are not the images that were classified: names alone match what has nothing in common."""
-    other = []
-    for name, case in cases.items():
-        seen = read_record(predictions / f"{name}.json").get("input_sha256")
-        with contextlib.suppress(CmtError, OSError):
-            now = {channel: content_of(path, case) for channel, (path, _) in case.images.items()}
-            if isinstance(seen, dict) and any(now.get(channel, value) != value for channel, value in seen.items()):
-                other.append(name)
-    if other:
-        log.warning(
-            "%s: not the image that was classified, but another of its name: %s",
-            counted(len(other), "reference"),
-            _some(other),
-        )
-
-
-def _require_apart(output: Path, predictions: Path) -> None:
-    if output.resolve() == predictions.resolve():
-        raise ConfigError(
-            "the report would lie among the predictions", where=f"--output {output}",
-            why="both have a failures.json", fix="give another folder",
-        )  # fmt: skip
-
-
-def _write_failures(output: Path, failures: Sequence[Mapping[str, str]]) -> None:
-    if failures:
-        write_json(output / "failures.json", list(failures))
-    else:
-        (output / "failures.json").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -272,11 +203,6 @@ def _rule(name: str) -> EmptyRule:
         why="it says what an empty reference means",
         fix=f"use {' or '.join(EMPTY_RULES)}",
     )
-
-
-def _some(names: Collection[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "") or "none"
 
 
 def _run_of(predictions: Path) -> RunRecord:

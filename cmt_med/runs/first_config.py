@@ -58,6 +58,7 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
         folds=_folds(manifest),
         dims=2 if found.pictures else 3,
         classes=list(manifest.classes),
+        instances=any(case.instances for case in manifest.cases),
         patch=_whole(seen, found) if manifest.classes else _patch(seen, 2 if found.pictures else 3),
         spacing=_spacing(seen),
         window=_mapping(window_of(manifest, seen)),

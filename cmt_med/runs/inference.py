@@ -18,9 +18,10 @@ from cmt_med.data.sources import cases_for_network
 from cmt_med.data.sources.by_channel import case_of_channels
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.inference.cards import joint_card, renumbered, with_settings
-from cmt_med.inference.folder import Probabilities, engine_of, infer_cases
+from cmt_med.inference.folder import engine_of, infer_cases
 from cmt_med.inference.model import ModelCard, load_model, member_folders
 from cmt_med.inference.predict import Predictor
+from cmt_med.inference.results import Probabilities
 from cmt_med.runs.trained import trained_network
 
 log = logging.getLogger(__name__)
@@ -92,17 +93,17 @@ def _written(card: ModelCard, found: Dataset, convention: str | None) -> ModelCa
         DataError: E_CONVENTION, if nobody asked, the input's lack one, and a number would have two meanings.
     """
     names = [case.name for case in found.cases]
-    if convention is not None and not card.outputs.dense:
+    if convention is not None and not card.writes_labels:
         raise ConfigError(
             "--convention is for label maps", where=f"--convention {convention}", why=f"the model's task is {card.task}",
             fix="leave it out",
         )  # fmt: skip
-    if convention is not None and card.outputs.dense:
+    if convention is not None:
         chosen = named_convention(convention, names)
         return renumbered(card, chosen.labels, chosen.name)
     stated = found.labels or (CONVENTIONS[found.convention].labels if found.convention else {})
     labels = stated or labels_by_name(names)
-    if labels is None or not card.outputs.dense:
+    if labels is None or not card.writes_labels:
         return card
     try:
         return renumbered(card, labels)

@@ -91,7 +91,10 @@ def _all_of(path: Path) -> Dataset:
 
 def _place(case: Case, root: Path) -> Path:
     """Where a case lies below ``root``: its folder and name, or the path of its only file."""
-    files = [*(file for file, _ in case.images.values()), *(file for file in (case.label, case.mask) if file)]
+    files = [
+        *(file for file, _ in case.images.values()),
+        *(file for file in (case.label, case.mask, case.instances) if file),
+    ]
     if not files or not files[0].is_relative_to(root):
         return Path(case.name)
     return files[0].relative_to(root) if len(files) == 1 else files[0].parent.relative_to(root) / case.name

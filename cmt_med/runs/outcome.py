@@ -27,9 +27,10 @@ from cmt_med.data.phantom import BANNER
 from cmt_med.data.preprocessing.fingerprint import fingerprint_of
 from cmt_med.evaluation.baseline import ThresholdBaseline
 from cmt_med.evaluation.overlap import known_voxels
-from cmt_med.inference.folder import Probabilities, engine_of, infer_cases
+from cmt_med.inference.folder import engine_of, infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
 from cmt_med.inference.predict import Predictor
+from cmt_med.inference.results import Probabilities
 from cmt_med.runs.assemble import mirrored_axes
 from cmt_med.runs.network import network_arguments
 from cmt_med.runs.prepare import Prepared, settings_of
@@ -55,6 +56,7 @@ def card_of(experiment: Experiment, data: Prepared, outcome: Outcome, network: t
         window=experiment.inference.window or experiment.train.patch_size,
         patch=experiment.train.patch_size,
         inference=experiment.inference,
+        instances=experiment.instances if data.task.objects else None,
         convention=data.manifest.convention,
         training_data=fingerprint_of([entry.statistics() for entry in data.training_entries], data.task.scored),
         provenance={

@@ -156,8 +156,9 @@ def _cache_all(cases: list[Case], channels: list[str], task: Task, experiment: E
     def one(case: Case) -> CachedCase | DataError:
         try:
             return prepare(
-                case, channels=channels, labels=task.labels, settings=settings, folder=folder, target=task.target(case)
-            )
+                case, channels=channels, labels=task.labels, settings=settings, folder=folder, target=task.target(case),
+                objects=task.objects,
+            )  # fmt: skip
         except DataError as error:
             return error
 

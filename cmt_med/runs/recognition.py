@@ -124,7 +124,7 @@ def recognised(
         ask_about_incomplete(found)
     if not found.cases:
         raise found.problems[0] if found.problems else _nothing(path)
-    if not any(case.label or case.class_name for case in found.cases):
+    if not any(case.label or case.class_name or case.instances for case in found.cases):
         strange = [problem for problem in found.problems if problem.code in ("E_LABEL", "E_DICOM")]
         raise strange[0] if strange else _unlabelled(path, pictures=found.pictures)
     if convention is not None and any(case.class_name for case in found.cases):
@@ -149,6 +149,17 @@ def recognised(
             listed, found.name, tuple(seen.cases), tuple(found.channels), {}, found.demo or seen.demo, classes=tuple(classes),
             test=tuple(found.test),
         )  # fmt: skip
+        return Recognised(found, seen, manifest)
+    if any(case.instances for case in seen.cases):
+        manifest = Manifest(
+            listed,
+            found.name,
+            tuple(seen.cases),
+            tuple(found.channels),
+            {},
+            found.demo or seen.demo,
+            test=tuple(found.test),
+        )
         return Recognised(found, seen, manifest)
     if not seen.labelled:
         raise seen.problems[0] if seen.problems else _unlabelled(path, pictures=found.pictures)

@@ -10,9 +10,10 @@ from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.results import predictions_in
 from cmt_med.reports.answers import AnswerEvaluation, ScoredAnswers
+from cmt_med.reports.objects import ObjectEvaluation
 from cmt_med.reports.publish import Evaluation, Scored
 from cmt_med.reports.scores import empty_rule_of
-from cmt_med.tasks.task import whole_image_task
+from cmt_med.tasks.task import object_task, whole_image_task
 
 
 def scored_cases(
@@ -29,6 +30,10 @@ def scored_cases(
     """
     if not card.outputs.dense:
         return AnswerEvaluation(whole_image_task(card.outputs), folders, cases, banner).score()
+    if card.outputs.objects:
+        maps = {folder: predictions_in(folder) for folder in set(folders.values())}
+        predicted = {name: maps[folder][name] for name, folder in folders.items() if name in maps[folder]}
+        return ObjectEvaluation(object_task(card.outputs), folders, cases, banner, predicted).score()
     references = {name: case.label for name, case in cases.items() if case.label is not None}
     found = {folder: predictions_in(folder) for folder in set(folders.values())}
     predictions = {name: found[folders[name]][name] for name in references if name in found[folders[name]]}

@@ -57,9 +57,10 @@ def set_up(
     write_text(output, first_config(output, listed, manifest, seen, found))
     failures = _note_failures(found, seen, output.parent)
     experiment = load_config(output)
-    for line in _told(known, path, failures):
+    objects = any(case.instances for case in manifest.cases)
+    for line in _told_of_objects(known, failures) if objects else _told(known, path, failures):
         print(visible(line))
-    _print_plan(experiment, manifest, len(manifest.regions or manifest.labels))
+    _print_plan(experiment, manifest, 2 if objects else len(manifest.regions or manifest.labels))
     print(f"config:    {output}\ncase list: {listed}\nnext:      cmt-med train --config {output} --dry-run")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 
@@ -170,6 +171,18 @@ def _told(known: Recognised, path: Path, failures: list[dict[str, str]]) -> Iter
               "enhancing tumour (3), or a mask numbered as until 2021, where 4 is enhancing tumour")  # fmt: skip
     for case, pairs in sorted(seen.copies.items()) if not found.pictures else ():  # grey, saved in colour
         yield f"copied:     case {case}: {', '.join(f'{a} and {b} are the same image' for a, b in pairs)}"
+    for failure in failures:
+        yield f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}"
+
+
+def _told_of_objects(known: Recognised, failures: list[dict[str, str]]) -> Iterator[str]:
+    """Lines on images with numbered objects."""
+    manifest, seen = known.manifest, known.seen
+    yield f"data set:   {known.found.title}, {counted(len(manifest.cases), 'case')}, {seen.labelled} with numbered objects"
+    yield f"channels:   {', '.join(manifest.channels)}"
+    for note in known.found.notes:
+        yield f"note:       {note}"
+    yield from _untaught([case.name for case in manifest.cases if case.instances is None], "label image")
     for failure in failures:
         yield f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}"
 

@@ -9,8 +9,12 @@ from pathlib import Path
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.text import counted
+from cmt_med.data.case import ANY_OBJECT
 from cmt_med.data.preprocessing.survey import Survey
 from cmt_med.data.sources.dataset import Dataset
+
+_TAUGHT = {"classification": "a class", "segmentation": "a label map", "instances": "numbered objects"}
+"""What a case must have for a task."""
 
 
 def ask_about_incomplete(found: Dataset) -> None:
@@ -75,22 +79,43 @@ def choose(found: Dataset, seen: Survey, task: str | None, path: Path) -> None:
         DataError: E_TASK, where both are there and no task is chosen, or what the task learns is not there.
     """
     classes = {case.class_name for case in seen.cases} - {""}
+    if task == "segmentation" and any(case.instances for case in seen.cases):
+        _objects_as_label(found, seen)
     if task is None and classes and seen.labelled:
         raise DataError(
             "there are label maps and classes", where=str(path),
             why=f"{counted(seen.labelled, 'case')} with a label map; the classes are {', '.join(sorted(classes)[:6])}",
             fix="choose what is learned: --task segmentation or --task classification", code="E_TASK",
         )  # fmt: skip
-    if (task == "classification" and not classes) or (task == "segmentation" and not seen.labelled):
+    objects = any(case.instances for case in seen.cases)
+    nothing = {"classification": not classes, "segmentation": not seen.labelled, "instances": not objects}
+    if task is not None and nothing[task]:
         raise DataError(
             f"there is nothing for {task} to learn", where=str(path),
-            why="no case has a class" if task == "classification" else "no case has a label map",
+            why=f"no case has {_TAUGHT[task]}",
             fix="leave --task out to see what is there", code="E_TASK",
         )  # fmt: skip
     if task == "segmentation":
         seen.cases = [replace(case, class_name="") for case in seen.cases]
     if task == "classification":
         seen.cases = [replace(case, label=None) for case in seen.cases]
+
+
+def _objects_as_label(found: Dataset, seen: Survey) -> None:
+    """Make of numbered objects one label, whatever their numbers."""
+    found.labels, found.named_by, found.colours = (
+        {"background": 0, "object": 1},
+        "the numbers of objects",
+        {ANY_OBJECT: 1},
+    )
+    seen.cases = [
+        replace(case, label=case.instances, instances=None, colours=dict(found.colours)) if case.instances else case
+        for case in seen.cases
+    ]
+    labelled = sum(case.label is not None for case in seen.cases)
+    seen.values.clear()
+    seen.values.update({0: labelled, 1: labelled})
+    found.notes.append("numbered objects are one label, object: --task instances tells them apart")
 
 
 def keep_copies_together(found: Dataset, seen: Survey) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cmt_med.tasks.classification.task import Classification
+from cmt_med.tasks.instances.task import Instances
 from cmt_med.tasks.segmentation.task import Segmentation
 from cmt_med.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {"segmentation": Segmentation, "classification": Classification}
+TASKS: dict[str, type[Task]] = {"segmentation": Segmentation, "classification": Classification, "instances": Instances}

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_med.config.schema import Experiment, Inference
+from cmt_med.config.schema import Experiment, Inference, Instances
 from cmt_med.data.case import Case
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.cache import CachedCase
+from cmt_med.tasks.instances.decode import Objects
 from cmt_med.tasks.sections import Assessment
 
 Batch = Mapping[str, Tensor]
@@ -46,11 +47,13 @@ class Task(Protocol):
         monitor: what validation watches.
         dense: whether the network answers for each position, in windows; else once for a whole image
             (:class:`WholeImageTask`).
+        objects: whether its targets are objects with a number each (:class:`ObjectTask`), and no label values.
     """
 
     name: ClassVar[str]
     monitor: ClassVar[Metric]
     dense: ClassVar[bool]
+    objects: ClassVar[bool]
 
     @classmethod
     def from_data(cls, experiment: Experiment, manifest: Manifest) -> Task:
@@ -142,7 +145,37 @@ class Task(Protocol):
         ...
 
 
-class WholeImageTask(Task, Protocol):
+class Assessing(Task, Protocol):
+    """A task that makes a report of its own."""
+
+    def assess(
+        self, records: Mapping[str, Mapping[str, Any]], cases: Mapping[str, Case], failures: Sequence[Mapping[str, str]]
+    ) -> Assessment:
+        """Score what is known of cases against their targets.
+
+        Args:
+            records: case name -> record.
+            cases: those that were to be predicted, with their targets.
+            failures: what could not be scored; it is counted.
+        """
+        ...
+
+
+class ObjectTask(Assessing, Protocol):
+    """A task whose targets are objects with a number each."""
+
+    def find(self, maps: NDArray[np.float32], settings: Instances, spacing: Sequence[float]) -> Objects:
+        """Return the objects in the network's maps (K, *S), with voxels of this size in mm."""
+        ...
+
+
+def object_task(task: Task) -> ObjectTask:
+    """A task whose targets are objects, as what it is."""
+    assert task.objects  # by the callers
+    return cast(ObjectTask, task)
+
+
+class WholeImageTask(Assessing, Protocol):
     """A task whose network answers once for a whole image: what its records, tables and reports say."""
 
     @property
@@ -156,18 +189,6 @@ class WholeImageTask(Task, Protocol):
 
     def row(self, record: Mapping[str, Any]) -> list[Any]:
         """The values of :attr:`columns`, from a record."""
-        ...
-
-    def assess(
-        self, records: Mapping[str, Mapping[str, Any]], cases: Mapping[str, Case], failures: Sequence[Mapping[str, str]]
-    ) -> Assessment:
-        """Score records against the classes of cases.
-
-        Args:
-            records: case name -> record.
-            cases: those that were to be predicted, with their classes.
-            failures: what could not be scored; it is counted.
-        """
         ...
 
 

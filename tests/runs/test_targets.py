@@ -10,6 +10,7 @@ import pytest
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.manifest import load_manifest
+from cmt_med.data.volumes.gate import load_case
 from cmt_med.init import init
 from cmt_med.launch.command import run_command
 from cmt_med.runs.recognition import data_set
@@ -109,3 +110,23 @@ def test_headers_that_disagree(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert run_command(inspect, [str(tmp_path / "set"), "--quick"]) == 65
     assert "E_GRID" in capfd.readouterr().out
     assert run_command(inspect, [str(tmp_path / "set"), "--quick", "--fix", "--output", str(tmp_path / "o")]) == 64
+
+
+def test_numbered_objects_as_one_label(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.arange(120, dtype=np.uint8).reshape(12, 10)
+    numbers = np.zeros((12, 10), np.uint16)
+    numbers[2:5, 2:5], numbers[7:9, 3:8] = 1, 700
+    for i in range(3):
+        for folder, array in (("images", pixels + np.uint8(i)), ("instances", numbers)):
+            (tmp_path / f"set/{folder}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / f"set/{folder}/{i}.png")
+    assert all(case.instances for case in data_set(tmp_path / "set").cases)
+    output = tmp_path / "my.yaml"
+    assert run_command(init, [str(tmp_path / "set"), "--output", str(output), "--task", "segmentation"]) == 0
+    manifest = load_manifest(tmp_path / "my.json")
+    assert manifest.labels == {"background": 0, "object": 1}
+    label = load_case(manifest.cases[0], manifest.channels, [0, 1]).label
+    assert label is not None
+    np.testing.assert_array_equal(label[..., 0].T, numbers > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cmt_med.config.schema import Experiment
 from cmt_med.data.manifest import Manifest, load_manifest
@@ -36,7 +38,9 @@ def data_set(folder: Path, dims: int, targets: int, seed: int) -> tuple[Manifest
     for i in range(3 * targets):
         save(folder / f"i{i}.nii.gz", rng.normal(0, 1, shape).astype(np.float32))
         save(folder / f"l{i}.nii.gz", rng.integers(0, targets + 1, shape).astype(np.uint8))
-        entries.append({"id": f"c{i}", "image": f"i{i}.nii.gz", "label": f"l{i}.nii.gz", "class": f"k{i % targets}"})
+        save(folder / f"o{i}.nii.gz", blocks(rng, shape))
+        entries.append({"id": f"c{i}", "image": f"i{i}.nii.gz", "label": f"l{i}.nii.gz", "class": f"k{i % targets}",
+                        "instances": f"o{i}.nii.gz"})  # fmt: skip
     names = {"0": "background"} | {str(n): f"part{n}" for n in range(1, targets + 1)}
     path = folder / "list.json"
     path.write_text(json.dumps({"modality": {"0": "a"}, "labels": names, "training": entries}))
@@ -45,6 +49,15 @@ def data_set(folder: Path, dims: int, targets: int, seed: int) -> tuple[Manifest
         "network": {"spatial_dims": dims}, "train": {"epochs": 1, "patch_size": [16] * dims},
     }  # fmt: skip
     return load_manifest(path), Experiment.model_validate(content)
+
+
+def blocks(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    """Up to eight objects, of which some touch."""
+    numbers = np.zeros(shape, np.uint16)
+    for number, (x, y) in enumerate(itertools.product((0, 4, 8), (0, 5)), 300):
+        if rng.random() < 0.8:
+            numbers[x : x + 4, y : y + 4] = number
+    return numbers
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -66,7 +79,13 @@ def test_every_task(tmp_path_factory: pytest.TempPathFactory, name: str, dims: i
     cached = settings_of(experiment, task)
     entries = [
         prepare(
-            case, channels=["a"], labels=task.labels, settings=cached, folder=folder / "cache", target=task.target(case)
+            case,
+            channels=["a"],
+            labels=task.labels,
+            settings=cached,
+            folder=folder / "cache",
+            target=task.target(case),
+            objects=task.objects,
         )
         for case in manifest.cases
     ]
@@ -118,6 +137,9 @@ def _answer(task: Task, entry: CachedCase, shift: int) -> torch.Tensor:
     if entry.target is not None:
         return torch.eye(task.channels)[(entry.target + shift) % task.channels]
     label = torch.from_numpy(np.array(entry.label()[0])).long()
+    if entry.objects:
+        depth = label.float() / 255
+        return torch.stack([(depth > 0).float(), depth]).roll(shift * 3, 1)
     label = torch.where(label > 0, (label - 1 + shift) % (task.channels - 1) + 1, label)
     return torch.nn.functional.one_hot(label, task.channels).movedim(-1, 0).float()
 

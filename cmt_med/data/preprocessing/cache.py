@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import OutputError
 from cmt_med.base.files import sha256, write_file, write_json
 from cmt_med.data.case import Case
+from cmt_med.data.preprocessing.depth import DEPTH_VERSION, depth_map, renumbered
 from cmt_med.data.preprocessing.fingerprint import case_statistics
 from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing, seen_by, takes_zeros
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
+from cmt_med.data.volumes.instances import load_instances
 
 CACHE_VERSION = 4  # since 4, statistics leave out a mask that nothing depends on
 _IDENTITY = 2
@@ -40,13 +44,15 @@ class CachedCase:
     """A preprocessed case; its arrays are opened as memory maps.
 
     ``target`` is the number of its class, for tasks that answer for whole images; such a case has no label map. ``annotated``
-    are the label values that its source annotates, and its label map has no other ones; None for all.
+    are the label values that its source annotates, and its label map has no other ones; None for all. ``objects`` tells whether
+    the case has numbered objects; its label map then holds their depths (:mod:`cmt_med.data.preprocessing.depth`).
     """
 
     name: str
     folder: Path
     target: int | None = None
     annotated: tuple[int, ...] | None = None
+    objects: bool = False
 
     def image(self) -> NDArray[np.float32]:
         """(C, *S), read-only."""
@@ -55,6 +61,15 @@ class CachedCase:
     def label(self) -> NDArray[np.uint8]:
         """(1, *S), read-only."""
         return np.load(self.folder / "label.npy", mmap_mode="r", allow_pickle=False)
+
+    def instances(self) -> NDArray[np.uint16]:
+        """Numbers of objects from 1 on (*S), read-only; of a case that has some."""
+        return np.load(self.folder / "instances.npy", mmap_mode="r", allow_pickle=False)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of its arrays' files."""
+        return _FILES[:1] if self.target is not None else (*_FILES, "instances.npy") if self.objects else _FILES
 
     def points(self) -> list[NDArray[np.signedinteger]]:
         """For each label but background, voxels of it (n, 3); none that nobody has annotated."""
@@ -106,6 +121,7 @@ def prepare(
     settings: Mapping[str, Any],
     folder: Path,
     target: int | None = None,
+    objects: bool = False,
 ) -> CachedCase:
     """The entry of a case, made if there is none for exactly these files and settings, or if it is damaged.
 
@@ -116,25 +132,29 @@ def prepare(
         settings: of :func:`cmt_med.data.preprocessing.pipeline.preprocessing`.
         folder: of all entries.
         target: number of its class, where that is all that is learned; its label map is left alone then.
+        objects: whether numbered objects are learned, and no label map.
 
     Raises:
         DataError: from the gate, naming the case.
         OutputError: if the cache cannot be written.
     """
-    if target is not None:
-        case, labels = replace(case, label=None, ignore=None, annotated=None), {}
-    entry = CachedCase(
-        case.name, folder / f"{_key(case, channels, labels, settings)}-{CACHE_VERSION}", target, case.annotated
-    )
+    if target is not None or objects:
+        case = replace(case, label=None, ignore=None, annotated=None)
+    case, labels = (case if objects else replace(case, instances=None)), ({} if target is not None else labels)
+    key = _key(case, channels, labels, settings)
+    entry = CachedCase(case.name, folder / f"{key}-{CACHE_VERSION}", target, case.annotated, objects)
     if _is_whole(entry):
         return entry
-    dense = target is None
+    dense = target is None and not objects
     allowed = [*labels.values(), *([] if case.ignore is None else [case.ignore])] if dense else None
     whole = load_case(case, channels, allowed, need_label=dense, zeros=takes_zeros(settings))
     loaded = seen_by(_without_the_unknown(whole, case), settings)
-    data = preprocessing(settings, with_label=dense)(as_dictionary(loaded))
-    image = np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)
-    arrays: dict[str, NDArray[Any]] = {"image.npy": image}
+    arrays: dict[str, NDArray[Any]]
+    if objects:
+        loaded, arrays = _with_objects(case, loaded, settings)
+    else:
+        data = preprocessing(settings, with_label=dense)(as_dictionary(loaded))
+        arrays = {"image.npy": np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)}
     if dense:
         label = np.ascontiguousarray(data["label"].numpy(), dtype=np.uint8)
         arrays |= {"label.npy": label, "points.npy": _sample_points(label[0], case.ignore)}
@@ -146,7 +166,12 @@ def prepare(
         statistics = case_statistics(loaded, channels, settings["clip"])
         if case.annotated is not None:
             statistics["annotated"] = list(case.annotated)
-        described = {"version": CACHE_VERSION, "shape": list(image.shape), "sha256": sums, "statistics": statistics}
+        described = {
+            "version": CACHE_VERSION,
+            "shape": list(arrays["image.npy"].shape),
+            "sha256": sums,
+            "statistics": statistics,
+        }
         write_json(entry.folder / "meta.json", described)
     except OutputError as error:
         raise OutputError(
@@ -156,6 +181,24 @@ def prepare(
             fix=_CACHE_FIX,
         ) from error
     return entry
+
+
+def _with_objects(case: Case, loaded: Loaded, settings: Mapping[str, Any]) -> tuple[Loaded, dict[str, NDArray[Any]]]:
+    """The case with a label where there are objects, and its arrays."""
+    numbers, grid = load_instances(case, loaded.grid)
+    data = as_dictionary(loaded)
+    data["label"] = MetaTensor(torch.from_numpy(numbers[None]), affine=torch.as_tensor(grid.affine))
+    done = preprocessing(settings, with_label=True)(data)
+    kept = renumbered(np.rint(done["label"].numpy()[0]).astype(np.int32))
+    sizes = np.linalg.norm(done["image"].affine.numpy()[:3, :3], axis=0)
+    label = np.ascontiguousarray(depth_map(kept, sizes.tolist()))
+    arrays: dict[str, NDArray[Any]] = {
+        "image.npy": np.ascontiguousarray(done["image"].numpy(), dtype=np.float32),
+        "label.npy": label[None],
+        "points.npy": _sample_points((label > 0).astype(np.uint8)),
+        "instances.npy": np.ascontiguousarray(kept),
+    }
+    return replace(loaded, label=(numbers > 0).astype(np.uint8)), arrays
 
 
 def _without_the_unknown(loaded: Loaded, case: Case) -> Loaded:
@@ -173,8 +216,7 @@ def _is_whole(entry: CachedCase) -> bool:
         return False
     try:
         sums = dict(json.loads(described.read_text(encoding="utf-8")).get("sha256", {}))
-        files = _FILES if entry.target is None else _FILES[:1]
-        wrong = [name for name in files if sha256(entry.folder / name) != sums.get(name)]
+        wrong = [name for name in entry.files if sha256(entry.folder / name) != sums.get(name)]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         wrong = [str(error)]
     if wrong:
@@ -195,6 +237,8 @@ def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], setting
         described.append({"ignore": case.ignore})
     if case.annotated is not None:
         described.append({"annotated": case.annotated})
+    if case.instances is not None:
+        described.append({"instances": content_of(case.instances, case), "depths": DEPTH_VERSION})
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -20,6 +20,7 @@ from cmt_med.data.preprocessing.normalisation import foreground_of
 from cmt_med.data.volumes import nifti
 from cmt_med.data.volumes.flags import copied_channels
 from cmt_med.data.volumes.gate import load_case
+from cmt_med.data.volumes.instances import load_instances
 from cmt_med.data.volumes.journal import Journal
 
 MIDDLE = (0.5, 99.5)
@@ -35,7 +36,7 @@ class Survey:
         cases: those that could be read.
         values: in how many cases each label value occurs, but that of voxels that nobody has annotated.
         values_in: case -> its label values, likewise.
-        labelled: cases with a label map.
+        labelled: cases with a label map, or with numbered objects, whose value is 1.
         problems: cases that could not be read.
         copies: case -> channels that are the same image.
         shapes: voxels of each case's foreground box, per axis of the volume.
@@ -141,6 +142,8 @@ def _look(case: Case, channels: Sequence[str]) -> _Seen:
     loaded = load_case(case, channels, range(256))
     inside = foreground_of(loaded)
     values = None if loaded.label is None else [int(v) for v in np.unique(loaded.label) if v != case.ignore]
+    if case.instances is not None:
+        values = [1] if bool(load_instances(case, loaded.grid)[0].any()) else []
     copies = copied_channels(channels, loaded.image)
     demo = BANNER.encode() in nifti.description(next(iter(case.images.values()))[0])
     flat = loaded.image.min() == loaded.image.max()  # an empty image is no copy of another

@@ -14,7 +14,18 @@ from pathlib import Path
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import CASE_NAME, COLOURS, Case
 from cmt_med.data.conventions.names import require_distinct
-from cmt_med.data.sources import bids, boxes, by_channel, case_list, classes, dicom, pictures, structures, table
+from cmt_med.data.sources import (
+    bids,
+    boxes,
+    by_channel,
+    case_list,
+    classes,
+    dicom,
+    instances,
+    pictures,
+    structures,
+    table,
+)
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.sources.split_folders import by_place, merged, split_folders
 from cmt_med.data.volumes.streams import io_error, readable_name
@@ -43,6 +54,7 @@ SOURCES: tuple[Source, ...] = (
     Source("a BIDS data set", bids.recognises, bids.read),
     Source("a CSV table", table.recognises, table.read),
     Source("DICOM studies", dicom.recognises, dicom.read),
+    Source("images with numbered objects", instances.recognises, instances.read),
     Source("a folder for each class", classes.recognises, classes.read),
     Source("a mask for each structure", structures.recognises, structures.read),
     Source("2D images", pictures.recognises, pictures.read),

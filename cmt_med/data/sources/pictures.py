@@ -149,7 +149,7 @@ def _colour_map(codes: Sequence[int], path: Path) -> dict[int, int]:
         raise DataError(
             f"the masks have values up to {max(codes)}", where=readable_name(path),
             why="label maps have at most 255: these number instances, or are images",
-            fix="give label maps; of instances, any positive number to 1", code="E_LABEL",
+            fix="call their folder instances, if each number is an object; else give label maps", code="E_LABEL",
         )  # fmt: skip
     colours = [
         code - IN_COLOUR if code >= IN_COLOUR else code * 0x010101 for code in codes if code not in (0, IN_COLOUR)

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
 from cmt_med.base.errors import DataError
+from cmt_med.data.case import ANY_OBJECT
 from cmt_med.data.volumes.dicom import Frame, frames_of_series
 from cmt_med.data.volumes.dicom_header import guarded
 from cmt_med.data.volumes.dicom_pixels import is_native
@@ -140,13 +141,13 @@ def _segments(dataset: Dataset) -> list[Segment]:
 def _values(segments: Sequence[Segment], table: Mapping[str, int], where: str) -> dict[int, int]:
     """Number of a segment -> label value."""
     if table:
-        strange = [segment.name for segment in segments if segment.name not in table]
+        strange = [segment.name for segment in segments if segment.name not in table and ANY_OBJECT not in table]
         if strange:
             raise DataError(
                 f"the segment {strange[0]!r} is not in the case list", where=where,
                 why=f"it names {', '.join(list(table)[:8])}", fix='add it to "segments", with 0 to leave it out', code="E_LABEL",
             )  # fmt: skip
-        return {segment.number: table[segment.name] for segment in segments}
+        return {segment.number: table.get(segment.name, table.get(ANY_OBJECT, 0)) for segment in segments}
     large = [segment.number for segment in segments if segment.number > 255]
     if large:
         raise DataError(f"a segment has the number {large[0]}", where=where, why="label values go up to 255",

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from cmt_med.base.errors import DataError
+from cmt_med.base.text import counted
 from cmt_med.compute.memory import no_memory
 from cmt_med.data.case import COLOURS, Case, Codes, segments_of
 from cmt_med.data.volumes.decoder import Volume, decode
 from cmt_med.data.volumes.flags import flags_of
 from cmt_med.data.volumes.gate import as_listed, grid_of, require_same_grid
 from cmt_med.data.volumes.grid import Grid
+from cmt_med.data.volumes.instances import load_instances, object_numbers
+from cmt_med.data.volumes.mask_files import is_pattern
 from cmt_med.data.volumes.streams import readable_name
 from cmt_med.data.volumes.sums import check_sums
 from cmt_med.data.volumes.values import from_colours, label_counts, statistics
@@ -27,7 +30,7 @@ class FileReport:
 
     Attributes:
         path: of the file, or of the folder of a DICOM series.
-        role: channel name, ``label`` or ``mask``; several channels of a 4D file are joined with ``+``.
+        role: channel name, ``label``, ``mask`` or ``instances``; several channels of a 4D file are joined with ``+``.
         format, shape, dtype: as stored.
         spacing: in mm.
         axes: directions that indices grow towards, for example ``RAS``.
@@ -97,6 +100,10 @@ def examine(case: Case, channels: Sequence[str], allowed: Sequence[int] | None, 
         _file(report, case, case.label, "label", seen, partial(_label, allowed=values, colours=case.colours))
     if case.mask is not None:
         _file(report, case, case.mask, "mask", seen, partial(_label, allowed=None, colours={}))
+    if case.instances is not None and is_pattern(case.instances):
+        _masks_of_objects(report, case, case.instances, seen)
+    elif case.instances is not None:
+        _file(report, case, case.instances, "instances", seen, _objects)
     _check_grids(report, seen.grids)
     report.flags += [flag for file in report.files for flag in file.flags]
     return report
@@ -111,7 +118,7 @@ def _file(
     try:
         if path in case.sha256:
             check_sums(path, case.sha256[path])
-        volume = decode(path, labels=role in ("label", "mask"), segments=segments_of(case.colours))
+        volume = decode(path, labels=role in ("label", "mask", "instances"), segments=segments_of(case.colours))
         _describe(volume, found)
         seen.grids.append((found, grid_of(volume), where))
         look(volume, where, found)
@@ -194,6 +201,22 @@ def _label(volume: Volume, where: str, found: FileReport, allowed: Sequence[int]
                         fix="correct the mask, or leave it out of the case list", code="E_MASK")  # fmt: skip
     if set(found.labels) == {0}:
         found.flags.append("the label map is empty")
+
+
+def _objects(volume: Volume, where: str, found: FileReport) -> None:
+    found.notes = (*found.notes, counted(len(np.setdiff1d(object_numbers(volume, where), [0])), "object"))
+
+
+def _masks_of_objects(report: CaseReport, case: Case, path: Path, seen: _Seen) -> None:
+    found = FileReport(readable_name(path), "instances", format="masks of objects")
+    report.files.append(found)
+    try:
+        numbers, grid = load_instances(case)
+        found.shape, found.spacing, found.axes = grid.shape, grid.spacing, grid.axes
+        found.notes = (counted(len(np.setdiff1d(numbers, [0])), "object"),)
+        seen.grids.append((found, grid, f"case {case.name}: {found.path}"))
+    except DataError as error:
+        _add(report, found, error.as_dict())
 
 
 def _missing(names: Sequence[str], case: Case) -> DataError:

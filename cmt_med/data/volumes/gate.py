@@ -94,7 +94,7 @@ def load_case(
     label = mask = None
     if labels is not None and case.label is not None:
         where = f"case {case.name}: {case.label}"
-        volume = _read_labels(case.label, case)
+        volume = read_label_volume(case.label, case)
         label, own = counted_like(label_values(volume, labels, where), grid_of(volume), grid)
         require_same_grid(grid, own, where)
     elif need_label:
@@ -139,7 +139,7 @@ def load_labels(
         colours: label values of a mask in colour, or of a DICOM segmentation (``Case.colours``).
         like: count the voxels as this grid does, if it has the same ones (:meth:`Grid.reordering`).
     """
-    volume = _read_labels(path, Case(case, {}, sha256=dict(sums or {}), colours=dict(colours or {})))
+    volume = read_label_volume(path, Case(case, {}, sha256=dict(sums or {}), colours=dict(colours or {})))
     where = f"case {case}: {path}"
     values = label_values(volume, allowed if allowed is not None else range(256), where)
     return counted_like(values, grid_of(volume), like) if like is not None else (values, grid_of(volume))
@@ -176,7 +176,8 @@ def _read(
     return volume
 
 
-def _read_labels(path: Path, case: Case) -> Volume:
+def read_label_volume(path: Path, case: Case) -> Volume:
+    """Read the file of a label map, with values as stored; the errors are those of :func:`load_case`."""
     volume = _read(path, case, channels=None, labels=True)
     return from_colours(volume, case.colours, f"case {case.name}: {path}") if case.colours else volume
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
+from cmt_med.data.case import ANY_OBJECT
 from cmt_med.data.volumes.grid import Grid
 from cmt_med.data.volumes.header import Opened, VolumeHeader
 from cmt_med.data.volumes.streams import io_error, readable_name
@@ -70,13 +71,13 @@ def read(path: Path, table: Mapping[str, int], opened: Callable[[Path], Opened])
             E_GRID for masks on different grids; and those of the readers.
     """
     where, masks = readable_name(path), masks_of(path)
-    strange = [name for name in masks if table and name not in table]
+    strange = [name for name in masks if table and name not in table and ANY_OBJECT not in table]
     if strange:
         raise DataError(
             f"there is a mask of {strange[0]!r}, which is not in the case list", where=where,
             why=f"it names {', '.join(list(table)[:8])}", fix='add it to "segments", with 0 to leave it out', code="E_LABEL",
         )  # fmt: skip
-    values = {name: table[name] if table else i for i, name in enumerate(masks, 1)}
+    values = {name: table.get(name, table.get(ANY_OBJECT, 0)) if table else i for i, name in enumerate(masks, 1)}
     if not table and len(masks) > 255:
         raise DataError(f"there are {len(masks)} masks", where=where, why="label values go up to 255",
                         fix='name the structures in the case list: "segments": {"NAME": 1}', code="E_LABEL")  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.case import Codes, colours_alone
+from cmt_med.data.case import ANY_OBJECT, Codes, colours_alone
 from cmt_med.data.volumes.decoder import Volume
 from cmt_med.data.volumes.header import IN_COLOUR
 
@@ -57,7 +57,7 @@ def statistics(volume: Volume, where: str, plane: int | None = None) -> Statisti
     low, high = _each_slab(volume, array, add, where)
     at = np.unravel_index(np.arange(0, array.size, _step(array.size)), array.shape, order="F")
     with np.errstate(over="ignore"):
-        sample = _real(volume, array[at]).astype(np.float32)
+        sample = real_values(volume, array[at]).astype(np.float32)
     _check_range(usual_size(sample, OUTLIER[1]), low, high, where)
     return Statistics(float(np.float32(low)), float(np.float32(high)), sample, digest.digest())
 
@@ -143,8 +143,7 @@ def _each_slab_of_labels(
         whole = values
         if values.dtype.kind == "f":
             if not np.isfinite(values).all():
-                raise DataError("the label map has NaN or infinite voxels", where=where, why="they stand for no label",
-                                fix="correct the label map", code="E_NONFINITE")  # fmt: skip
+                raise not_finite(where)
             whole = np.rint(values)
             apart = np.abs(values - whole)
             furthest, count = max(furthest, float(apart.max())), count + int(np.count_nonzero(apart > LABEL_TOLERANCE))
@@ -153,15 +152,26 @@ def _each_slab_of_labels(
         found.update(int(v) for v in _distinct(whole))
         work(at, np.clip(whole, 0, 255).astype(np.uint8))
     if furthest > LABEL_TOLERANCE:
-        raise DataError(
-            "the label map has values that are not whole numbers", where=where,
-            why=f"{count} voxels are off by up to {furthest:.3g}: a probability map, or labels resampled with interpolation?",
-            fix="resample the label map with nearest neighbour, or threshold it", code="E_LABEL",
-        )  # fmt: skip
+        raise not_whole(where, count, furthest)
     if not binary:
         if volume.stored.is_picture:
             _require_no_shades(sorted(found), allowed, where)
         check_values(sorted(found), allowed, where)
+
+
+def not_finite(where: str) -> DataError:
+    """Make the error for a label map with NaN."""
+    return DataError("the label map has NaN or infinite voxels", where=where, why="they stand for no label",
+                     fix="correct the label map", code="E_NONFINITE")  # fmt: skip
+
+
+def not_whole(where: str, count: int, furthest: float) -> DataError:
+    """Make the error for a label map in which so many voxels are that far from whole numbers."""
+    return DataError(
+        "the label map has values that are not whole numbers", where=where,
+        why=f"{count} voxels are off by up to {furthest:.3g}: a probability map, or labels resampled with interpolation?",
+        fix="resample the label map with nearest neighbour, or threshold it", code="E_LABEL",
+    )  # fmt: skip
 
 
 def from_colours(volume: Volume, colours: Codes, where: str) -> Volume:
@@ -175,6 +185,9 @@ def from_colours(volume: Volume, colours: Codes, where: str) -> Volume:
     Raises:
         DataError: E_LABEL for a colour that stands for no label.
     """
+    if ANY_OBJECT in colours and volume.stored.dtype[1:] in INTEGERS and not volume.stored.format.startswith("DICOM "):
+        found = np.greater(volume.array, 0).astype(np.uint8) * np.uint8(colours[ANY_OBJECT])
+        return Volume(replace(volume.stored, dtype="<u1", slope=1.0, intercept=0.0), found)
     if not colours_alone(colours):
         return volume
     found, places = np.unique(volume.array, return_inverse=True)
@@ -191,6 +204,7 @@ def from_colours(volume: Volume, colours: Codes, where: str) -> Volume:
     return Volume(replace(volume.stored, dtype="<u1"), values)
 
 
+INTEGERS = frozenset({"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"})
 MOST_SHADES = 8
 """Shades of grey in a mask, above which they are smoothed edges, unless they are numbered from 0 on."""
 
@@ -252,10 +266,10 @@ def _slabs(volume: Volume, array: NDArray[np.generic]) -> Iterator[tuple[_Place,
     for start in range(0, planes, thick):
         for first in range(0, rows, rows if thick > 1 else long):
             at = (..., slice(first, first + (rows if thick > 1 else long)), slice(start, start + thick))
-            yield at, _real(volume, array[at])
+            yield at, real_values(volume, array[at])
 
 
-def _real(volume: Volume, values: NDArray[np.generic]) -> NDArray[np.generic]:
+def real_values(volume: Volume, values: NDArray[np.generic]) -> NDArray[np.generic]:
     """Values as scaled by the header, with 64 bits, if they are scaled at all."""
     if volume.stored.slope == 1 and volume.stored.intercept == 0:
         return values

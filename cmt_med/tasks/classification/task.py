@@ -39,6 +39,7 @@ class Classification:
     name: ClassVar[str] = "classification"
     monitor: ClassVar[Metric] = Metric("auc", "macro AUC")
     dense: ClassVar[bool] = False
+    objects: ClassVar[bool] = False
     overlapping: ClassVar[bool] = False
     regions: ClassVar[None] = None
 

@@ -38,6 +38,7 @@ class Segmentation:
     name: ClassVar[str] = "segmentation"
     monitor: ClassVar[Metric] = Metric("dice", "Dice")
     dense: ClassVar[bool] = True
+    objects: ClassVar[bool] = False
     balanced: ClassVar[bool] = False
 
     def __init__(

@@ -1,0 +1,122 @@
+"""Scores of predictions that are no label maps: answers for whole images, and numbered objects."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, CmtError, ConfigError, DataError
+from cmt_med.base.files import require_writable_folder, write_json
+from cmt_med.base.text import counted
+from cmt_med.data.case import Case
+from cmt_med.data.sources import cases_for_network
+from cmt_med.data.sources.predicted import RunRecord, label_maps_in
+from cmt_med.data.volumes.gate import content_of
+from cmt_med.inference.results import predictions_in, read_record
+from cmt_med.reports.answers import AnswerEvaluation, RecordEvaluation
+from cmt_med.reports.objects import ObjectEvaluation
+from cmt_med.reports.provenance import describe_evaluation
+from cmt_med.tasks import TASKS
+from cmt_med.tasks.task import Task, object_task, whole_image_task
+
+log = logging.getLogger(__name__)
+
+
+def score_records(predictions: Path, references: Path, output: Path, run: RunRecord) -> int:
+    """Score what ``infer`` has left in a folder, write the report, and return the exit code.
+
+    Args:
+        predictions: folder of records, and of label images of objects.
+        references: a case list or a data set as ``init`` takes it, with classes or with numbered objects; of the latter, a folder
+            of label images, too.
+        output: folder of the report.
+        run: what ``run.json`` says.
+
+    Raises:
+        DataError: E_LABEL, if no reference has a target; E_MISSING, if none has a prediction.
+    """
+    task = TASKS[run.task].from_card(run.labels or {}, None)
+    cases = _cases(references, task, run)
+    require_apart(output, predictions)
+    _warn_of_other_images(predictions, cases)
+    scored = _evaluation(task, predictions, cases, run).score()
+    require_writable_folder(output)
+    write_failures(output, scored.failures)
+    options = {"predictions": predictions, "references": references, "output": output}
+    files = {name: case.instances or next(iter(case.images.values()))[0] for name, case in cases.items()}
+    described = describe_evaluation(options, references, files)
+    scored.write_metrics(output, {"run": run.model_dump(exclude_unset=True), "evaluation": described})
+    print(f"report: {scored.write_page(output, f'Evaluation of {run.model or predictions.name}')}")
+    return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
+
+
+def _evaluation(task: Task, predictions: Path, cases: Mapping[str, Case], run: RunRecord) -> RecordEvaluation:
+    folders = dict.fromkeys(cases, predictions)
+    if task.objects:
+        return ObjectEvaluation(object_task(task), folders, cases, run.notice, predictions_in(predictions))
+    return AnswerEvaluation(whole_image_task(task), folders, cases, run.notice)
+
+
+def _cases(references: Path, task: Task, run: RunRecord) -> dict[str, Case]:
+    """The references that were to be predicted, by name."""
+    found = cases_for_network(references, run.channels or ["image"])
+    for problem in found.problems:
+        log.warning("not a reference: %s", problem.message())
+    cases = {case.name: case for case in found.cases if task.has_target(case)}
+    if not cases and task.objects and references.is_dir():  # label images alone
+        cases = {name: Case(name, {}, instances=path) for name, path in label_maps_in(references).items()}
+    if run.cases is not None and set(run.cases) & set(cases):
+        unknown = sorted(set(run.cases) - set(cases))
+        if unknown:
+            log.warning("%s without a reference, not scored: %s", counted(len(unknown), "prediction"), some(unknown))
+        cases = {name: case for name, case in cases.items() if name in set(run.cases)}
+    if not cases:
+        raise DataError(
+            f"no reference has {'numbered objects' if task.objects else 'a class'}", where=str(references),
+            why="nothing says what the images show", fix='give a case list with "instances" for each case, or a folder with '
+            "images/ and instances/" if task.objects else 'give a case list with "class" for each case, a table with a column '
+            "class, or a folder for each class", code="E_LABEL",
+        )  # fmt: skip
+    return cases
+
+
+def _warn_of_other_images(predictions: Path, cases: Mapping[str, Case]) -> None:
+    """Say which references are not the images that were predicted: names alone match what has nothing in common."""
+    other = []
+    for name, case in cases.items():
+        seen = read_record(predictions / f"{name}.json").get("input_sha256")
+        with contextlib.suppress(CmtError, OSError):
+            now = {channel: content_of(path, case) for channel, (path, _) in case.images.items()}
+            if isinstance(seen, dict) and any(now.get(channel, value) != value for channel, value in seen.items()):
+                other.append(name)
+    if other:
+        log.warning(
+            "%s: not the image that was predicted, but another of its name: %s",
+            counted(len(other), "reference"),
+            some(other),
+        )
+
+
+def require_apart(output: Path, predictions: Path) -> None:
+    """Raise where the report would lie among the predictions."""
+    if output.resolve() == predictions.resolve():
+        raise ConfigError(
+            "the report would lie among the predictions", where=f"--output {output}",
+            why="both have a failures.json", fix="give another folder",
+        )  # fmt: skip
+
+
+def write_failures(output: Path, failures: Sequence[Mapping[str, str]]) -> None:
+    """Write ``failures.json``, or remove an older one."""
+    if failures:
+        write_json(output / "failures.json", list(failures))
+    else:
+        (output / "failures.json").unlink(missing_ok=True)
+
+
+def some(names: Collection[str]) -> str:
+    """The first names."""
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "") or "none"

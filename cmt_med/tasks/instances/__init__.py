@@ -1,0 +1,1 @@
+"""Numbered objects, from maps of foreground and depth."""
