@@ -24,7 +24,10 @@ _ENOUGH = 3
 
 def recognises(path: Path) -> bool:
     """Tell whether a path is a folder with images and instances, or with folders of an image and its masks each."""
-    return path.is_dir() and (_two_folders(path) is not None or _is_bowl(path))
+    try:
+        return path.is_dir() and (_two_folders(path) is not None or _is_bowl(path))
+    except OSError:  # a folder within that must not be looked into: other formats name it
+        return False
 
 
 def read(path: Path, channels: Sequence[str] | None) -> Dataset:
@@ -50,7 +53,9 @@ def _two_folders(path: Path) -> tuple[Path, Path] | None:
     inside = sorted(_folders(path))
     instances = next((folder for folder in inside if _INSTANCES.match(folder.name.lower())), None)
     images = next((folder for folder in inside if names_images(folder.name)), None)
-    return (images, instances) if images is not None and instances is not None else None
+    if images is None or instances is None or not any(map(_is_image, instances.iterdir())):
+        return None
+    return images, instances
 
 
 def _listed(images: Path, instances: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -62,8 +67,11 @@ def _listed(images: Path, instances: Path) -> tuple[dict[str, Path], dict[str, P
 
 
 def _is_bowl(path: Path) -> bool:
-    seen = [_bowl_image(folder) for folder, _ in zip(_folders(path), range(_ENOUGH), strict=False)]
-    return bool(seen) and all(seen)
+    some = [folder for folder, _ in zip(_folders(path), range(_ENOUGH), strict=False)]
+    if not some or not all(map(_bowl_image, some)):
+        return False
+    stems = [{volume_stem(file) for file in (folder / "masks").iterdir()} for folder in some]
+    return len(some) == 1 or not set.intersection(*stems)  # names that all share are those of structures
 
 
 def _bowl(path: Path) -> tuple[dict[str, Path], dict[str, Path]]:

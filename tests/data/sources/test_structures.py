@@ -51,12 +51,19 @@ def test_total_segmentator(tmp_path: Path) -> None:
     assert case.label is None
 
 
-@pytest.mark.parametrize("layout", ["masks/{name}/{stem}.png", "masks/{stem}_{name}.png", "{stem}/masks/{name}.png"])
+@pytest.mark.parametrize(
+    "layout",
+    ["masks/{name}/{stem}.png", "masks/{stem}_{name}.png", "{stem}/masks/{name}.png", "{stem}/masks/ {name}.png"],
+)
 def test_pictures(tmp_path: Path, layout: str) -> None:
     for stem in ("a1", "b2"):
-        grey(tmp_path / "set" / (f"{stem}/{stem}.png" if layout.startswith("{") else f"images/{stem}.png"))
+        grey(
+            tmp_path
+            / "set"
+            / (f"{stem}/{'images/' * ('/ ' in layout)}{stem}.png" if layout.startswith("{") else f"images/{stem}.png")
+        )
         for k, name in enumerate(("cup", "disc")):
-            mask(tmp_path / "set" / layout.format(name=name, stem=stem), 4 * k)
+            mask(tmp_path / "set" / layout.replace("/ ", "/").format(name=name, stem=stem), 4 * k)
     manifest = data_set(tmp_path / "set")
     assert manifest.labels == {"background": 0, "cup": 1, "disc": 2}
     assert [case.name for case in manifest.cases] == ["a1", "b2"]
