@@ -51,7 +51,7 @@ def test_the_data_science_bowl(tmp_path: Path) -> None:
     for name in ("0a", "1b", "2c"):
         picture(tmp_path / f"{name}/images/{name}.png")
         for mask in ("x", "y"):
-            picture(tmp_path / f"{name}/masks/{mask}.png", 255)
+            picture(tmp_path / f"{name}/masks/{name}{mask}.png", 255)  # every object has a name of its own
     found = find_dataset(tmp_path)
     assert [case.name for case in found.cases] == ["0a", "1b", "2c"]
     assert found.cases[1].instances == tmp_path / "1b/masks/*.png"

@@ -52,18 +52,17 @@ def test_total_segmentator(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout",
-    ["masks/{name}/{stem}.png", "masks/{stem}_{name}.png", "{stem}/masks/{name}.png", "{stem}/masks/ {name}.png"],
-)
-def test_pictures(tmp_path: Path, layout: str) -> None:
+    ("image", "layout"),
+    [
+        ("images/{stem}.png", "masks/{name}/{stem}.png"), ("images/{stem}.png", "masks/{stem}_{name}.png"),
+        ("{stem}/{stem}.png", "{stem}/masks/{name}.png"), ("{stem}/images/{stem}.png", "{stem}/masks/{name}.png"),
+    ],
+)  # fmt: skip
+def test_pictures(tmp_path: Path, image: str, layout: str) -> None:
     for stem in ("a1", "b2"):
-        grey(
-            tmp_path
-            / "set"
-            / (f"{stem}/{'images/' * ('/ ' in layout)}{stem}.png" if layout.startswith("{") else f"images/{stem}.png")
-        )
+        grey(tmp_path / "set" / image.format(stem=stem))
         for k, name in enumerate(("cup", "disc")):
-            mask(tmp_path / "set" / layout.replace("/ ", "/").format(name=name, stem=stem), 4 * k)
+            mask(tmp_path / "set" / layout.format(name=name, stem=stem), 4 * k)
     manifest = data_set(tmp_path / "set")
     assert manifest.labels == {"background": 0, "cup": 1, "disc": 2}
     assert [case.name for case in manifest.cases] == ["a1", "b2"]
