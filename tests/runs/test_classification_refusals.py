@@ -130,7 +130,7 @@ def test_references_of_the_same_names(trained: Path, tmp_path: Path, caplog: pyt
     shutil.copy(trained / "d/along/along (0).png", tmp_path / "d/along/along (0).png")
     given = ["--predictions", str(trained / "p"), "--references", str(tmp_path / "d"), "--output", str(tmp_path / "r")]
     assert run_command(evaluate, given) == 0
-    assert "9 references: not the image that was classified, but another of its name: across_0, across_1" in caplog.text
+    assert "9 references: not the image that was predicted, but another of its name: across_0, across_1" in caplog.text
 
 
 def test_a_run_or_a_table_instead_of_predictions(

@@ -71,7 +71,8 @@ def _is_bowl(path: Path) -> bool:
     if not some or not all(map(_bowl_image, some)):
         return False
     stems = [{volume_stem(file) for file in (folder / "masks").iterdir()} for folder in some]
-    return len(some) == 1 or not set.intersection(*stems)  # names that all share are those of structures
+    words = {stem for stem in set.intersection(*stems) if not any(char.isdigit() for char in stem)}
+    return len(some) == 1 or not words  # words that all share are names of structures, numbers count objects
 
 
 def _bowl(path: Path) -> tuple[dict[str, Path], dict[str, Path]]:
