@@ -63,7 +63,7 @@ def convert_data_set(path: Path, to: str, output: Path, *, convention: str | Non
     for problem in problems:
         log.warning("left out: %s", problem.message())
     if manifest.test:
-        log.warning("%s without references not written", counted(len(manifest.test), "test case"))
+        log.warning("%s not written", counted(len(manifest.test), "test case"))
     left = len(problems)
     print(f"{counted(len(manifest.cases), 'case')} written to {output} ({to})" + (f", {left} left out" if left else ""))
     return EXIT_SOME_FAILED if problems else EXIT_DONE

@@ -71,7 +71,7 @@ def test_a_killed_look_goes_on(tmp_path: Path) -> None:
     """What was seen is remembered: of the second call, only what the first had not seen and written is looked at."""
     nifti(tmp_path / "set/images/c.nii")
     content = (tmp_path / "set/images/c.nii").read_bytes()
-    for i in range(3000):
+    for i in range(8000):
         (tmp_path / f"set/images/c{i}.nii").write_bytes(content)
     place = {"CMT_CACHE": str(tmp_path / "cache")}
     with command("inspect", tmp_path / "set", "--quick", log=tmp_path / "1.log", environment=place) as running:
@@ -80,15 +80,15 @@ def test_a_killed_look_goes_on(tmp_path: Path) -> None:
         running.kill()
     (journal,) = tmp_path.glob("cache/looked_at/*.jsonl")
     before = [json.loads(line)["key"] for line in journal.read_bytes().split(b"\n")[:-1]]
-    assert 250 <= len(before) < 3001
+    assert 250 <= len(before) < 8001
     with command(
         "inspect", tmp_path / "set", "--quick", "--json", log=tmp_path / "2.log", environment=place
     ) as running:
         assert running.wait() == 0, running.said()
     after = [json.loads(line)["key"] for line in journal.read_bytes().split(b"\n")[:-1]]
     assert after[: len(before)] == before
-    assert len(after) == len(set(after)) == 3001
-    assert json.loads(running.said())["files"] == 3001
+    assert len(after) == len(set(after)) == 8001
+    assert json.loads(running.said())["files"] == 8001
 
 
 def test_what_changed_is_looked_at_again(tmp_path: Path) -> None:
@@ -130,3 +130,29 @@ def test_numbered_objects_as_one_label(tmp_path: Path) -> None:
     label = load_case(manifest.cases[0], manifest.channels, [0, 1]).label
     assert label is not None
     np.testing.assert_array_equal(label[..., 0].T, numbers > 0)
+
+
+def test_masks_of_several_structures_are_looked_at_again(tmp_path: Path) -> None:
+    """Their path is a pattern, and no file: what the journal keeps is that of its files."""
+    from cmt_med.data.volumes.journal import Journal
+
+    for name in ("a", "b"):
+        nifti(tmp_path / f"m/{name}.nii", LABEL)
+    pattern, looked = tmp_path / "m/*.nii", []
+
+    def look() -> dict[str, int]:
+        looked.append(len(looked))
+        return {"count": len(looked)}
+
+    def asked() -> int:
+        journal = Journal(tmp_path / "j.jsonl")
+        count = journal.remembered([pattern], "x", look)["count"]
+        journal.close()
+        return count
+
+    assert [asked(), asked()] == [1, 1]
+    nifti(tmp_path / "m/c.nii", LABEL)
+    assert [asked(), asked()] == [2, 2]
+    for file in tmp_path.glob("m/*"):
+        file.unlink()
+    assert [asked(), asked()] == [3, 4]  # nothing is kept of nothing

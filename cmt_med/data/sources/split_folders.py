@@ -33,11 +33,16 @@ def split_folders(path: Path) -> dict[str, Path]:
 def merged(parts: Mapping[str, Dataset], path: Path) -> Dataset:
     """The data sets of several splits as one; names that occur in two splits get the split's in front."""
     first = parts[TRAIN]
+    labels, codes = _one_numbering(parts)
     times = Counter(case.name.casefold() for part in parts.values() for case in (*part.cases, *part.test))
     whole = replace(first, title=path.resolve().name, cases=[], test=[], notes=[], problems=[], unmatched=[], doubtful=[],
-                    duplicates=[], others=[], repeated=[], labels={}, colours={}, channels=[])  # fmt: skip
+                    duplicates=[], others=[], repeated=[], labels=labels, colours=codes, annotated={},
+                    channels=[])  # fmt: skip
     for split, part in parts.items():
-        cases = [_named(case, split, again=times[case.name.casefold()] > 1) for case in (*part.cases, *part.test)]
+        again = {case.name: times[case.name.casefold()] > 1 for case in (*part.cases, *part.test)}
+        cases = [replace(_named(c, split, again=again[c.name]), colours=codes) for c in (*part.cases, *part.test)]
+        for name, annotated in part.annotated.items():
+            whole.annotated[f"{split}_{name}" if again.get(name) else name] = annotated
         if split == TEST:
             whole.test += cases
         else:
@@ -46,13 +51,32 @@ def merged(parts: Mapping[str, Dataset], path: Path) -> Dataset:
         for name in ("problems", "unmatched", "doubtful", "duplicates", "others", "repeated"):
             getattr(whole, name).extend(getattr(part, name))
         whole.channels += [channel for channel in part.channels if channel not in whole.channels]
-        whole.labels.update({name: value for name, value in part.labels.items() if value not in whole.labels.values()})
-        whole.colours.update(part.colours)
     listed = ", ".join(
         f"{counted(len(part.cases) + len(part.test), 'case')} of {split}" for split, part in parts.items()
     )
     whole.notes.append(f"splits by folder: {listed}")
     return whole
+
+
+def _one_numbering(parts: Mapping[str, Dataset]) -> tuple[dict[str, int], dict[int | str, int]]:
+    """Labels, and the values of colours and segments, of all splits.
+
+    Each split has numbered the colours or structures that it has: those of the training cases keep their numbers, and the
+    others follow.
+    """
+    every = [parts[TRAIN], *(part for split, part in parts.items() if split != TRAIN)]
+    labels: dict[str, int] = {}
+    if not any(part.colours for part in every):  # the files have the numbers themselves
+        for part in every:
+            labels |= {name: value for name, value in part.labels.items() if value not in labels.values()}
+        return labels, {}
+    codes: dict[int | str, int] = {}
+    for part in every:
+        name_of = {value: name for name, value in part.labels.items()}
+        for name in sorted(part.labels, key=part.labels.__getitem__):
+            labels.setdefault(name, len(labels))
+        codes |= {code: labels[name_of[value]] for code, value in part.colours.items()}
+    return labels, codes
 
 
 def by_place(found: Dataset, path: Path) -> Dataset:

@@ -104,11 +104,7 @@ def _cases(path: Path) -> dict[str, _Found]:
     for layout in (_folder_of_each_case, _folder_of_each_structure, _affixed):
         cases = {name: case for name, case in layout(path, images, labelled).items() if case.masks and case.images}
         times = Counter(name for case in cases.values() for name in case.masks)
-        if (
-            len(times) > 1
-            and sum(times.values()) >= SHARED * len(times) * len(cases)
-            and len({*map(str, times)}) <= 255
-        ):
+        if len(times) > 1 and sum(times.values()) >= SHARED * len(times) * len(cases) and len(times) <= 255:
             return cases
     return {}
 

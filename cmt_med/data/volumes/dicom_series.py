@@ -31,7 +31,7 @@ MAX_FOLDERS = 5_000
 _UID = re.compile(r"[0-9.]{1,64}\Z")
 _TAGS = (
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "SeriesDescription",
-    "ProtocolName", "ContrastBolusAgent", "ImageType", "SeriesNumber", "ScanningSequence", "InversionTime", "EchoTime",
+    "ProtocolName", "ContrastBolusAgent", "ImageType", "ScanningSequence", "InversionTime", "EchoTime",
     "RepetitionTime", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns",
     "NumberOfFrames", "StudyDate",
 )  # fmt: skip
@@ -54,7 +54,6 @@ class Tags:
         inverted: whether ScanningSequence has an inversion recovery.
         place: position and orientation of a slice in mm, pixel spacing in mm, rows and columns; of a multi-frame file the last
             two alone.
-        number: SeriesNumber.
         frames: in the file.
         date: of the study.
         damage: why the file cannot be understood.
@@ -76,7 +75,6 @@ class Tags:
     repetition: float = 0.0
     inverted: bool = False
     place: tuple[float, ...] = ()
-    number: str = ""
     frames: int = 1
     date: str = ""
     damage: str = ""
@@ -97,7 +95,7 @@ def files_of_series(path: Path) -> list[Path]:
     """The files of a series: those in its folder that could be slices, or the ones with its identifier.
 
     Raises:
-        DataError: E_IO, E_SIZE; E_DICOM if no file has the identifier.
+        DataError: E_IO, also if no file has the identifier; E_SIZE.
     """
     if not is_one_of_several(path):
         return slices_in(path)
@@ -152,7 +150,7 @@ def _tags(path: Path) -> Tags:
         inversion=number("InversionTime"), echo=number("EchoTime"), repetition=number("RepetitionTime"),
         inverted="IR" in several("ScanningSequence"),
         place=(*numbers("ImagePositionPatient"), *numbers("ImageOrientationPatient"), *numbers("PixelSpacing"), number("Rows"),
-               number("Columns")), number=text("SeriesNumber"), frames=int(number("NumberOfFrames") or 1), date=text("StudyDate"),
+               number("Columns")), frames=int(number("NumberOfFrames") or 1), date=text("StudyDate"),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import append_bytes, read_lines
+from cmt_med.data.volumes.formats import files_of
 
 LARGE = 1_000
 """Cases from which on a journal is kept."""
@@ -43,6 +44,8 @@ class Journal:
             DataError: from ``look``, now or before.
         """
         key = _key(files, what)
+        if key is None:
+            return look()
         row = self._rows.get(key)
         if row is None:
             try:
@@ -77,12 +80,14 @@ def journal_of(folder: Path, path: Path, what: str) -> Journal:
     return Journal(folder / "looked_at" / f"{name}.jsonl")
 
 
-def _key(files: Sequence[Path], what: str) -> str:
+def _key(files: Sequence[Path], what: str) -> str | None:
+    """The sum of all that an answer depends on; None where a file cannot be looked at, whose answer is not kept."""
     parts = [what]
-    for file in files:
-        try:
-            found = file.stat()
-            parts.append(f"{file.absolute()} {found.st_size} {found.st_mtime_ns}")
-        except (OSError, ValueError):
-            parts.append(f"{file} missing")
+    try:
+        for path in files:
+            for file in [path] if path.is_file() else files_of(path):  # series, and masks of several structures
+                found = file.stat()
+                parts.append(f"{file.absolute()} {found.st_size} {found.st_mtime_ns}")
+    except (OSError, ValueError, DataError):
+        return None
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]

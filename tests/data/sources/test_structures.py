@@ -119,3 +119,32 @@ def test_classes_within_splits(tmp_path: Path) -> None:
     found = find_dataset(tmp_path / "set")
     assert {case.class_name for case in found.cases} == {"good", "bad"}
     assert (len(found.cases), len(found.test)) == (4, 4)
+
+
+def test_splits_that_have_different_structures(tmp_path: Path) -> None:
+    """One numbering for all: what is 1 in a split of its own is not 1 in the whole."""
+    for split, names in (("train", ("cup", "disc")), ("val", ("disc", "vein"))):
+        for i in range(2):
+            grey(tmp_path / f"set/{split}/images/{split}{i}.png")
+            for k, name in enumerate(names):
+                mask(tmp_path / f"set/{split}/masks/{name}/{split}{i}.png", 4 * k)
+    manifest = data_set(tmp_path / "set")
+    assert manifest.labels == {"background": 0, "cup": 1, "disc": 2, "vein": 3}
+    seen = {case.name: set(np.unique(load_case(case, manifest.channels, range(4)).label)) for case in manifest.cases}
+    assert seen == {"train0": {0, 1, 2}, "train1": {0, 1, 2}, "val0": {0, 2, 3}, "val1": {0, 2, 3}}
+
+
+def test_splits_that_have_different_colours(tmp_path: Path) -> None:
+    for split, colours in (("train", ("ff0000", "00ff00")), ("val", ("ff0000", "0000ff"))):
+        for i in range(2):
+            grey(tmp_path / f"set/{split}/images/{split}{i}.png")
+            pixels = np.zeros((12, 10, 3), np.uint8)
+            for k, colour in enumerate(colours):
+                pixels[4 * k : 4 * k + 3, 2:5] = list(bytes.fromhex(colour))
+            png(tmp_path / f"set/{split}/labels/{split}{i}.png", pixels)
+    manifest = data_set(tmp_path / "set")
+    names = {value: name for name, value in manifest.labels.items()}
+    for case in manifest.cases:
+        values = np.unique(load_case(case, manifest.channels, range(4)).label)
+        other = "colour_00ff00" if case.name.startswith("train") else "colour_0000ff"
+        assert {names[int(v)] for v in values} == {"background", "colour_ff0000", other}
