@@ -61,7 +61,11 @@ def as_case_list(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise fault(path, f"there is no imagesTr/CASE_0000{ending}", "put the images there, or correct 'file_ending'")
     unknown = sorted(folds.keys() - {entry["id"] for entry in training})
     if unknown:
-        raise fault(path.parent / SPLITS, f"case {unknown[0]!r} is not in the data set", f"correct or remove {SPLITS}")
+        raise fault(
+            path.parent / SPLITS,
+            f"case {unknown[0]!r} has no image in imagesTr",
+            f"put its images there, or correct {SPLITS}",
+        )
     for entry in training:
         if folds:
             entry["fold"] = folds.get(entry["id"], None)

@@ -144,22 +144,11 @@ def recognised(
         raise seen.problems[0]
     classes = sorted({case.class_name for case in seen.cases if case.class_name})
     require_distinct_classes(classes, path)
-    if classes:
+    if classes or any(case.instances for case in seen.cases):
         manifest = Manifest(
             listed, found.name, tuple(seen.cases), tuple(found.channels), {}, found.demo or seen.demo, classes=tuple(classes),
             test=tuple(found.test),
         )  # fmt: skip
-        return Recognised(found, seen, manifest)
-    if any(case.instances for case in seen.cases):
-        manifest = Manifest(
-            listed,
-            found.name,
-            tuple(seen.cases),
-            tuple(found.channels),
-            {},
-            found.demo or seen.demo,
-            test=tuple(found.test),
-        )
         return Recognised(found, seen, manifest)
     if not seen.labelled:
         raise seen.problems[0] if seen.problems else _unlabelled(path, pictures=found.pictures)

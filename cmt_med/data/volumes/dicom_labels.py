@@ -20,13 +20,13 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.case import ANY_OBJECT
 from cmt_med.data.volumes.dicom import Frame, frames_of_series
 from cmt_med.data.volumes.dicom_header import guarded
 from cmt_med.data.volumes.dicom_pixels import is_native
 from cmt_med.data.volumes.dicom_series import SEGMENTATIONS, STRUCTURES, Tags, read_tags, series_beside
 from cmt_med.data.volumes.dicom_stack import stack_affine
 from cmt_med.data.volumes.header import Opened, VolumeHeader, as_tuples, check_shape
+from cmt_med.data.volumes.painting import Painted, values_of
 from cmt_med.data.volumes.streams import readable_name
 
 OFF_GRID = 0.05
@@ -95,27 +95,17 @@ def _read(path: Path, table: Mapping[str, int]) -> Opened:
     check_shape((columns, rows, len(frames)), 1, where)
     grid = _SliceGrid(frames, np.linalg.inv(_LPS @ affine).astype(np.float64), where)
     segments = _segments(dataset)
-    values = _values(segments, table, where)
-    painted = np.zeros((len(frames), rows, columns), np.uint8)
-    names: dict[int, str] = {}
+    values = values_of([segment.name for segment in segments], table, where, [segment.number for segment in segments])
+    of_number = {segment.number: (value, segment.name) for segment, value in zip(segments, values, strict=True)}
+    painted = Painted(np.zeros((len(frames), rows, columns), np.uint8), where)
     contours = str(dataset.SOPClassUID) == STRUCTURES
     for number, at, mask in _contours(dataset, grid) if contours else _frames(dataset, grid):
-        if not values.get(number):
-            continue
-        value, name = values[number], next(s.name for s in segments if s.number == number)
-        other = painted[at][mask]
-        clash = other[(other != 0) & (other != value)]
-        if clash.size:
-            raise DataError(
-                f"the segments {names[int(clash[0])]!r} and {name!r} overlap", where=where,
-                why=f"{clash.size} voxels of slice {at + 1} would have two labels",
-                fix='give the one that is not wanted the value 0 in the case list: "segments": {"NAME": 0}', code="E_LABEL",
-            )  # fmt: skip
-        painted[at][mask] = value
-        names.setdefault(value, name)
+        value, name = of_number.get(number, (0, ""))  # 0: left out, or the body's outline
+        if value:
+            painted.paint(painted.array[at], mask, value, name)
     kind = "DICOM RTSTRUCT" if contours else "DICOM SEG"
     stored = VolumeHeader(kind, (columns, rows, len(frames)), "<u1", as_tuples(affine))
-    return Opened(stored, iter([painted.tobytes()]))
+    return Opened(stored, iter([painted.array.tobytes()]))
 
 
 def _segments(dataset: Dataset) -> list[Segment]:
@@ -136,23 +126,6 @@ def _segments(dataset: Dataset) -> list[Segment]:
         if int(item.SegmentNumber):  # a label map may describe its background
             found.append(Segment(int(item.SegmentNumber), str(name).strip()))
     return found
-
-
-def _values(segments: Sequence[Segment], table: Mapping[str, int], where: str) -> dict[int, int]:
-    """Number of a segment -> label value."""
-    if table:
-        strange = [segment.name for segment in segments if segment.name not in table and ANY_OBJECT not in table]
-        if strange:
-            raise DataError(
-                f"the segment {strange[0]!r} is not in the case list", where=where,
-                why=f"it names {', '.join(list(table)[:8])}", fix='add it to "segments", with 0 to leave it out', code="E_LABEL",
-            )  # fmt: skip
-        return {segment.number: table.get(segment.name, table.get(ANY_OBJECT, 0)) for segment in segments}
-    large = [segment.number for segment in segments if segment.number > 255]
-    if large:
-        raise DataError(f"a segment has the number {large[0]}", where=where, why="label values go up to 255",
-                        fix='name the segments in the case list: "segments": {"NAME": 1}', code="E_LABEL")  # fmt: skip
-    return {segment.number: segment.number for segment in segments}
 
 
 # ---- the series

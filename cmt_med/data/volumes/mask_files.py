@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.case import ANY_OBJECT
 from cmt_med.data.volumes.grid import Grid
 from cmt_med.data.volumes.header import Opened, VolumeHeader
+from cmt_med.data.volumes.painting import Painted, values_of
 from cmt_med.data.volumes.streams import io_error, readable_name
 
 ANY = "*"
@@ -71,16 +71,7 @@ def read(path: Path, table: Mapping[str, int], opened: Callable[[Path], Opened])
             E_GRID for masks on different grids; and those of the readers.
     """
     where, masks = readable_name(path), masks_of(path)
-    strange = [name for name in masks if table and name not in table and ANY_OBJECT not in table]
-    if strange:
-        raise DataError(
-            f"there is a mask of {strange[0]!r}, which is not in the case list", where=where,
-            why=f"it names {', '.join(list(table)[:8])}", fix='add it to "segments", with 0 to leave it out', code="E_LABEL",
-        )  # fmt: skip
-    values = {name: table.get(name, table.get(ANY_OBJECT, 0)) if table else i for i, name in enumerate(masks, 1)}
-    if not table and len(masks) > 255:
-        raise DataError(f"there are {len(masks)} masks", where=where, why="label values go up to 255",
-                        fix='name the structures in the case list: "segments": {"NAME": 1}', code="E_LABEL")  # fmt: skip
+    values = dict(zip(masks, values_of(list(masks), table, where, range(1, len(masks) + 1)), strict=True))
     used = [name for name in masks if values[name]] or list(masks)[:1]
     first = opened(masks[used[0]]).stored
     stored = VolumeHeader(first.format, first.shape[:3], "<u1", first.affine)
@@ -91,24 +82,13 @@ def _painted(
     masks: Mapping[str, Path], used: list[str], values: Mapping[str, int], stored: VolumeHeader, where: str,
     opened: Callable[[Path], Opened],
 ) -> Iterator[bytes]:  # fmt: skip
-    painted = np.zeros(stored.shape, np.uint8, order="F")
-    owner: dict[int, str] = {}
+    painted = Painted(np.zeros(stored.shape, np.uint8, order="F"), where)
     grid = Grid(stored.shape, np.array(stored.affine))
     for name in used:
         inside = _inside(masks[name], opened, grid)
-        if not values[name]:
-            continue
-        taken = painted[inside]
-        clash = taken[(taken != 0) & (taken != values[name])]
-        if clash.size:
-            raise DataError(
-                f"the masks of {owner[int(clash[0])]!r} and {name!r} overlap", where=where,
-                why=f"{clash.size} voxels would have two labels",
-                fix='give the one that is not wanted the value 0 in the case list: "segments": {"NAME": 0}', code="E_LABEL",
-            )  # fmt: skip
-        painted[inside] = values[name]
-        owner.setdefault(values[name], name)
-    yield painted.tobytes(order="F")
+        if values[name]:
+            painted.paint(painted.array, inside, values[name], name)
+    yield painted.array.tobytes(order="F")
 
 
 def _inside(file: Path, opened: Callable[[Path], Opened], grid: Grid) -> NDArray[np.bool_]:

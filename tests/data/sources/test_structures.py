@@ -80,7 +80,7 @@ def test_masks_that_do_not_fit(tmp_path: Path) -> None:
         decode(tmp_path / "x_*.png", labels=True)
     assert raised.value.code == "E_LABEL"
     assert decode(tmp_path / "x_*.png", labels=True, segments={"a": 7, "b": 0}).array.max() == 7
-    with pytest.raises(DataError, match="mask of 'b'"):
+    with pytest.raises(DataError, match="segment 'b' is not in the case list"):
         decode(tmp_path / "x_*.png", labels=True, segments={"a": 1})
     png(tmp_path / "x_b.png", np.full((4, 4), 255, np.uint8))
     with pytest.raises(DataError, match="different grids") as raised:
