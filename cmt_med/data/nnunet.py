@@ -63,7 +63,7 @@ def as_case_list(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if unknown:
         raise fault(
             path.parent / SPLITS,
-            f"case {unknown[0]!r} has no image in imagesTr",
+            f"case {unknown[0]!r} is not in the data set: it has no image",
             f"put its images there, or correct {SPLITS}",
         )
     for entry in training:

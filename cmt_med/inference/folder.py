@@ -22,9 +22,9 @@ from cmt_med.data.conventions.names import require_distinct
 from cmt_med.data.preprocessing.fingerprint import case_statistics, unlike_training
 from cmt_med.data.preprocessing.normalisation import background_value
 from cmt_med.data.preprocessing.pipeline import seen_by, takes_zeros
-from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 from cmt_med.data.volumes.written import write_volume
+from cmt_med.inference.dimensions import require_dimensions
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.objects import ObjectEnsemble
 from cmt_med.inference.predict import Ensemble, Predictor
@@ -224,7 +224,7 @@ def _infer_case(
         return False
     if following is not None and loaded.image.nbytes <= AHEAD_BYTES:
         ahead.begin(following)
-    _require_dimensions(card, case, loaded)
+    require_dimensions(card, case.name, _source(card, case), loaded.grid)
     for stale in results.files:  # of other inputs, another model or other settings
         stale.unlink(missing_ok=True)
     if isinstance(predictor, WholeEnsemble):
@@ -248,22 +248,6 @@ def _infer_case(
     about = {"case": case.name, "members": members, "flags": flags, "background": background, "notice": banner}
     write_json(results.record, found.key | said | about)
     return True
-
-
-def _require_dimensions(card: ModelCard, case: Case, loaded: Loaded) -> None:
-    """Raise where a network of 2D images would see a volume at once, or one of volumes a 2D image."""
-    depth, source = loaded.grid.shape[2], _source(card, case)
-    if card.slice_axes and not card.outputs.dense and depth > 1:
-        what, fix = (
-            "the case is a volume, the model classifies 2D images",
-            "give it single images, or train with volumes",
-        )
-    elif not card.slice_axes and depth == 1 and looks_like_picture(source):
-        what, fix = "the case is a 2D image, the model is for volumes", "give it volumes, or train with 2D images"
-    else:
-        return
-    shape = "×".join(map(str, loaded.grid.shape))
-    raise DataError(what, where=f"case {case.name}: {source}", why=f"it has {shape} voxels", fix=fix, code="E_NDIM")
 
 
 def _label_map(

@@ -287,3 +287,28 @@ def test_converted(tmp_path: Path, capfd: pytest.CaptureFixture[str], make: Call
         np.testing.assert_array_equal(a.image, b.image)
         np.testing.assert_array_equal(a.label > 0, b.label > 0)
         np.testing.assert_allclose(a.grid.affine, b.grid.affine, atol=1e-4)
+
+
+def test_a_model_of_pictures_takes_no_volumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Both have one channel without a name; slices of a CT are no such pictures all the same."""
+    path, config = pictures(tmp_path / "set"), tmp_path / "my.yaml"
+    assert run_command(init, [str(path), "--output", str(config)]) == 0
+    sets = ["train.epochs=1", "train.patch_size=[16, 16]", f"network.options={TINY}", "data.workers=0",
+            f"output={tmp_path / 'run'}"]  # fmt: skip
+    assert run_command(train, ["--config", str(config), *(w for s in sets for w in ("--set", s))]) == 0
+    pairs(tmp_path / "volumes")
+    words = [
+        "--model",
+        str(tmp_path / "run"),
+        "--input",
+        str(tmp_path / "volumes/images"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    capfd.readouterr()
+    assert run_command(infer, words) == 2  # the cases, one by one
+    failures = json.loads((tmp_path / "out/failures.json").read_text())
+    assert {(f["code"], f["what"]) for f in failures} == {
+        ("E_NDIM", "the case is a volume, the model was trained on 2D images")
+    }
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
