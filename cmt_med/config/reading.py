@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -60,6 +60,8 @@ _Loader.add_constructor(
     lambda loader, node: int(node.value),  # 012 is twelve, not octal ten
 )
 
+_Section = TypeVar("_Section", Inference, Instances)
+
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     """Read and check an experiment.
@@ -106,14 +108,8 @@ def changed_inference(settings: Inference, overrides: Iterable[str]) -> Inferenc
     Raises:
         ConfigError: naming the key.
     """
-    tree: dict[str, Any] = {"inference": settings.model_dump()}
-    lines: dict[tuple[str, ...], str] = {}
-    for item in overrides:
-        _override(tree, lines, f"inference.{item.removeprefix('inference.')}", example="min_region_mm3.ET=100")
-    try:
-        return Inference.model_validate(tree["inference"])
-    except ValidationError as error:
-        raise _explained(error, lines, "--set", ("inference",)) from error
+    items = [f"inference.{item.removeprefix('inference.')}" for item in overrides]
+    return _changed("inference", settings, items, example="min_region_mm3.ET=100")
 
 
 def changed_instances(settings: Instances, overrides: Iterable[str]) -> Instances:
@@ -122,14 +118,19 @@ def changed_instances(settings: Instances, overrides: Iterable[str]) -> Instance
     Raises:
         ConfigError: naming the key.
     """
-    tree: dict[str, Any] = {"instances": settings.model_dump()}
+    return _changed("instances", settings, overrides, example="instances.min_object_mm3=20")
+
+
+def _changed(name: str, settings: _Section, items: Iterable[str], *, example: str) -> _Section:
+    """A section of a config with ``NAME.KEY=VALUE`` items."""
+    tree: dict[str, Any] = {name: settings.model_dump()}
     lines: dict[tuple[str, ...], str] = {}
-    for item in overrides:
-        _override(tree, lines, item, example="instances.min_object_mm3=20")
+    for item in items:
+        _override(tree, lines, item, example=example)
     try:
-        return Instances.model_validate(tree["instances"])
+        return type(settings).model_validate(tree[name])
     except ValidationError as error:
-        raise _explained(error, lines, "--set", ("instances",)) from error
+        raise _explained(error, lines, "--set", (name,)) from error
 
 
 def dump_config(experiment: Experiment) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,3 +73,13 @@ class Assessment:
     metrics: dict[str, Any]
     lines: tuple[str, ...]
     sections: tuple[Section, ...]
+
+
+def interval_text(row: Mapping[str, float]) -> str:
+    """The interval of a score, ``low`` and ``high``, for people."""
+    return "–" if math.isnan(row["low"]) else f"{row['low']:.4f} – {row['high']:.4f}"
+
+
+def number_text(value: float) -> str:
+    """A score for people."""
+    return "–" if math.isnan(value) else f"{value:.4f}"

@@ -11,7 +11,7 @@ from cmt_med.base.text import counted
 from cmt_med.evaluation import classes as scores
 from cmt_med.evaluation.classes import SPECIFICITIES, Answers
 from cmt_med.evaluation.metrics import CLASS_METRICS
-from cmt_med.tasks.sections import Assessment, Chart, Matrix, Section, Table
+from cmt_med.tasks.sections import Assessment, Chart, Matrix, Section, Table, interval_text, number_text
 
 TARGET = "class"
 """The one target of the rows in ``metrics.json``."""
@@ -141,7 +141,8 @@ def _sections(
     if metrics["patients_unknown"]:
         text += " " + UNKNOWN_PATIENTS
     overall = Table(("score", "value", "95% interval"), [
-        (title, _number(summary["overall"][key]["value"]), _interval(summary["overall"][key])) for key, title in _TITLES.items()
+        (title, number_text(summary["overall"][key]["value"]), interval_text(summary["overall"][key]))
+        for key, title in _TITLES.items()
     ])  # fmt: skip
     head = (
         "class",
@@ -153,8 +154,9 @@ def _sections(
         *(f"sensitivity at {s:.0%} specificity" for s in SPECIFICITIES),
     )
     each = Table(head, [
-        (name, row["n"], _number(row["auc"]["value"]), _interval(row["auc"]), _number(row["f1"]["value"]), _number(row["brier"]),
-         *(_number(row[f"sensitivity_at_{s:g}"]["value"]) for s in SPECIFICITIES))
+        (name, row["n"], number_text(row["auc"]["value"]), interval_text(row["auc"]), number_text(row["f1"]["value"]),
+         number_text(row["brier"]),
+         *(number_text(row[f"sensitivity_at_{s:g}"]["value"]) for s in SPECIFICITIES))
         for name, row in summary["classes"].items()
     ])  # fmt: skip
     roc = Chart("ROC curves, one class against the rest", "1 − specificity", "sensitivity", {
@@ -183,15 +185,7 @@ def _sections(
 
 
 def _line(title: str, row: Mapping[str, float]) -> str:
-    return f"{title[:22]:22s} {row['value']:8.4f}  {_interval(row)}"
-
-
-def _interval(row: Mapping[str, float]) -> str:
-    return "–" if math.isnan(row["low"]) else f"{row['low']:.4f} – {row['high']:.4f}"
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4f}"
+    return f"{title[:22]:22s} {row['value']:8.4f}  {interval_text(row)}"
 
 
 def _listed(values: Any) -> list[float | None]:

@@ -10,7 +10,7 @@ from typing import Any
 from cmt_med.base.text import counted
 from cmt_med.evaluation.instances import THRESHOLDS, bootstrap, coco_ap, detections, mean_of, object_scores, pooled
 from cmt_med.evaluation.metrics import INSTANCE_METRICS
-from cmt_med.tasks.sections import Assessment, Chart, Section, Table
+from cmt_med.tasks.sections import Assessment, Chart, Section, Table, interval_text, number_text
 
 TARGET = "object"
 """The one target of the rows in ``metrics.json``."""
@@ -55,7 +55,7 @@ def assess(records: Mapping[str, Mapping[str, Any]], groups: Mapping[str, str], 
     lines = [f"{'score':36s} {'value':>8s}  95% interval"]
     lines += [_line(f"{INSTANCE_METRICS[name].title}, mean of images", row) for name, row in images.items()]
     lines += [_line(f"{title}, all objects", together[name]) for name, title in _POOLED.items()]
-    lines.append(f"{'AP of COCO, all objects':36s} {_number(ranked):>8s}")
+    lines.append(f"{'AP of COCO, all objects':36s} {number_text(ranked):>8s}")
     lines.append(f"{counted(len(rows), 'case')}, {_counts(metrics)}; {failed} not scored")
     return Assessment(metrics, tuple(lines), _sections(metrics, rows))
 
@@ -93,13 +93,13 @@ def _sections(metrics: Mapping[str, Any], rows: Mapping[str, Row]) -> tuple[Sect
     )
     head = ("score", "value", "95% interval")
     images = Table(head, [
-        (f"{INSTANCE_METRICS[name].title}, mean of images", _number(row["value"]), _interval(row))
+        (f"{INSTANCE_METRICS[name].title}, mean of images", number_text(row["value"]), interval_text(row))
         for name, row in summary["images"].items()
     ])  # fmt: skip
     together = Table(head, [
-        *((f"{title}, all objects", _number(summary["all_objects"][name]["value"]), _interval(summary["all_objects"][name]))
-          for name, title in _POOLED.items()),
-        ("AP of COCO, all objects", _number(summary["all_objects"]["ap_coco"]), "–"),
+        *((f"{title}, all objects", number_text(row["value"]), interval_text(row))
+          for row, title in ((summary["all_objects"][name], title) for name, title in _POOLED.items())),
+        ("AP of COCO, all objects", number_text(summary["all_objects"]["ap_coco"]), "–"),
     ])  # fmt: skip
     curve = Chart(
         "F1 of all objects by IoU", "IoU that a match needs more than", "F1",
@@ -123,12 +123,4 @@ def _sections(metrics: Mapping[str, Any], rows: Mapping[str, Row]) -> tuple[Sect
 
 
 def _line(title: str, row: Mapping[str, float]) -> str:
-    return f"{title[:36]:36s} {_number(row['value']):>8s}  {_interval(row)}"
-
-
-def _interval(row: Mapping[str, float]) -> str:
-    return "–" if math.isnan(row["low"]) else f"{row['low']:.4f} – {row['high']:.4f}"
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4f}"
+    return f"{title[:36]:36s} {number_text(row['value']):>8s}  {interval_text(row)}"
