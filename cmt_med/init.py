@@ -17,6 +17,7 @@ class Task(StrEnum):
 
     SEGMENTATION = "segmentation"
     CLASSIFICATION = "classification"
+    DETECTION = "detection"
     INSTANCES = "instances"
 
 

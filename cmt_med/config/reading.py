@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from cmt_med.base.errors import ConfigError
-from cmt_med.config.schema import INFERENCE_NAMES, Experiment, Inference, Instances, Section
+from cmt_med.config.schema import INFERENCE_NAMES, Detection, Experiment, Inference, Instances, Section
 
 MAX_CONFIG_BYTES = 1_000_000
 
@@ -60,7 +60,7 @@ _Loader.add_constructor(
     lambda loader, node: int(node.value),  # 012 is twelve, not octal ten
 )
 
-_Section = TypeVar("_Section", Inference, Instances)
+_Section = TypeVar("_Section", Inference, Instances, Detection)
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -119,6 +119,15 @@ def changed_instances(settings: Instances, overrides: Iterable[str]) -> Instance
         ConfigError: naming the key.
     """
     return _changed("instances", settings, overrides, example="instances.min_object_mm3=20")
+
+
+def changed_detection(settings: Detection, overrides: Iterable[str]) -> Detection:
+    """A model's section ``detection`` with items such as ``detection.min_score=0.3``.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    return _changed("detection", settings, overrides, example="detection.min_score=0.3")
 
 
 def _changed(name: str, settings: _Section, items: Iterable[str], *, example: str) -> _Section:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from cmt_med.config.classification import Classification
 from cmt_med.config.data import Data, Missing, Region, Split
+from cmt_med.config.detection import Detection
 from cmt_med.config.inference import Inference
 from cmt_med.config.instances import Instances
 from cmt_med.config.network import Network
@@ -15,8 +16,8 @@ from cmt_med.config.sections import PercentRange, Section, VoxelSize
 from cmt_med.config.training import Augmentation, Optimizer, Train
 
 __all__ = [
-    "Augmentation", "Classification", "Data", "Experiment", "Inference", "Instances", "Missing", "Network", "Optimizer",
-    "PercentRange", "Region", "Section", "Split", "Train", "VoxelSize", "with_new_names", "without_later_keys",
+    "Augmentation", "Classification", "Data", "Detection", "Experiment", "Inference", "Instances", "Missing", "Network",
+    "Optimizer", "PercentRange", "Region", "Section", "Split", "Train", "VoxelSize", "with_new_names", "without_later_keys",
 ]  # fmt: skip
 
 
@@ -25,6 +26,7 @@ LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("optimizer", "momentum"): 0.99, ("optimizer", "layer_decay"): 1.0, ("network", "freeze"): None, ("train", "loss"): "dice_ce",
     ("data", "enlarge"): True, ("data", "missing"): "drop", ("data", "window"): None, ("augmentation", "channel_dropout"): 0.0,
     ("classification",): Classification().model_dump(), ("instances",): Instances().model_dump(),
+    ("detection",): Detection().model_dump(),
 }  # fmt: skip
 """Keys that came after runs had been begun without them, and the values that mean what those runs did."""
 
@@ -35,7 +37,7 @@ class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     output: str = Field(min_length=1, description="run folder")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    task: Literal["segmentation", "classification", "instances"] = Field(
+    task: Literal["segmentation", "classification", "detection", "instances"] = Field(
         "segmentation", description="what the network is trained to do"
     )
     folds: Annotated[int, Field(ge=2)] | None = Field(
@@ -45,6 +47,7 @@ class Experiment(Section):
     network: Network = Network()
     augmentation: Augmentation = Augmentation()
     classification: Classification = Classification()
+    detection: Detection = Detection()
     instances: Instances = Instances()
     optimizer: Optimizer = Optimizer()
     train: Train
@@ -61,8 +64,10 @@ class Experiment(Section):
             raise ValueError("the section classification needs task: classification")
         if self.task != "instances" and self.instances != Instances():
             raise ValueError("the section instances needs task: instances")
-        if self.task == "instances" and self.data.regions is not None:
-            raise ValueError("data.regions is for label maps, and task is instances")
+        if self.task != "detection" and self.detection != Detection():
+            raise ValueError("the section detection needs task: detection")
+        if self.task in ("instances", "detection") and self.data.regions is not None:
+            raise ValueError(f"data.regions is for label maps, and task is {self.task}")
         if self.task == "classification":
             self._whole_images()
         if self.network.freeze is not None and self.network.pretrained is None:

@@ -29,7 +29,7 @@ class Case:
     values themselves. ``class_name`` is what the image as a whole shows; empty if nothing says so. ``ignore`` is the value of
     voxels in the label map that nobody has annotated; None for none. ``annotated`` are the label values that its source
     annotates: of others, nobody knows where they are; None for all. ``instances`` is a label image in which every object has a
-    number of its own.
+    number of its own. ``boxes`` is a file with boxes around objects (:mod:`cmt_med.data.volumes.box_files`).
     """
 
     name: str
@@ -44,6 +44,7 @@ class Case:
     ignore: int | None = None
     annotated: tuple[int, ...] | None = None
     instances: Path | None = None
+    boxes: Path | None = None
 
     def annotates(self, values: Iterable[int]) -> bool:
         """Tell whether all of these label values are annotated."""

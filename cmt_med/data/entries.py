@@ -13,7 +13,7 @@ from cmt_med.data.case import CASE_NAME, Case
 from cmt_med.data.conventions.names import canonical_channel
 from cmt_med.data.volumes.endings import volume_stem
 
-CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256", "class", "annotated", "instances")
+CASE_KEYS = ("image", "label", "id", "group", "fold", "mask", "sha256", "class", "annotated", "instances", "boxes")
 """Keys that are read of a case; others are left alone, unless they look like a slip of the pen."""
 
 
@@ -57,15 +57,18 @@ def read_entry(entry: Any, where: str, path: Path, channels: tuple[str, ...]) ->
     name = str(entry.get("id", volume_stem(first)))
     if not CASE_NAME.match(name):
         raise fault(path, f"{where} has the case name {name!r}", "use letters, digits, . _ + - (at most 200)")
-    label, mask, instances = (
-        listed_file(entry[key], where, path) if entry.get(key) else None for key in ("label", "mask", "instances")
+    label, mask, instances, boxes = (
+        listed_file(entry[key], where, path) if entry.get(key) else None
+        for key in ("label", "mask", "instances", "boxes")
     )
     sums = _sums(entry.get("sha256", {}), where, path)
-    strange = [file for file in sums if file not in (*(image for image, _ in files.values()), label, mask, instances)]
+    strange = [
+        file for file in sums if file not in (*(image for image, _ in files.values()), label, mask, instances, boxes)
+    ]
     if strange:
         raise fault(
             path, f"{where} has a sum for {strange[0].name!r}, which is none of its files",
-            "write the file as in image, label, mask or instances, or make the sums with inspect --hash",
+            "write the file as in image, label, mask, instances or boxes, or make the sums with inspect --hash",
         )  # fmt: skip
     class_name = entry.get("class", "")
     if not isinstance(class_name, str | int) or isinstance(class_name, bool):
@@ -83,6 +86,7 @@ def read_entry(entry: Any, where: str, path: Path, channels: tuple[str, ...]) ->
         sha256=sums,
         class_name=str(class_name),
         instances=instances,
+        boxes=boxes,
     )
 
 

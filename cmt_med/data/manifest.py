@@ -64,7 +64,8 @@ def load_manifest(path: Path) -> Manifest:
     colour, from ``"#rrggbb"`` to a label value; ``segments`` of DICOM segmentations and of masks in files of their own, from a
     name to a label value; ``class`` for each case, what it shows as a whole, and ``classes`` for the order of these, which else
     is that of their names; ``annotated`` for each case, the names of the labels that its source annotates;
-    ``instances`` for each case, a label image in which every object has a number of its own.
+    ``instances`` for each case, a label image in which every object has a number of its own; ``boxes`` for each case, a file with
+    boxes around objects.
 
     Raises:
         DataError: E_MANIFEST, naming the entry.
@@ -170,7 +171,12 @@ def manifest_content(
         files = {name: place(file) for name, (file, _) in case.images.items()}
         entry: dict[str, Any] = {"id": case.name, "group": case.group}
         entry["image"] = files if positions == {None} else next(iter(files.values()))
-        for key, file in (("label", case.label), ("mask", case.mask), ("instances", case.instances)):
+        for key, file in (
+            ("label", case.label),
+            ("mask", case.mask),
+            ("instances", case.instances),
+            ("boxes", case.boxes),
+        ):
             if file is not None:
                 entry[key] = place(file)
         if case.annotated is not None:

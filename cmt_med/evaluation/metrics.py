@@ -91,6 +91,9 @@ INSTANCE_METRICS: dict[str, Metric] = {
     "ap_bowl": Metric("AP of the Data Science Bowl", "", "higher"),
     "aji": Metric("AJI", "", "higher"),
 }
+DETECTION_METRICS: dict[str, Metric] = {
+    "best_f1": Metric("largest F1 at IoU 0.5", "", "higher"),
+}
 LESION_COUNTS = ("n_lesions", "n_lesions_detected", "n_lesions_missed", "n_lesions_false_positive")
 FACTS = ("reference_voxels", "predicted_voxels", "reference_ml", "predicted_ml")  # what a row holds besides scores
 
@@ -104,7 +107,7 @@ def metric_of(name: str) -> Metric | None:
     """The metric of that name, among them ``nsd_<tolerance>mm``; None if it is no score."""
     if name.startswith("nsd_") and name.endswith("mm"):
         return Metric(f"surface Dice at {name[4:-2]} mm", "", "higher")
-    return METRICS.get(name) or CLASS_METRICS.get(name) or INSTANCE_METRICS.get(name)
+    return METRICS.get(name) or CLASS_METRICS.get(name) or INSTANCE_METRICS.get(name) or DETECTION_METRICS.get(name)
 
 
 def check_tolerances(tolerances: Sequence[float]) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmt_med.base.errors import ConfigError
-from cmt_med.config.reading import changed_inference, changed_instances
-from cmt_med.config.schema import Inference, Instances
+from cmt_med.config.reading import changed_detection, changed_inference, changed_instances
+from cmt_med.config.schema import Detection, Inference, Instances
 from cmt_med.data.preprocessing.fingerprint import joint_fingerprint
 from cmt_med.data.preprocessing.pipeline import takes_zeros
 from cmt_med.inference.model import ModelCard, RegionCard
@@ -39,6 +39,10 @@ def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
     if any(card.instances != objects for card in cards):
         log.warning("these models find objects with different settings: the usual ones are used for their average")
         objects = Instances()
+    boxes = first.detection
+    if any(card.detection != boxes for card in cards):
+        log.warning("these models keep boxes by different settings: the usual ones are used for their average")
+        boxes = Detection()
     names = dict.fromkeys(card.name for card in cards)
     together = hashlib.sha256("".join(sorted(card.weights_sha256 for card in cards)).encode())
     notices = [str(card.provenance.get("notice") or "") for card in cards]
@@ -65,6 +69,7 @@ def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
             "training_data": joint_fingerprint([card.training_data for card in cards]),
             "inference": settings,
             "instances": objects,
+            "detection": boxes,
             "provenance": provenance,
             "validation": None,
         }
@@ -136,13 +141,16 @@ def with_settings(cards: Sequence[ModelCard], overrides: Sequence[str]) -> list[
             fix="leave it out, or train with another inference section",
         )  # fmt: skip
     joint = joint_card(cards)
-    common, objects = _postprocessing_of(joint.inference), joint.instances
+    common, objects, boxes = _postprocessing_of(joint.inference), joint.instances, joint.detection
     if objects is not None:
         own = [item for item in overrides if item.startswith("instances.")]
         objects, overrides = changed_instances(objects, own), [item for item in overrides if item not in own]
+    if boxes is not None:
+        own = [item for item in overrides if item.startswith("detection.")]
+        boxes, overrides = changed_detection(boxes, own), [item for item in overrides if item not in own]
     changed = []
     for card in cards:
         settings = changed_inference(card.inference.model_copy(update=common), overrides)
         card.outputs.check(settings)
-        changed.append(card.model_copy(update={"inference": settings, "instances": objects}))
+        changed.append(card.model_copy(update={"inference": settings, "instances": objects, "detection": boxes}))
     return changed

@@ -24,6 +24,7 @@ from cmt_med.data.preprocessing.normalisation import background_value
 from cmt_med.data.preprocessing.pipeline import seen_by, takes_zeros
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 from cmt_med.data.volumes.written import write_volume
+from cmt_med.inference.boxes import BoxEnsemble
 from cmt_med.inference.dimensions import require_dimensions
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.objects import ObjectEnsemble
@@ -32,7 +33,7 @@ from cmt_med.inference.prefetch import Prefetcher
 from cmt_med.inference.results import Probabilities, Results, is_done, read_record, require_own
 from cmt_med.inference.whole import WholeEnsemble
 
-Engine = Ensemble | WholeEnsemble
+Engine = Ensemble | WholeEnsemble | BoxEnsemble
 log = logging.getLogger(__name__)
 AHEAD_BYTES = 1 << 28
 """Of images: while a larger case is computed, the next one is not read, nor is a larger one while another is computed. So what
@@ -51,6 +52,8 @@ def engine_of(predictors: Sequence[Predictor], *, written: ModelCard | None = No
     """
     if predictors[0].card.outputs.objects:
         return ObjectEnsemble(predictors)
+    if predictors[0].card.outputs.boxes:
+        return BoxEnsemble(predictors)
     if predictors[0].card.outputs.dense:
         return Ensemble(predictors, written=written)
     return WholeEnsemble(predictors)
@@ -118,7 +121,7 @@ def infer_cases(
             failures.append({"case": case.name} | fault.as_dict())
             log.error("%d/%d %s failed\n%s", number, len(cases), case.name, fault.message(), exc_info=not memory)
     write_json(folder / "failures.json", failures)
-    if isinstance(predictor, WholeEnsemble | ObjectEnsemble):
+    if isinstance(predictor, WholeEnsemble | ObjectEnsemble | BoxEnsemble):
         predictor.finish(folder, cases)
     _write_run(folder, predictor, asked, failures, banner, complete=True)
     return failures
@@ -160,6 +163,7 @@ def _write_run(
             "channels": card.channels,
             "preprocessing": card.preprocessing,
             "settings": card.inference.model_dump(),
+            **({"detection": card.detection.model_dump()} if card.detection is not None else {}),
             "provenance": card.provenance,
             "cases": list(asked),
             "failed": [failure["case"] for failure in failures],
@@ -190,12 +194,13 @@ def _read(
         "preprocessing": card.preprocessing,
         "labels": card.labels,
         **({"instances": card.instances.model_dump()} if card.instances is not None else {}),
+        **({"detection": card.detection.model_dump()} if card.detection is not None else {}),
         "regions": [region.model_dump() for region in card.regions] if card.regions is not None else None,
     }
     wanted: dict[str, Any] = {}
-    if probabilities != "none" and card.outputs.dense:
+    if probabilities != "none" and card.outputs.dense and not card.outputs.boxes:
         wanted = {"probabilities": probabilities, "probability_channels": card.probability_channels}
-    done = is_done(Results.of(case, folder), key | wanted, dense=card.outputs.dense)
+    done = is_done(Results.of(case, folder), key | wanted, task=card.outputs)
     return _Read(
         key | wanted,
         None if done else load_case(case, card.channels, room=room(), zeros=takes_zeros(card.preprocessing)),
@@ -229,6 +234,8 @@ def _infer_case(
         stale.unlink(missing_ok=True)
     if isinstance(predictor, WholeEnsemble):
         said, volumes = predictor.answer(loaded), dict[str, float]()
+    elif isinstance(predictor, BoxEnsemble):
+        said, volumes = predictor.write(loaded, results, _source(card, case)), {}
     elif isinstance(predictor, ObjectEnsemble):
         said, volumes = predictor.write(loaded, results, _source(card, case), probabilities)
     else:

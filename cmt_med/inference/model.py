@@ -21,14 +21,14 @@ from torch import Tensor
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import sha256, write_bytes, write_json
 from cmt_med.base.text import strict_json
-from cmt_med.config.schema import Inference, Instances, PercentRange, Section, VoxelSize, with_new_names
+from cmt_med.config.schema import Detection, Inference, Instances, PercentRange, Section, VoxelSize, with_new_names
 from cmt_med.config.sections import ValueRange
 from cmt_med.data.preprocessing.fingerprint import Fingerprint
 from cmt_med.data.volumes.streams import MAX_VOXELS
 from cmt_med.tasks import TASKS
 from cmt_med.tasks.segmentation.labels import LabelScheme
 from cmt_med.tasks.segmentation.task import Segmentation
-from cmt_med.tasks.task import Task
+from cmt_med.tasks.task import Task, draws_labels
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class ModelCard(BaseModel):
     patch: list[_Edge]  # of training
     inference: Inference
     instances: Instances | None = None  # how objects are found; None for other tasks
+    detection: Detection | None = None  # which boxes are kept; None for other tasks
     convention: str = ""  # of the training data, such as brats2021
     training_data: Fingerprint | None = None  # what it looks like; cards from before it was kept have none
     provenance: dict[str, Any]
@@ -125,15 +126,21 @@ class ModelCard(BaseModel):
             raise ValueError("window, patch, slice_axes and network.spatial_dims do not agree")
         if any(w < min(p, LEAST_WINDOW) for w, p in zip(self.window, self.patch, strict=True)):
             raise ValueError(f"window {self.window} is far smaller than the patch of training: a case would take hours")
-        if (self.network.get("in_channels"), self.network.get("num_classes")) != (inputs, self.outputs.channels):
+        if (self.network.get("in_channels"), self.network.get("num_classes")) != (inputs, self._output_channels(dims)):
             raise ValueError("channels, labels or regions are not as many as the network's")
         if self.outputs.dense != (self.preprocessing.get("size") is None):
             raise ValueError("preprocessing.size is for networks that answer for whole images, which need it")
         if self.outputs.objects != (self.instances is not None):
             raise ValueError("instances is for networks that find objects, which need it")
+        if self.outputs.boxes != (self.detection is not None):
+            raise ValueError("detection is for networks that find boxes, which need it")
         if 0 not in self.labels.values() or len(set(self.labels.values())) != len(self.labels):
             raise ValueError("labels need a background, 0, and a number of its own for each")
         return self
+
+    def _output_channels(self, dims: int) -> int:
+        """Channels of the network's output: boxes have as many faces as the image."""
+        return len(self.outputs.scored) + 2 * dims if self.outputs.boxes else self.outputs.channels
 
     @model_validator(mode="after")
     def _named_once(self) -> ModelCard:
@@ -166,7 +173,7 @@ class ModelCard(BaseModel):
     @property
     def writes_labels(self) -> bool:
         """Tell whether its results are label maps, in numbers that others may have otherwise."""
-        return self.outputs.dense and not self.outputs.objects
+        return draws_labels(self.outputs)
 
     @property
     def scheme(self) -> LabelScheme:

@@ -14,6 +14,7 @@ from cmt_med.base.files import sha256
 from cmt_med.data.case import Case
 from cmt_med.data.sources.predicted import label_maps_in
 from cmt_med.data.volumes.endings import is_tiff, looks_like_picture
+from cmt_med.tasks.task import Task
 
 Probabilities = Literal["none", "float32", "uint8"]
 """Of ``CASE_prob.nii.gz``: whether it is written, and how; uint8 keeps steps of 1/255."""
@@ -28,12 +29,14 @@ class Results:
         labels: the label map: of a picture PNG, else NIfTI.
         pages: the label map of a TIFF that has several pages; None where there can be none.
         chances: the probabilities.
+        boxes: boxes around objects.
     """
 
     record: Path
     labels: Path
     pages: Path | None
     chances: Path
+    boxes: Path
 
     @classmethod
     def of(cls, case: Case, folder: Path) -> Results:
@@ -43,6 +46,7 @@ class Results:
         return cls(
             folder / f"{case.name}.json", folder / f"{case.name}{ending}",
             folder / f"{case.name}.tif" if is_tiff(source) else None, folder / f"{case.name}_prob.nii.gz",
+            folder / f"{case.name}.boxes.json",
         )  # fmt: skip
 
     def of_slices(self, count: int) -> Path:
@@ -52,7 +56,7 @@ class Results:
     @property
     def files(self) -> tuple[Path, ...]:
         """All of them, the record first: without it, the others count for nothing."""
-        return self.record, self.labels, self.chances, *((self.pages,) if self.pages is not None else ())
+        return self.record, self.labels, self.chances, self.boxes, *((self.pages,) if self.pages is not None else ())
 
 
 def require_own(folder: Path, cases: Sequence[Case]) -> None:
@@ -114,7 +118,7 @@ def _require(path: Path, inputs: set[tuple[int, int] | None], *, ours: bool) -> 
 
 
 def _named_by(case: Case) -> list[Path]:
-    named = (*(path for path, _ in case.images.values()), case.label, case.mask, case.instances)
+    named = (*(path for path, _ in case.images.values()), case.label, case.mask, case.instances, case.boxes)
     return [path for path in named if path is not None]
 
 
@@ -127,13 +131,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def is_done(results: Results, key: Mapping[str, Any], *, dense: bool) -> bool:
+def is_done(results: Results, key: Mapping[str, Any], *, task: Task) -> bool:
     """Tell whether a case has results of these inputs, model and settings (``key``), as they were written."""
     content = read_record(results.record)
     if not content or any(content.get(name) != value for name, value in key.items()):
         return False
-    if not dense:
+    if not task.dense:
         return True  # the record is all there is
+    if task.boxes:
+        return results.boxes.is_file() and sha256(results.boxes) == content.get("output_sha256")
     target = results.pages if results.pages is not None and results.pages.is_file() else results.labels
     wanted = {target: "output_sha256"}
     if "probabilities" in key:

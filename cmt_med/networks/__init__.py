@@ -17,6 +17,7 @@ from cmt_med.blocks.conv import check_channels, check_spatial_dims
 from cmt_med.networks.cmt_unetr import PAPER_UNETRS, cmt_unetr, cmt_unetr_pyramid
 from cmt_med.networks.encoders.cmt import PAPER_NETWORKS
 from cmt_med.networks.heads.classifier import cmt_classifier, monai_densenet
+from cmt_med.networks.heads.detector import cmt_detector
 from cmt_med.networks.peers import (
     monai_dynunet,
     monai_mednext,
@@ -32,6 +33,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cmt_s": PAPER_NETWORKS["cmt_s"],
     "cmt_b": PAPER_NETWORKS["cmt_b"],
     "cmt_classifier": cmt_classifier,
+    "cmt_detector": cmt_detector,
     "cmt_unetr": cmt_unetr,
     "cmt_unetr_pyramid": cmt_unetr_pyramid,
     "cmt_unetr_ti": PAPER_UNETRS["cmt_unetr_ti"],
@@ -48,7 +50,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 CLASSIFIERS = (*PAPER_NETWORKS, "cmt_classifier", "monai_densenet")
-"""Names of the networks that answer once for a whole image; all others answer for each position."""
+"""Names of the networks that answer once for a whole image."""
+DETECTORS = ("cmt_detector",)
+"""Names of the networks that find boxes; all others answer for each position."""
 
 NETWORKS_VERSION = 2
 """Counts up when a name and its options come to mean another network: runs begun before cannot be resumed."""
@@ -83,7 +87,8 @@ def build_network(
         options: keyword arguments of that network.
 
     Returns:
-        A module from (B, in_channels, *S) to (B, num_classes, *S), or to (B, num_classes) for ``CLASSIFIERS``. It raises
+        A module from (B, in_channels, *S) to (B, num_classes, *S), to (B, num_classes) for ``CLASSIFIERS``, or to maps
+        (B, num_classes, *ceil(S / stride)) for ``DETECTORS``, of a channel for each class and two for each axis. It raises
         NetworkError for an input of another kind.
 
     Raises:

@@ -22,6 +22,7 @@ from cmt_med.inference.results import predictions_in
 from cmt_med.reports.listing import FILE, CaseFiles, Listing, read_listing
 from cmt_med.reports.saved import SavedReport, load_report
 from cmt_med.tasks import TASKS
+from cmt_med.tasks.task import draws_labels
 
 _MAX_JSON = 50_000_000  # bytes; a case's record of more is none
 
@@ -82,13 +83,14 @@ def _require_label_maps(folder: Path) -> None:
     """Raise where predictions are answers for whole images, or numbered objects."""
     for place in (folder, folder / "validation", folder / "fold_0/validation", folder.parent / "validation"):
         run = read_run(place)
-        if run is not None and run.task in TASKS and (TASKS[run.task].objects or not TASKS[run.task].dense):
-            objects = TASKS[run.task].objects
+        if run is not None and run.task in TASKS and not draws_labels(TASKS[run.task]):
+            task = TASKS[run.task]
+            table = "boxes" if task.boxes else "objects" if task.objects else "predictions"
             raise DataError(
                 f"there are no label maps to view: these are results of {run.task}", where=str(folder),
-                why="a viewer of labels has no colours for so many objects" if objects else
+                why="a viewer of labels has no colours for so many objects" if task.objects or task.boxes else
                 "an answer for a whole image has no place in it", code="E_REPORT",
-                fix=f"open report.html, which shows the worst errors, or {'objects' if objects else 'predictions'}.csv",
+                fix=f"open report.html, which shows the worst errors, or {table}.csv",
             )  # fmt: skip
 
 

@@ -47,7 +47,8 @@ def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Mod
     dense = data.task.dense
     patches = PatchSet(
         data.training_entries,
-        cut_patches(experiment.data, settings, change.margin) if dense else WholeImaged(["image"], change.margin, axes),
+        cut_patches(experiment.data, settings, change.margin, with_label=not data.task.boxes) if dense
+        else WholeImaged(["image"], change.margin, axes),
         change, patches_per_case=settings.patches_per_case, seed=experiment.seed, apply=not on_device,
         balanced=data.task.balanced,
     )  # fmt: skip
@@ -107,7 +108,7 @@ def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Mod
 
 def case_validator(experiment: Experiment, data: Prepared, entries: list[CachedCase]) -> Validate:
     """Return a function that scores a network on cached cases; see :func:`cmt_med.training.validation.validator`."""
-    return validator(entries, windows(experiment), data.task, experiment.inference)
+    return validator(entries, windows(experiment), data.task, experiment.inference, experiment.detection)
 
 
 def windows(experiment: Experiment) -> Windows:

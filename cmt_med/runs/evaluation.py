@@ -27,6 +27,7 @@ from cmt_med.reports.publish import Evaluation
 from cmt_med.reports.scores import empty_rule_of
 from cmt_med.runs.records import require_apart, score_records, some, write_failures
 from cmt_med.tasks import TASKS
+from cmt_med.tasks.task import draws_labels
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def score_predictions(
     if lesions is not None:
         lesion_rule_named(lesions)
     run = _run_of(predictions)
-    if run.task in TASKS and (TASKS[run.task].objects or not TASKS[run.task].dense):
+    if run.task in TASKS and not draws_labels(TASKS[run.task]):
         asked_for = {"--labels": labels, "--empty": empty, "--tolerance": tolerance, "--lesion-wise": lesion_wise}
         for option, value in asked_for.items():
             if value:

@@ -17,16 +17,23 @@ from cmt_med.data.conventions.units import in_hounsfield_units
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.survey import Survey
 from cmt_med.data.sources.dataset import Dataset
+from cmt_med.data.volumes.box_files import listed_boxes
 
 PATCHES = (128, 96, 64, 48, 32, 16)
 PATCHES_2D = (256, 192, 128, 96, 64, 32)
 WIDE = (-1000.0, 1000.0)
 """HU, of CT without label maps: from air to bone."""
+SMALLEST_OBJECT = 16
+"""Edge in pixels that a network sees of the usual object of the smallest class: four positions of its maps."""
+LONGEST_BOXED = 512
+"""Pixels of a patch in which boxes are learned in 2D."""
 WHOLE_2D, WHOLE_3D = 128, 96
 """Longest edge of whole images: what a CPU trains on in minutes; a GPU can have more."""
 
 
-def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, found: Dataset) -> str:
+def first_config(
+    output: Path, listed: Path, manifest: Manifest, seen: Survey, found: Dataset, task: str | None = None
+) -> str:
     """Write out the commented config of a data set.
 
     Args:
@@ -35,6 +42,7 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
         manifest: the data set.
         seen: what a first look at its volumes has found.
         found: how it lies on disk.
+        task: what is to be learned; None for what the targets say.
     """
     environment = Environment(  # noqa: S701 - YAML, where HTML's escapes would be wrong; names are quoted as JSON
         loader=PackageLoader("cmt_med", "templates"),
@@ -45,6 +53,9 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
     brain = bool(manifest.convention) or is_brain_tumour(manifest.labels, manifest.channels)
     patients = len({case.group for case in manifest.cases})
     lacking = sum(len(case.images) < len(manifest.channels) for case in manifest.cases)
+    boxes = task == "detection" or any(case.boxes for case in manifest.cases)
+    flat = boxes and found.pictures
+    spacing = _spacing_of_boxes(manifest) if flat else _spacing(seen)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", output.stem).lstrip("._-")[:100] or "experiment"
     return environment.get_template("experiment.yaml.j2").render(
         name=name,
@@ -58,9 +69,14 @@ def first_config(output: Path, listed: Path, manifest: Manifest, seen: Survey, f
         folds=_folds(manifest),
         dims=2 if found.pictures else 3,
         classes=list(manifest.classes),
-        instances=any(case.instances for case in manifest.cases),
-        patch=_whole(seen, found) if manifest.classes else _patch(seen, 2 if found.pictures else 3),
-        spacing=_spacing(seen),
+        boxes=boxes,
+        instances=any(case.instances for case in manifest.cases) and not boxes,
+        patch=_whole(seen, found)
+        if manifest.classes
+        else _patch_of_boxes(seen, spacing)
+        if flat
+        else _patch(seen, 2 if found.pictures else 3),
+        spacing=spacing,
         window=_mapping(window_of(manifest, seen)),
         cases=len(manifest.cases),
         zeros=counted(lacking, "case") if lacking else "",
@@ -82,6 +98,24 @@ def window_of(manifest: Manifest, seen: Survey) -> dict[str, list[int]]:
         middle, half = (low + high) / 2, max(50.0, (high - low) / 2)
         found[name] = [math.floor((middle - half) / 10) * 10, math.ceil((middle + half) / 10) * 10]
     return found
+
+
+def _spacing_of_boxes(manifest: Manifest) -> list[float] | None:
+    """Pixels to the edge of one that the network sees: the usual object of the smallest class keeps 16 of these; None for one."""
+    edges: dict[str, list[float]] = {}
+    for case in manifest.cases:
+        if case.boxes is not None:
+            for box in listed_boxes(case.boxes, next(iter(case.images.values()))[0]):
+                edges.setdefault(box.class_name, []).append(float(np.mean(np.subtract(box.high, box.low))))
+    smallest = min((float(np.median(sizes)) for sizes in edges.values()), default=0.0)
+    factor = float(min(8, max(1, int(smallest / SMALLEST_OBJECT))))
+    return [factor, factor, 1.0] if factor > 1 else None
+
+
+def _patch_of_boxes(seen: Survey, spacing: list[float] | None) -> list[int]:
+    """Whole 2D images where they are not too large: windows cut objects."""
+    middle = np.median(np.array(seen.shapes), axis=0)[:2] / np.array((spacing or [1.0, 1.0])[:2])
+    return [min(LONGEST_BOXED, max(32, -(-int(n) // 16) * 16)) for n in middle]
 
 
 def _mapping(windows: Mapping[str, Sequence[int]]) -> str:

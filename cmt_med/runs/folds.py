@@ -179,10 +179,10 @@ def _contents(manifest: Manifest) -> list[list[str | None]]:
     listed = manifest.path.is_file() and not (manifest.path.parent / nnunet.SPLITS).is_file()
     contents: list[list[str | None]] = []
     for case in manifest.cases:
-        if case.label is None and case.instances is None and not case.class_name:
+        if case.label is None and case.instances is None and case.boxes is None and not case.class_name:
             continue
         files = [*sorted({path for path, _ in case.images.values()}), case.label, case.mask]
-        files += [case.instances] if case.instances is not None else []
+        files += [file for file in (case.instances, case.boxes) if file is not None]
         hashes = [content_of(path, case) if path is not None else None for path in files]
         contents.append(hashes if listed else [case.name, case.group, case.class_name, str(case.fold), *hashes])
     return contents

@@ -69,7 +69,7 @@ def infer_into(
     log.info(
         "%s; %s: %s",
         counted(len(members), "network"),
-        "labels written" if ensemble.card.outputs.dense else "classes",
+        "labels written" if ensemble.card.outputs.dense and not ensemble.card.outputs.boxes else "classes",
         ", ".join(f"{n} {v}" for n, v in ensemble.card.labels.items()),
     )
     kept: Probabilities = "float32" if probabilities else "none"
@@ -80,7 +80,8 @@ def infer_into(
             ensemble, found.cases, output, probabilities=kept, banner=banner, limits=limits, problems=found.problems
         )
     count = len(found.cases) + len(found.problems)
-    what = "segmented" if ensemble.card.outputs.dense else "classified"
+    task = ensemble.card.outputs
+    what = "searched for objects" if task.boxes else "segmented" if task.dense else "classified"
     print(f"{count - len(failures)} of {counted(count, 'case')} {what} in {output}")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
 

@@ -93,7 +93,7 @@ def _place(case: Case, root: Path) -> Path:
     """Where a case lies below ``root``: its folder and name, or the path of its only file."""
     files = [
         *(file for file, _ in case.images.values()),
-        *(file for file in (case.label, case.mask, case.instances) if file),
+        *(file for file in (case.label, case.mask, case.instances, case.boxes) if file),
     ]
     if not files or not files[0].is_relative_to(root):
         return Path(case.name)

@@ -13,7 +13,7 @@ from cmt_med.base.errors import ConfigError
 from cmt_med.config.schema import Experiment
 from cmt_med.data.conventions.names import canonical_channel
 from cmt_med.inference.model import load_model, member_folders
-from cmt_med.networks import CLASSIFIERS, FIXED, NETWORKS, build_network
+from cmt_med.networks import CLASSIFIERS, DETECTORS, FIXED, NETWORKS, build_network
 from cmt_med.networks.encoders.cmt import PAPER
 from cmt_med.networks.weights.official import is_official
 from cmt_med.networks.weights.pretrained import load_pretrained, read_state_dict
@@ -46,6 +46,14 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
             "this network answers for each position", where=f"network.name={settings.name}",
             why=f"{experiment.task} needs one answer for a whole image", fix=f"use one of {', '.join(CLASSIFIERS)}",
         )  # fmt: skip
+    boxes = TASKS[experiment.task].boxes
+    if settings.name in NETWORKS and (settings.name in DETECTORS) != boxes:
+        raise ConfigError(
+            f"this network finds {'no ' if boxes else ''}boxes", where=f"network.name={settings.name}",
+            why=f"network and task ({experiment.task}) do not go together",
+            fix=f"use {' or '.join(DETECTORS)}" if boxes
+            else f"use task: detection, or {'cmt_unetr' if dense else 'cmt_classifier'}",
+        )  # fmt: skip
     fixed = [key for key in settings.options if key in FIXED]
     if fixed:
         raise ConfigError(
@@ -55,8 +63,9 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
         )  # fmt: skip
     network = build_network(
         settings.name, spatial_dims=settings.spatial_dims,
-        in_channels=len(experiment.data.channels) + int(experiment.data.foreground_channel), num_classes=2,
-        deep_supervision=experiment.train.deep_supervision and dense, **settings.options,
+        in_channels=len(experiment.data.channels) + int(experiment.data.foreground_channel),
+        num_classes=1 + 2 * settings.spatial_dims if boxes else 2,
+        deep_supervision=experiment.train.deep_supervision and dense and not boxes, **settings.options,
     )  # fmt: skip
     if settings.pretrained is not None and (fresh or not has_checkpoints(Path(experiment.output))):
         channels = [canonical_channel(name) for name in experiment.data.channels]
@@ -71,7 +80,7 @@ def has_checkpoints(folder: Path) -> bool:
 def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
     """The experiment's network, as seeded, without pretrained weights."""
     torch.manual_seed(experiment.seed)
-    deep_supervision = deep_supervision and data.task.dense
+    deep_supervision = deep_supervision and data.task.dense and not data.task.boxes
     return build_network(**network_arguments(experiment, data), deep_supervision=deep_supervision)
 
 

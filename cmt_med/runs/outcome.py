@@ -57,6 +57,7 @@ def card_of(experiment: Experiment, data: Prepared, outcome: Outcome, network: t
         patch=experiment.train.patch_size,
         inference=experiment.inference,
         instances=experiment.instances if data.task.objects else None,
+        detection=experiment.detection if data.task.boxes else None,
         convention=data.manifest.convention,
         training_data=fingerprint_of([entry.statistics() for entry in data.training_entries], data.task.scored),
         provenance={

@@ -62,7 +62,9 @@ def fit_device(
         if dims == 3 and any(p > n for p, n in zip(patch, longest, strict=True)):
             patch = [min(p, n) for p, n in zip(patch, longest, strict=True)]
             notes.append(f"train.patch_size {train.patch_size} -> {patch}: no case is longer than {longest}")
-        if device.type == "cpu" and max(patch) > CPU_PATCH[dims]:
+        if (
+            device.type == "cpu" and max(patch) > CPU_PATCH[dims] and not data.task.boxes
+        ):  # which small windows would cut
             before, patch = patch, [min(p, CPU_PATCH[dims]) for p in patch]
             notes.append(f"train.patch_size {before} -> {patch}: on a CPU, more and smaller steps learn more in a day")
     if not whole and not {"train.batch_size", "train"} & given and device.type == "cpu" and batch > CPU_BATCH[dims]:
@@ -181,7 +183,8 @@ def foresee(experiment: Experiment, channels: int, targets: int, cases: int) -> 
         patch = [min(p, CPU_PATCH[dims]) for p in patch]
     network = build_network(
         experiment.network.name, spatial_dims=dims, in_channels=channels, num_classes=targets,
-        deep_supervision=train.deep_supervision and TASKS[experiment.task].dense, **experiment.network.options,
+        deep_supervision=train.deep_supervision and TASKS[experiment.task].dense and not TASKS[experiment.task].boxes,
+        **experiment.network.options,
     ).to(device)  # fmt: skip
     seconds = _step_seconds(network, channels, TIMED_EDGE[dims], dims, device)
     per_voxel, weights = _kept_bytes(network.cpu(), channels, PROBE_EDGE[dims], dims)

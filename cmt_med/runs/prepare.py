@@ -157,7 +157,7 @@ def _cache_all(cases: list[Case], channels: list[str], task: Task, experiment: E
         try:
             return prepare(
                 case, channels=channels, labels=task.labels, settings=settings, folder=folder, target=task.target(case),
-                objects=task.objects,
+                objects=task.objects, boxed=task.boxes, min_component_mm3=experiment.detection.min_component_mm3,
             )  # fmt: skip
         except DataError as error:
             return error

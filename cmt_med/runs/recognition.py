@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cmt_med.base.errors import ConfigError, DataError
-from cmt_med.base.text import counted
 from cmt_med.compute.memory import within_what_is_left
 from cmt_med.config.schema import Missing
 from cmt_med.data.case import Case
@@ -114,8 +113,6 @@ def recognised(
     """
     by_number, convention = convention == NO_CONVENTION, None if convention == NO_CONVENTION else convention
     found = find_dataset(path)
-    if found.boxes:
-        raise _of_boxes(found, path)
     if found.by_name:
         require_distinct([case.name for case in found.cases], str(path))
     keep_one_modality(found)
@@ -124,7 +121,7 @@ def recognised(
         ask_about_incomplete(found)
     if not found.cases:
         raise found.problems[0] if found.problems else _nothing(path)
-    if not any(case.label or case.class_name or case.instances for case in found.cases):
+    if not any(case.label or case.class_name or case.instances or case.boxes for case in found.cases):
         strange = [problem for problem in found.problems if problem.code in ("E_LABEL", "E_DICOM")]
         raise strange[0] if strange else _unlabelled(path, pictures=found.pictures)
     if convention is not None and any(case.class_name for case in found.cases):
@@ -144,6 +141,12 @@ def recognised(
         raise seen.problems[0]
     classes = sorted({case.class_name for case in seen.cases if case.class_name})
     require_distinct_classes(classes, path)
+    if any(case.boxes for case in seen.cases):
+        manifest = Manifest(
+            listed, found.name, tuple(seen.cases), tuple(found.channels), dict(found.labels), found.demo or seen.demo,
+            test=tuple(found.test),
+        )  # fmt: skip
+        return Recognised(found, seen, manifest)
     if classes or any(case.instances for case in seen.cases):
         manifest = Manifest(
             listed, found.name, tuple(seen.cases), tuple(found.channels), {}, found.demo or seen.demo, classes=tuple(classes),
@@ -229,14 +232,6 @@ def _manifest(found: Dataset, seen: Survey, style: Convention | None, labels: di
 def _listed(labels: dict[str, int]) -> str:
     more = f" and {len(labels) - 8} more" if len(labels) > 8 else ""
     return ", ".join(f"{value} {name}" for name, value in list(labels.items())[:8]) + more
-
-
-def _of_boxes(found: Dataset, path: Path) -> DataError:
-    return DataError(
-        "these are boxes around objects, which no task learns yet", where=str(path),
-        why=f"{found.kind}, {counted(len(found.cases), 'image')}: {found.notes[-1]}",
-        fix="give label maps, numbered objects or classes; cmt-med inspect shows the images", code="E_TASK",
-    )  # fmt: skip
 
 
 def _nothing(path: Path) -> DataError:

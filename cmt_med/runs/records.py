@@ -10,18 +10,33 @@ from pathlib import Path
 from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, CmtError, ConfigError, DataError
 from cmt_med.base.files import require_writable_folder, write_json
 from cmt_med.base.text import counted
+from cmt_med.config.detection import Detection
 from cmt_med.data.case import Case
 from cmt_med.data.sources import cases_for_network
 from cmt_med.data.sources.predicted import RunRecord, label_maps_in
 from cmt_med.data.volumes.gate import content_of
 from cmt_med.inference.results import predictions_in, read_record
 from cmt_med.reports.answers import AnswerEvaluation, RecordEvaluation
+from cmt_med.reports.boxes import BoxEvaluation
 from cmt_med.reports.objects import ObjectEvaluation
 from cmt_med.reports.provenance import describe_evaluation
 from cmt_med.tasks import TASKS
-from cmt_med.tasks.task import Task, object_task, whole_image_task
+from cmt_med.tasks.task import Task, box_task, object_task, whole_image_task
 
 log = logging.getLogger(__name__)
+
+_LACKING = {
+    "detection": ("boxes", 'give a case list with "boxes" for each case, or the data set that init takes'),
+    "instances": (
+        "numbered objects",
+        'give a case list with "instances" for each case, or a folder with images/ and instances/',
+    ),
+    "classification": (
+        "a class",
+        'give a case list with "class" for each case, a table with a column class, or a folder for each class',
+    ),
+}
+"""What references lack, by task, and what can be done."""
 
 
 def score_records(predictions: Path, references: Path, output: Path, run: RunRecord) -> int:
@@ -45,7 +60,7 @@ def score_records(predictions: Path, references: Path, output: Path, run: RunRec
     require_writable_folder(output)
     write_failures(output, scored.failures)
     options = {"predictions": predictions, "references": references, "output": output}
-    files = {name: case.instances or next(iter(case.images.values()))[0] for name, case in cases.items()}
+    files = {name: case.boxes or case.instances or next(iter(case.images.values()))[0] for name, case in cases.items()}
     described = describe_evaluation(options, references, files)
     scored.write_metrics(output, {"run": run.model_dump(exclude_unset=True), "evaluation": described})
     print(f"report: {scored.write_page(output, f'Evaluation of {run.model or predictions.name}')}")
@@ -54,9 +69,20 @@ def score_records(predictions: Path, references: Path, output: Path, run: RunRec
 
 def _evaluation(task: Task, predictions: Path, cases: Mapping[str, Case], run: RunRecord) -> RecordEvaluation:
     folders = dict.fromkeys(cases, predictions)
+    if task.boxes:
+        return BoxEvaluation(box_task(task), folders, cases, run.notice, _detection(run))
     if task.objects:
         return ObjectEvaluation(object_task(task), folders, cases, run.notice, predictions_in(predictions))
     return AnswerEvaluation(whole_image_task(task), folders, cases, run.notice)
+
+
+def _detection(run: RunRecord) -> Detection:
+    """The settings of the model that found boxes, as the run keeps them."""
+    kept = (run.model_extra or {}).get("detection")
+    try:
+        return Detection.model_validate(kept) if isinstance(kept, dict) else Detection()
+    except ValueError:
+        return Detection()
 
 
 def _cases(references: Path, task: Task, run: RunRecord) -> dict[str, Case]:
@@ -73,11 +99,10 @@ def _cases(references: Path, task: Task, run: RunRecord) -> dict[str, Case]:
             log.warning("%s without a reference, not scored: %s", counted(len(unknown), "prediction"), some(unknown))
         cases = {name: case for name, case in cases.items() if name in set(run.cases)}
     if not cases:
+        lacking, fix = _LACKING[task.name]
         raise DataError(
-            f"no reference has {'numbered objects' if task.objects else 'a class'}", where=str(references),
-            why="nothing says what the images show", fix='give a case list with "instances" for each case, or a folder with '
-            "images/ and instances/" if task.objects else 'give a case list with "class" for each case, a table with a column '
-            "class, or a folder for each class", code="E_LABEL",
+            f"no reference has {lacking}", where=str(references), why="nothing says what the images show", fix=fix,
+            code="E_LABEL",
         )  # fmt: skip
     return cases
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from cmt_med.config.detection import Detection
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.results import predictions_in
 from cmt_med.reports.answers import AnswerEvaluation, ScoredAnswers
+from cmt_med.reports.boxes import BoxEvaluation
 from cmt_med.reports.objects import ObjectEvaluation
 from cmt_med.reports.publish import Evaluation, Scored
 from cmt_med.reports.scores import empty_rule_of
-from cmt_med.tasks.task import object_task, whole_image_task
+from cmt_med.tasks.task import box_task, object_task, whole_image_task
 
 
 def scored_cases(
@@ -30,6 +32,8 @@ def scored_cases(
     """
     if not card.outputs.dense:
         return AnswerEvaluation(whole_image_task(card.outputs), folders, cases, banner).score()
+    if card.outputs.boxes:
+        return BoxEvaluation(box_task(card.outputs), folders, cases, banner, card.detection or Detection()).score()
     if card.outputs.objects:
         maps = {folder: predictions_in(folder) for folder in set(folders.values())}
         predicted = {name: maps[folder][name] for name, folder in folders.items() if name in maps[folder]}

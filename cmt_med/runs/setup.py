@@ -54,15 +54,22 @@ def set_up(
     if manifest.classes:
         return _set_up_classes(known, path, output)
     write_json(listed, manifest_content(manifest, manifest.cases, listed.parent, test=True))
-    write_text(output, first_config(output, listed, manifest, seen, found))
+    write_text(output, first_config(output, listed, manifest, seen, found, task))
     failures = _note_failures(found, seen, output.parent)
     experiment = load_config(output)
-    objects = any(case.instances for case in manifest.cases)
+    objects = any(case.instances or case.boxes for case in manifest.cases)
     for line in _told_of_objects(known, failures) if objects else _told(known, path, failures):
         print(visible(line))
-    _print_plan(experiment, manifest, 2 if objects else len(manifest.regions or manifest.labels))
+    _print_plan(experiment, manifest, _outputs(experiment, manifest))
     print(f"config:    {output}\ncase list: {listed}\nnext:      cmt-med train --config {output} --dry-run")
     return EXIT_SOME_FAILED if failures else EXIT_DONE
+
+
+def _outputs(experiment: Experiment, manifest: Manifest) -> int:
+    """Channels of the network's output."""
+    if experiment.task == "detection":
+        return max(1, len(manifest.labels) - 1) + 2 * experiment.network.spatial_dims
+    return 2 if experiment.task == "instances" else len(manifest.regions or manifest.labels)
 
 
 def _set_up_classes(known: Recognised, path: Path, output: Path) -> int:
@@ -176,13 +183,19 @@ def _told(known: Recognised, path: Path, failures: list[dict[str, str]]) -> Iter
 
 
 def _told_of_objects(known: Recognised, failures: list[dict[str, str]]) -> Iterator[str]:
-    """Lines on images with numbered objects."""
-    manifest, seen = known.manifest, known.seen
-    yield f"data set:   {known.found.title}, {counted(len(manifest.cases), 'case')}, {seen.labelled} with numbered objects"
+    """Lines on images with numbered objects, or with boxes around objects."""
+    manifest = known.manifest
+    boxed = any(case.boxes for case in manifest.cases)
+    taught = sum(bool(case.boxes or case.instances) for case in manifest.cases)
+    what = "boxes" if boxed else "numbered objects"
+    yield f"data set:   {known.found.title}, {counted(len(manifest.cases), 'case')}, {taught} with {what}"
     yield f"channels:   {', '.join(manifest.channels)}"
     for note in known.found.notes:
         yield f"note:       {note}"
-    yield from _untaught([case.name for case in manifest.cases if case.instances is None], "label image")
+    yield from _untaught(
+        [case.name for case in manifest.cases if not (case.instances or case.boxes)],
+        "file of boxes" if boxed else "label image",
+    )
     for failure in failures:
         yield f"left out:   {failure['case']}: [{failure['code']}] {failure['what']}"
 

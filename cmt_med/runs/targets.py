@@ -13,7 +13,12 @@ from cmt_med.data.case import ANY_OBJECT
 from cmt_med.data.preprocessing.survey import Survey
 from cmt_med.data.sources.dataset import Dataset
 
-_TAUGHT = {"classification": "a class", "segmentation": "a label map", "instances": "numbered objects"}
+_TAUGHT = {
+    "classification": "a class",
+    "segmentation": "a label map",
+    "instances": "numbered objects",
+    "detection": "boxes",
+}
 """What a case must have for a task."""
 
 
@@ -88,7 +93,12 @@ def choose(found: Dataset, seen: Survey, task: str | None, path: Path) -> None:
             fix="choose what is learned: --task segmentation or --task classification", code="E_TASK",
         )  # fmt: skip
     objects = any(case.instances for case in seen.cases)
-    nothing = {"classification": not classes, "segmentation": not seen.labelled, "instances": not objects}
+    nothing = {
+        "classification": not classes,
+        "segmentation": not seen.labelled,
+        "instances": not objects,
+        "detection": not (objects or seen.labelled or any(case.boxes for case in seen.cases)),
+    }
     if task is not None and nothing[task]:
         raise DataError(
             f"there is nothing for {task} to learn", where=str(path),

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_med.config.schema import Experiment, Inference, Instances
+from cmt_med.base.boxes import Boxes
+from cmt_med.config.schema import Detection, Experiment, Inference, Instances
 from cmt_med.data.case import Case
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.cache import CachedCase
@@ -20,7 +21,8 @@ from cmt_med.tasks.sections import Assessment
 Batch = Mapping[str, Tensor]
 """``image`` (B, C, *S) and what the task has to be told beside it: ``label`` (B, 1, *S), or ``class`` (B,).
 
-``annotated`` (B, 256) is there where cases do not annotate all labels: which values they do.
+``boxes`` (B, N, 2d), ``box_class`` and ``box_ignored`` (B, N) are there where targets are boxes, in voxels of the patch; rows of
+the class 0 stand for none. ``annotated`` (B, 256) is there where cases do not annotate all labels: which values they do.
 """
 
 
@@ -48,12 +50,14 @@ class Task(Protocol):
         dense: whether the network answers for each position, in windows; else once for a whole image
             (:class:`WholeImageTask`).
         objects: whether its targets are objects with a number each (:class:`ObjectTask`), and no label values.
+        boxes: whether its targets are boxes around objects (:class:`BoxTask`), and no label values.
     """
 
     name: ClassVar[str]
     monitor: ClassVar[Metric]
     dense: ClassVar[bool]
     objects: ClassVar[bool]
+    boxes: ClassVar[bool]
 
     @classmethod
     def from_data(cls, experiment: Experiment, manifest: Manifest) -> Task:
@@ -132,8 +136,8 @@ class Task(Protocol):
         """Write into probabilities (K, *S), where ``outside`` (*S) is true, that nothing is there."""
         ...
 
-    def score(self, found: Tensor, entry: CachedCase, settings: Inference) -> Sequence[float]:
-        """A row of numbers about a cached case, from its probabilities on the preprocessed grid (K, ...)."""
+    def score(self, found: Any, entry: CachedCase, settings: Inference) -> Sequence[float]:
+        """A row of numbers about a cached case, from its probabilities on the preprocessed grid (K, ...), or its boxes."""
         ...
 
     def summarise(self, rows: NDArray[np.float64]) -> dict[str, float]:
@@ -143,6 +147,11 @@ class Task(Protocol):
     def identity(self) -> list[Any]:
         """Whatever a run's checkpoints depend on beside its config, as JSON."""
         ...
+
+
+def draws_labels(task: Task | type[Task]) -> bool:
+    """Tell whether a task's results are label maps, in which each position has a value with a name."""
+    return task.dense and not task.objects and not task.boxes
 
 
 class Assessing(Task, Protocol):
@@ -167,6 +176,20 @@ class ObjectTask(Assessing, Protocol):
     def find(self, maps: NDArray[np.float32], settings: Instances, spacing: Sequence[float]) -> Objects:
         """Return the objects in the network's maps (K, *S), with voxels of this size in mm."""
         ...
+
+
+class BoxTask(Assessing, Protocol):
+    """A task whose targets are boxes around objects."""
+
+    def find(self, output: Tensor, size: Sequence[int], settings: Detection) -> list[Boxes]:
+        """The boxes of each patch of a size, in its voxels, from the network's output."""
+        ...
+
+
+def box_task(task: Task) -> BoxTask:
+    """A task whose targets are boxes, as what it is."""
+    assert task.boxes  # by the callers
+    return cast(BoxTask, task)
 
 
 def object_task(task: Task) -> ObjectTask:

@@ -19,6 +19,8 @@ from cmt_med.data.patches.loader import keyed_seed
 from cmt_med.tasks.task import Batch
 from cmt_med.training.averaging import AveragedWeights
 
+BESIDE = ("class", "annotated", "boxes", "box_class", "box_ignored")
+"""What a batch has for a task beside images and labels (:class:`cmt_med.tasks.task.Batch`)."""
 Loss = Callable[[Tensor | list[Tensor], Batch], Tensor]
 Step = Callable[[Engine, Sequence[dict[str, Any]]], dict[str, float]]
 
@@ -112,12 +114,14 @@ def on_device(batch: Mapping[str, Any], device: torch.device, augment: Augment |
     """A batch as the task's loss takes it, changed as drawn where it comes unchanged.
 
     Returns:
-        ``image`` (B, C, *S), channels-last, ``label`` (B, 1, *S), ``class`` (B,) and ``annotated`` (B, 256) where there are such.
+        ``image`` (B, C, *S), channels-last, ``label`` (B, 1, *S), and what of :data:`BESIDE` there is.
     """
     images, labels = (batch[key].to(device, non_blocking=True) for key in ("image", "label"))
     if augment is not None:
         images, labels = augment(images, labels, batch["drawn"])
-    more = {key: batch[key].to(device, non_blocking=True) for key in ("class", "annotated") if key in batch}
+    more = {key: batch[key].to(device, non_blocking=True) for key in BESIDE if key in batch}
+    if augment is not None and "boxes" in more:
+        more["boxes"] = augment.move_boxes(more["boxes"], batch["drawn"])
     return {"image": channels_last(images), "label": labels} | more
 
 

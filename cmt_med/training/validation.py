@@ -11,21 +11,36 @@ from ignite.engine import Engine
 from numpy.typing import NDArray
 from torch import nn
 
+from cmt_med.base.boxes import Boxes
 from cmt_med.base.errors import DataError
-from cmt_med.config.schema import Inference
+from cmt_med.config.schema import Detection, Inference
 from cmt_med.data.preprocessing.cache import CachedCase
+from cmt_med.inference.boxes import together, views_of
 from cmt_med.inference.predict import Windows, predict_probabilities
 from cmt_med.inference.whole import whole_probabilities
-from cmt_med.tasks.task import Task
+from cmt_med.tasks.task import Task, box_task
 
 Validate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
+
+
+def _found(
+    network: nn.Module, image: torch.Tensor, windows: Windows, task: Task, settings: Detection
+) -> torch.Tensor | Boxes:
+    """What a network says of an image, as the task scores it."""
+    if task.boxes:
+        return together(views_of(network, image, windows, box_task(task), settings), image.shape[1:], settings)
+    if task.dense:
+        return predict_probabilities(network, image, windows, task)
+    return whole_probabilities(network, image, task, slice_axes=windows.slice_axes)
 
 
 class _StopError(Exception):
     """Raised between two windows, where a run was asked to stop."""
 
 
-def validator(entries: Sequence[CachedCase], windows: Windows, task: Task, settings: Inference) -> Validate:
+def validator(
+    entries: Sequence[CachedCase], windows: Windows, task: Task, settings: Inference, boxes: Detection
+) -> Validate:
     """A function that scores a network; its keys are those of :meth:`cmt_med.tasks.task.Task.summarise`.
 
     Cases are spread over the ranks. It takes the network and a function that is asked before each batch of windows whether
@@ -48,11 +63,7 @@ def validator(entries: Sequence[CachedCase], windows: Windows, task: Task, setti
             number, entry = numbered
             image = torch.from_numpy(np.array(entry.image())).to(device)
             try:
-                found = (
-                    predict_probabilities(network, image, windows, task)
-                    if task.dense
-                    else whole_probabilities(network, image, task, slice_axes=windows.slice_axes)
-                )
+                found = _found(network, image, windows, task, boxes)
             except DataError as error:
                 raise DataError(
                     error.what, where=f"case {entry.name}, validated while training", code=error.code,

@@ -19,7 +19,8 @@ class RandPatchd(MapTransform, Randomizable):
 
     With probability ``foreground_fraction`` the centre is a voxel of a label (each label equally likely), drawn from
     ``points`` (L, n, 3); else the place is uniform. Either way the patch without its margin lies inside the volume, or
-    covers it. Reads only what it needs from a memory-mapped volume.
+    covers it. Reads only what it needs from a memory-mapped volume. ``start`` of the result says where the patch with its margin
+    begins, along the axes that it has.
 
     Args:
         keys: entries to cut, (C, *S) each.
@@ -52,7 +53,10 @@ class RandPatchd(MapTransform, Randomizable):
         start = [s - m for s, m in zip(self._draw(shape, size, data["points"]), margin, strict=True)]
         whole = [n + 2 * m for n, m in zip(size, margin, strict=True)]
         cut = {key: _cut(data[key], start, whole) for key in self.keys}
-        return {key: patch if axis is None else patch.squeeze(1 + axis) for key, patch in cut.items()}
+        begin = torch.tensor([s for i, s in enumerate(start) if i != axis])
+        return {key: patch if axis is None else patch.squeeze(1 + axis) for key, patch in cut.items()} | {
+            "start": begin
+        }
 
     def _draw(
         self, shape: Sequence[int], size: Sequence[int], points: Sequence[NDArray[np.signedinteger]]
@@ -112,10 +116,11 @@ def _cut(array: NDArray[Any], start: Sequence[int], size: Sequence[int]) -> Tens
     return torch.from_numpy(cut.copy())
 
 
-def patches(data: Data, train: Train, margin: Sequence[int]) -> RandPatchd:
+def patches(data: Data, train: Train, margin: Sequence[int], *, with_label: bool = True) -> RandPatchd:
     """The cutting of an experiment's patches, with a margin around them."""
+    keys = ["image", "label"] if with_label else ["image"]
     return RandPatchd(
-        ["image", "label"], train.patch_size, margin, train.foreground_fraction, slice_axes(data, len(train.patch_size))
+        keys, train.patch_size, margin, train.foreground_fraction, slice_axes(data, len(train.patch_size))
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from cmt_med.base.boxes import Boxes
 from cmt_med.data.patches import sampler
 from cmt_med.data.patches.augment import Augment
 from cmt_med.data.patches.cut import RandPatchd, WholeImaged
@@ -84,6 +85,10 @@ class PatchSet(Dataset[dict[str, Any]]):
         self.points = [entry.points() if entry.target is None else [] for entry in self.entries]
         self.balanced = balanced
         self.annotated = _annotated(self.entries)
+        self.axes = [axis for axis in range(3) if axis not in getattr(cut, "slice_axes", ())]
+        boxed = [entry.boxes() for entry in self.entries if entry.boxed]
+        self.boxes = boxed or None
+        self.most = max((len(boxes) for boxes in boxed), default=0)
 
     def order(self) -> sampler.Order:
         """In which the items of each epoch come."""
@@ -102,19 +107,41 @@ class PatchSet(Dataset[dict[str, Any]]):
         self.cut.set_random_state(seed=keyed_seed(self.seed, epoch, index))
         content: dict[Any, Any] = {"image": entry.image()}
         if entry.target is None:
-            content |= {"label": entry.label(), "points": self.points[case]}
+            content |= {"points": self.points[case]} | ({} if entry.boxed else {"label": entry.label()})
         patch = self.cut(content)
         drawn = self.augment.draw(np.random.default_rng([self.seed, epoch, index, 0xA0A0]))
-        image, label = patch["image"].float(), patch["label"].to(torch.uint8)
+        image = patch["image"].float()
+        label = (
+            patch["label"].to(torch.uint8)
+            if "label" in patch
+            else torch.zeros((1, *image.shape[1:]), dtype=torch.uint8)
+        )
         result = {"image": image, "label": label, "case": torch.tensor(case)}
         if entry.target is not None:
             result["class"] = torch.tensor(entry.target)
         if self.annotated is not None:
             result["annotated"] = self.annotated[case]
+        if self.boxes is not None:
+            result |= _padded(self.boxes[case], self.axes, patch["start"], max(1, self.most))
         if not self.apply:
             return result | {"drawn": drawn}
         images, labels = self.augment(image[None], label[None], {name: value[None] for name, value in drawn.items()})
+        if self.boxes is not None:
+            rows = {name: value[None] for name, value in drawn.items()}
+            result["boxes"] = self.augment.move_boxes(result["boxes"][None], rows)[0]
         return result | {"image": images[0], "label": labels[0]}
+
+
+def _padded(boxes: Boxes, axes: Sequence[int], start: torch.Tensor, count: int) -> dict[str, torch.Tensor]:
+    """Boxes in voxels of a patch, as many rows for each: ``boxes`` (N, 2d), ``box_class``, 0 for none, ``box_ignored`` (N,)."""
+    place = np.zeros((count, 2 * len(axes)), np.float32)
+    classes, ignored = np.zeros(count, np.int64), np.zeros(count, bool)
+    n = len(boxes)
+    place[:n] = np.concatenate([boxes.low[:, axes], boxes.high[:, axes]], axis=1) - np.tile(start.numpy(), 2)
+    classes[:n], ignored[:n] = boxes.classes, boxes.ignored
+    return {
+        "boxes": torch.from_numpy(place), "box_class": torch.from_numpy(classes), "box_ignored": torch.from_numpy(ignored),
+    }  # fmt: skip
 
 
 def _annotated(entries: Sequence[CachedCase]) -> torch.Tensor | None:
@@ -146,6 +173,7 @@ def patch_batches(
 ) -> Iterator[dict[str, Any]]:
     """Batches ``{"image": (B, C, *S), "label": (B, 1, *S), "case": (B,)}`` without end, from step ``start`` on.
 
+    ``"boxes"`` (B, N, 2d), ``"box_class"`` (B, N) and ``"box_ignored"`` (B, N) are there where cases have boxes,
     ``"class"`` (B,) is there where cases have one, ``"annotated"`` (B, 256), which label values are, where not all are. Where the
     patches are still to be changed, they have a margin, and ``"drawn"`` says how (:mod:`cmt_med.data.patches.augment`).
     ``batch_size`` counts all ranks together.

@@ -21,12 +21,14 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
 
+from cmt_med.base.boxes import Boxes
 from cmt_med.base.errors import OutputError
 from cmt_med.base.files import sha256, write_file, write_json
 from cmt_med.data.case import Case
 from cmt_med.data.preprocessing.depth import DEPTH_VERSION, depth_map, renumbered
 from cmt_med.data.preprocessing.fingerprint import case_statistics
 from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing, seen_by, takes_zeros
+from cmt_med.data.volumes.boxes import load_boxes, on_grid, with_one_source
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 from cmt_med.data.volumes.instances import load_instances
 
@@ -45,7 +47,8 @@ class CachedCase:
 
     ``target`` is the number of its class, for tasks that answer for whole images; such a case has no label map. ``annotated``
     are the label values that its source annotates, and its label map has no other ones; None for all. ``objects`` tells whether
-    the case has numbered objects; its label map then holds their depths (:mod:`cmt_med.data.preprocessing.depth`).
+    the case has numbered objects; its label map then holds their depths (:mod:`cmt_med.data.preprocessing.depth`). ``boxed``
+    tells whether it has boxes, and no label map.
     """
 
     name: str
@@ -53,6 +56,7 @@ class CachedCase:
     target: int | None = None
     annotated: tuple[int, ...] | None = None
     objects: bool = False
+    boxed: bool = False
 
     def image(self) -> NDArray[np.float32]:
         """(C, *S), read-only."""
@@ -66,9 +70,16 @@ class CachedCase:
         """Numbers of objects from 1 on (*S), read-only; of a case that has some."""
         return np.load(self.folder / "instances.npy", mmap_mode="r", allow_pickle=False)
 
+    def boxes(self) -> Boxes:
+        """Boxes around objects, in voxels of the image; of a case that has such a target."""
+        rows = np.load(self.folder / "boxes.npy", allow_pickle=False)
+        return Boxes.of(rows[:, :3], rows[:, 3:6], rows[:, 6], None, rows[:, 7])
+
     @property
     def files(self) -> tuple[str, ...]:
         """The names of its arrays' files."""
+        if self.boxed:
+            return ("image.npy", "points.npy", "boxes.npy")
         return _FILES[:1] if self.target is not None else (*_FILES, "instances.npy") if self.objects else _FILES
 
     def points(self) -> list[NDArray[np.signedinteger]]:
@@ -122,6 +133,8 @@ def prepare(
     folder: Path,
     target: int | None = None,
     objects: bool = False,
+    boxed: bool = False,
+    min_component_mm3: float = 0.0,
 ) -> CachedCase:
     """The entry of a case, made if there is none for exactly these files and settings, or if it is damaged.
 
@@ -133,6 +146,8 @@ def prepare(
         folder: of all entries.
         target: number of its class, where that is all that is learned; its label map is left alone then.
         objects: whether numbered objects are learned, and no label map.
+        boxed: whether boxes are, which the case has, or which are derived from its objects or labels.
+        min_component_mm3: of a label that boxes are derived from.
 
     Raises:
         DataError: from the gate, naming the case.
@@ -140,18 +155,27 @@ def prepare(
     """
     if target is not None or objects:
         case = replace(case, label=None, ignore=None, annotated=None)
-    case, labels = (case if objects else replace(case, instances=None)), ({} if target is not None else labels)
-    key = _key(case, channels, labels, settings)
-    entry = CachedCase(case.name, folder / f"{key}-{CACHE_VERSION}", target, case.annotated, objects)
+    if boxed:
+        case = with_one_source(case)
+    else:
+        case = replace(case, boxes=None) if objects else replace(case, instances=None, boxes=None)
+    labels = {} if target is not None else labels
+    key = _key(case, channels, labels, settings, [min_component_mm3] if boxed else None)
+    annotated = None if boxed else case.annotated
+    entry = CachedCase(case.name, folder / f"{key}-{CACHE_VERSION}", target, annotated, objects, boxed)
     if _is_whole(entry):
         return entry
-    dense = target is None and not objects
+    dense = target is None and not objects and not boxed
     allowed = [*labels.values(), *([] if case.ignore is None else [case.ignore])] if dense else None
     whole = load_case(case, channels, allowed, need_label=dense, zeros=takes_zeros(settings))
     loaded = seen_by(_without_the_unknown(whole, case), settings)
     arrays: dict[str, NDArray[Any]]
     if objects:
         loaded, arrays = _with_objects(case, loaded, settings)
+    elif boxed:
+        arrays = _with_boxes(
+            case, load_boxes(case, labels, loaded.grid, min_component_mm3=min_component_mm3), loaded, settings
+        )
     else:
         data = preprocessing(settings, with_label=dense)(as_dictionary(loaded))
         arrays = {"image.npy": np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)}
@@ -201,6 +225,20 @@ def _with_objects(case: Case, loaded: Loaded, settings: Mapping[str, Any]) -> tu
     return replace(loaded, label=(numbers > 0).astype(np.uint8)), arrays
 
 
+def _with_boxes(case: Case, boxes: Boxes, loaded: Loaded, settings: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The arrays of a case with boxes, in voxels of the preprocessed image; patches are drawn around their middles."""
+    done = preprocessing(settings, with_label=False)(as_dictionary(loaded))
+    image = np.ascontiguousarray(done["image"].numpy(), dtype=np.float32)
+    found = on_grid(boxes, loaded.grid.affine, np.asarray(done["image"].affine, np.float64)).within(image.shape[1:])
+    counted = found[~found.ignored]
+    middles = np.clip((counted.low + counted.high) // 2, 0, np.array(image.shape[1:]) - 1)
+    return {
+        "image.npy": image,
+        "points.npy": np.column_stack([counted.classes, middles]).astype(np.int32),
+        "boxes.npy": np.column_stack([found.low, found.high, found.classes, found.ignored]).astype(np.float64),
+    }
+
+
 def _without_the_unknown(loaded: Loaded, case: Case) -> Loaded:
     """The case without labels that its source does not annotate: where they are drawn, they may be so in part."""
     if case.annotated is None or loaded.label is None:
@@ -227,7 +265,13 @@ def _is_whole(entry: CachedCase) -> bool:
     return not wrong
 
 
-def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], settings: Mapping[str, Any]) -> str:
+def _key(
+    case: Case,
+    channels: Sequence[str],
+    labels: Mapping[str, int],
+    settings: Mapping[str, Any],
+    boxes: list[float] | None,
+) -> str:
     files = {
         name: [content_of(case.images[name][0], case), case.images[name][1]] for name in channels if name in case.images
     }
@@ -239,6 +283,12 @@ def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], setting
         described.append({"annotated": case.annotated})
     if case.instances is not None:
         described.append({"instances": content_of(case.instances, case), "depths": DEPTH_VERSION})
+    if boxes is not None:
+        own = None if case.boxes is None else content_of(case.boxes, case)
+        image = (
+            {} if case.boxes is None else {"image": next(iter(case.images.values()))[0].name}
+        )  # the row of a list for several
+        described.append({"boxes": own, "names": sorted(labels.items()), "settings": boxes} | image)
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 

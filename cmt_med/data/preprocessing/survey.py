@@ -18,6 +18,8 @@ from cmt_med.data.case import Case
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.preprocessing.normalisation import foreground_of
 from cmt_med.data.volumes import nifti
+from cmt_med.data.volumes.box_files import listed_boxes
+from cmt_med.data.volumes.boxes import load_boxes
 from cmt_med.data.volumes.flags import copied_channels
 from cmt_med.data.volumes.gate import load_case
 from cmt_med.data.volumes.instances import load_instances
@@ -125,7 +127,10 @@ def survey(
 
 
 def _remembered(case: Case, channels: Sequence[str], journal: Journal) -> _Seen:
-    files = [*(file for file, _ in case.images.values()), *filter(None, (case.label, case.mask))]
+    files = [
+        *(file for file, _ in case.images.values()),
+        *filter(None, (case.label, case.mask, case.instances, case.boxes)),
+    ]
     what = f"2 {list(channels)} {sorted(case.images)} {case.ignore} {list(map(str, case.colours.items()))}"
     row = journal.remembered(files, what, lambda: asdict(_look(case, channels)))
     pairs = [(str(one), str(other)) for one, other in row["copies"]]
@@ -144,6 +149,9 @@ def _look(case: Case, channels: Sequence[str]) -> _Seen:
     values = None if loaded.label is None else [int(v) for v in np.unique(loaded.label) if v != case.ignore]
     if case.instances is not None:
         values = [1] if bool(load_instances(case, loaded.grid)[0].any()) else []
+    if case.boxes is not None:
+        names = {box.class_name for box in listed_boxes(case.boxes, next(iter(case.images.values()))[0])}
+        values = [1] if len(load_boxes(case, dict.fromkeys(names, 1), loaded.grid)) else []
     copies = copied_channels(channels, loaded.image)
     demo = BANNER.encode() in nifti.description(next(iter(case.images.values()))[0])
     flat = loaded.image.min() == loaded.image.max()  # an empty image is no copy of another

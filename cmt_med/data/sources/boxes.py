@@ -1,6 +1,6 @@
 """Images with boxes around objects: Pascal VOC (``Annotations/x.xml``), and COCO (JSON with ``images`` and ``annotations``).
 
-Nothing learns boxes yet: ``inspect`` shows such sets, and ``init`` says what they are.
+The boxes of an image lie in a file of its name; of COCO, in the one file for all.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.text import counted, strict_json
 from cmt_med.data.case import COLOURS, Case
+from cmt_med.data.conventions.names import canonical_label
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.sources.pictures import case_name, image_cases, in_colour
 from cmt_med.data.volumes.streams import readable_name
@@ -40,15 +42,25 @@ def read(path: Path, channels: Sequence[str] | None) -> Dataset:
     listed = None if voc else path if path.is_file() else _coco_file(path)
     if voc:
         counts, found = _voc_classes(path / _VOC), image_cases(path, channels)
+        found.cases = [_with_file(case, path / _VOC) for case in found.cases]
     else:
         assert listed is not None  # by recognises
         counts, found = _coco(listed, channels)
     found.kind = f"images with boxes ({'Pascal VOC' if voc else 'COCO'})"
     found.title = path.resolve().name
     found.boxes = dict(counts)
+    found.labels = {"background": 0} | {
+        name: number for number, name in enumerate(sorted({*map(canonical_label, counts)}), 1)
+    }
+    found.named_by = "the boxes"
     classes = ", ".join(f"{count} {name}" for name, count in counts.most_common(8))
     found.notes.append(f"{counted(counts.total(), 'box').replace('boxs', 'boxes')} of {len(counts)} classes: {classes}")
     return found
+
+
+def _with_file(case: Case, folder: Path) -> Case:
+    file = folder / f"{Path(next(iter(case.images.values()))[0]).stem}.xml"
+    return replace(case, boxes=file if file.is_file() else None)
 
 
 def _voc_classes(folder: Path) -> Counter[str]:

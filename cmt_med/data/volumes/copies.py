@@ -146,7 +146,7 @@ def _entry(entry: Any, place: _Place, *, sums: bool) -> dict[str, Any]:
         files.append(place(str(value)))
         return files[-1]
 
-    for key in ("image", "label", "mask", "instances"):
+    for key in ("image", "label", "mask", "instances", "boxes"):
         if result.get(key):
             result[key] = moved(result[key])
     if sums:

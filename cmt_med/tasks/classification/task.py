@@ -40,6 +40,7 @@ class Classification:
     monitor: ClassVar[Metric] = Metric("auc", "macro AUC")
     dense: ClassVar[bool] = False
     objects: ClassVar[bool] = False
+    boxes: ClassVar[bool] = False
     overlapping: ClassVar[bool] = False
     regions: ClassVar[None] = None
 

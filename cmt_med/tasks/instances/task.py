@@ -44,6 +44,7 @@ class Instances:
     monitor: ClassVar[Metric] = Metric("pq", "PQ")
     dense: ClassVar[bool] = True
     objects: ClassVar[bool] = True
+    boxes: ClassVar[bool] = False
     balanced: ClassVar[bool] = False
     overlapping: ClassVar[bool] = False
     regions: ClassVar[None] = None

@@ -39,6 +39,7 @@ class Segmentation:
     monitor: ClassVar[Metric] = Metric("dice", "Dice")
     dense: ClassVar[bool] = True
     objects: ClassVar[bool] = False
+    boxes: ClassVar[bool] = False
     balanced: ClassVar[bool] = False
 
     def __init__(

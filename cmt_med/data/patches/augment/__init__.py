@@ -81,6 +81,11 @@ class Augment:
             seen.masked_fill_(~kept.view(*kept.shape, *(1,) * len(self.size)), 0.0)
         return image, label
 
+    @torch.no_grad()
+    def move_boxes(self, boxes: Tensor, drawn: Drawn) -> Tensor:
+        """Boxes around objects, in voxels of patches W (B, N, 2d) -> of the patches S that :meth:`__call__` makes of these."""
+        return self.flip.move_boxes(self.affine.move_boxes(boxes, drawn), self.size, drawn)
+
 
 def augment(data: Data, train: Train, settings: Augmentation) -> Augment:
     """The random changes of an experiment."""

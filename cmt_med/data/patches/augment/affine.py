@@ -58,6 +58,22 @@ class Affine:
                 target[rows] = found.to(source.dtype)
         return moved
 
+    def move_boxes(self, boxes: Tensor, drawn: Drawn) -> Tensor:
+        """Boxes (B, N, 2d) in voxels of the whole patch W -> in those of S; of a turned object, as of an ellipsoid in its box.
+
+        Around the corners of a turned box would be far more than a round object fills.
+        """
+        margin = torch.tensor(self.margin, dtype=boxes.dtype, device=boxes.device)
+        middle = torch.tensor(self.size, dtype=boxes.dtype, device=boxes.device) / 2
+        low, high = boxes.chunk(2, -1)
+        place, half = (low + high) / 2 - margin - middle, (high - low) / 2
+        there = drawn["affine"].to(boxes.device).view(-1, 1, 1)
+        back = torch.linalg.inv(drawn["matrix"].to(boxes.device, boxes.dtype))
+        turned = torch.einsum("bij,bnj->bni", back, place)
+        extent = torch.einsum("bij,bnj->bni", back.square(), half.square()).sqrt()
+        place, half = torch.where(there, turned, place) + middle, torch.where(there, extent, half)
+        return torch.cat([place - half, place + half], dim=-1)
+
 
 def rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """The rotation by one angle in a plane, or about the three axes in turn: (d, d)."""

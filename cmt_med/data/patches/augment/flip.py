@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -42,3 +43,11 @@ class Flip:
             if rows:
                 image[rows] = image[rows].flip(2 + axis)
                 label[rows] = label[rows].flip(2 + axis)
+
+    def move_boxes(self, boxes: Tensor, size: Sequence[int], drawn: Drawn) -> Tensor:
+        """Mirror boxes (B, N, 2d) in patches of a size: new ones."""
+        low, high = boxes.chunk(2, -1)
+        mirrored = torch.tensor([axis in self.axes for axis in range(self.dims)]) & drawn["flip"]
+        mirrored = mirrored.to(boxes.device)[:, None]
+        end = torch.tensor(size, dtype=boxes.dtype, device=boxes.device)
+        return torch.cat([torch.where(mirrored, end - high, low), torch.where(mirrored, end - low, high)], dim=-1)

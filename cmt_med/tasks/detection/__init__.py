@@ -1,0 +1,1 @@
+"""Boxes around objects, each with a class."""
