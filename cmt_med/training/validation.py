@@ -90,13 +90,13 @@ def validator(
 
 
 def _of_all_ranks(rows: Mapping[int, Sequence[float]], count: int) -> NDArray[np.float64]:
-    """The rows of all cases (N, ...), in the order of the cases, from those that each rank has."""
+    """The rows of all cases (N, ...), in the order of the cases, from those that each rank has; shorter ones end in zeros."""
     width = max((len(row) for row in rows.values()), default=0)
     if idist.get_world_size() > 1:
         width = int(idist.all_reduce(width, "MAX"))
     table = torch.zeros((count, width), dtype=torch.float64)
     for number, row in rows.items():
-        table[number] = torch.tensor(row, dtype=torch.float64)
+        table[number, : len(row)] = torch.tensor(row, dtype=torch.float64)
     if idist.get_world_size() > 1:
         table = torch.as_tensor(idist.all_reduce(table))
     return table.numpy()
