@@ -27,7 +27,8 @@ DATA = {  # rooms within data; modules beside them stand for themselves
     "sources": 6, "preprocessing": 7, "patches": 8,
 }  # fmt: skip
 ROOMS_WITHIN = {
-    "networks": {"encoders", "decoders", "heads", "weights"}, "tasks": {"classification", "detection", "instances", "segmentation"},
+    "networks": {"encoders", "decoders", "heads", "weights"},
+    "tasks": {"classification", "detection", "instances", "segmentation"},
 }  # fmt: skip
 """Rooms within others, beside those of data."""
 

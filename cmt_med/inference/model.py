@@ -126,7 +126,7 @@ class ModelCard(BaseModel):
             raise ValueError("window, patch, slice_axes and network.spatial_dims do not agree")
         if any(w < min(p, LEAST_WINDOW) for w, p in zip(self.window, self.patch, strict=True)):
             raise ValueError(f"window {self.window} is far smaller than the patch of training: a case would take hours")
-        if (self.network.get("in_channels"), self.network.get("num_classes")) != (inputs, self._output_channels(dims)):
+        if (self.network.get("in_channels"), self.network.get("num_classes")) != (inputs, self.outputs.channels):
             raise ValueError("channels, labels or regions are not as many as the network's")
         if self.outputs.dense != (self.preprocessing.get("size") is None):
             raise ValueError("preprocessing.size is for networks that answer for whole images, which need it")
@@ -137,10 +137,6 @@ class ModelCard(BaseModel):
         if 0 not in self.labels.values() or len(set(self.labels.values())) != len(self.labels):
             raise ValueError("labels need a background, 0, and a number of its own for each")
         return self
-
-    def _output_channels(self, dims: int) -> int:
-        """Channels of the network's output: boxes have as many faces as the image."""
-        return len(self.outputs.scored) + 2 * dims if self.outputs.boxes else self.outputs.channels
 
     @model_validator(mode="after")
     def _named_once(self) -> ModelCard:
@@ -168,7 +164,7 @@ class ModelCard(BaseModel):
     def outputs(self) -> Task:
         """The task that the network was trained for."""
         regions = [region.model_dump() for region in self.regions] if self.regions is not None else None
-        return TASKS[self.task].from_card(self.labels, regions)
+        return TASKS[self.task].from_card(self.labels, regions, int(self.network.get("spatial_dims", 3)))
 
     @property
     def writes_labels(self) -> bool:

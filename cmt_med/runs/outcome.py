@@ -59,7 +59,9 @@ def card_of(experiment: Experiment, data: Prepared, outcome: Outcome, network: t
         instances=experiment.instances if data.task.objects else None,
         detection=experiment.detection if data.task.boxes else None,
         convention=data.manifest.convention,
-        training_data=fingerprint_of([entry.statistics() for entry in data.training_entries], data.task.scored),
+        training_data=fingerprint_of(
+            [entry.statistics() for entry in data.training_entries], {} if data.task.boxes else data.task.scored
+        ),
         provenance={
             "demo": data.manifest.demo,
             "notice": BANNER if data.manifest.demo else "",

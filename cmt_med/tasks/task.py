@@ -69,8 +69,8 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Task:
-        """The task of a trained model, from its card."""
+    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None, dims: int = 3) -> Task:
+        """The task of a trained model of so many spatial dimensions, from its card."""
         ...
 
     @property

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cmt_med.base.boxes import Boxes
 from cmt_med.config.schema import Experiment
 from cmt_med.data.manifest import Manifest, load_manifest
 from cmt_med.data.preprocessing.cache import CachedCase, prepare
@@ -26,6 +27,8 @@ from tests.helpers import save
 
 NETWORKS = {True: ("cmt_unetr", {"stem_channels": 8, "dims": (8, 16), "depths": (1, 1), "head_dim": 8, "full_channels": 4,
                                  "attention": ("identity",) * 2, "kv_strides": (2, 1)}),
+            "boxes": ("cmt_detector", {"stem_channels": 8, "dims": (8, 16), "depths": (1, 1), "head_dim": 8,
+                                       "attention": ("identity",) * 2, "kv_strides": (2, 1)}),
             False: ("cmt_classifier", {"stem_channels": 8, "dims": (8, 16), "depths": (1, 1), "head_dim": 8,
                                        "attention": ("identity",) * 2, "kv_strides": (2, 1)})}  # fmt: skip
 
@@ -73,7 +76,7 @@ def test_every_task(tmp_path_factory: pytest.TempPathFactory, name: str, dims: i
     task.check(experiment.inference)
     assert TASKS[task.name] is TASKS[name]
     _the_card_says_it_all(task)
-    network_name, options = NETWORKS[task.dense]
+    network_name, options = NETWORKS["boxes" if task.boxes else task.dense]
     assert (network_name in CLASSIFIERS) != task.dense
     network = build_network(network_name, spatial_dims=dims, in_channels=1, num_classes=task.channels, **options)
     cached = settings_of(experiment, task)
@@ -86,6 +89,7 @@ def test_every_task(tmp_path_factory: pytest.TempPathFactory, name: str, dims: i
             folder=folder / "cache",
             target=task.target(case),
             objects=task.objects,
+            boxed=task.boxes,
         )
         for case in manifest.cases
     ]
@@ -94,7 +98,7 @@ def test_every_task(tmp_path_factory: pytest.TempPathFactory, name: str, dims: i
 
 
 def _the_card_says_it_all(task: Task) -> None:
-    again = TASKS[task.name].from_card(dict(task.labels), task.regions)
+    again = TASKS[task.name].from_card(dict(task.labels), task.regions, getattr(task, "dims", 3))
     assert (again.labels, again.regions, again.channels, again.scored) == (
         task.labels, task.regions, task.channels, task.scored,
     )  # fmt: skip
@@ -109,6 +113,9 @@ def _learns(task: Task, network: torch.nn.Module, dims: int, targets: int) -> No
         "image": images,
         "label": torch.randint(0, targets + 1, (4, 1, *[16] * dims)).byte(),
         "class": torch.arange(4) % targets,
+        "boxes": torch.tensor([[*[2.0] * dims, *[9.0] * dims]]).repeat(4, 2, 1),
+        "box_class": torch.tensor([[1, 0]]).repeat(4, 1),
+        "box_ignored": torch.zeros((4, 2), dtype=torch.bool),
     }
     network.eval()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
@@ -127,13 +134,18 @@ def _is_scored(task: Task, entries: list[CachedCase], experiment: Experiment) ->
     assert bool(((chances >= 0) & (chances <= 1)).all())
     right, wrong = ([task.score(answer(entry), entry, experiment.inference) for entry in entries] for answer in (
         lambda entry: _answer(task, entry, 0), lambda entry: _answer(task, entry, 1)))  # fmt: skip
-    best, worse = (task.summarise(np.array(rows, dtype=np.float64)) for rows in (right, wrong))
+    best, worse = (
+        task.summarise(np.array([*zip(*itertools.zip_longest(*rows, fillvalue=0.0), strict=True)]))
+        for rows in (right, wrong)
+    )
     assert best[task.monitor.name] == 1.0
     assert task.monitor.is_better(best[task.monitor.name], worse[task.monitor.name])
 
 
-def _answer(task: Task, entry: CachedCase, shift: int) -> torch.Tensor:
-    """Probabilities that say what is right, or the next class or label in its place."""
+def _answer(task: Task, entry: CachedCase, shift: int) -> torch.Tensor | Boxes:
+    """Probabilities that say what is right, or the next class or label in its place; or boxes that lie there, or beside it."""
+    if task.boxes:
+        return entry.boxes().moved([2.0 * shift, 0, 0])
     if entry.target is not None:
         return torch.eye(task.channels)[(entry.target + shift) % task.channels]
     label = torch.from_numpy(np.array(entry.label()[0])).long()
@@ -148,7 +160,10 @@ def _answer(task: Task, entry: CachedCase, shift: int) -> torch.Tensor:
 def test_the_network_must_fit_the_task(tmp_path: Path, name: str) -> None:
     _, plain = data_set(tmp_path, 3, 2, 0)
     dense = TASKS[name].dense
-    for network, fits in ((NETWORKS[True][0], dense), (NETWORKS[False][0], not dense), ("cmt_ti", not dense)):
+    boxes = TASKS[name].boxes
+    for network, fits in (
+        (NETWORKS[True][0], dense and not boxes), (NETWORKS[False][0], not dense), ("cmt_ti", not dense), ("cmt_detector", boxes),
+    ):  # fmt: skip
         chosen = plain.network.model_copy(update={"name": network})
         experiment = plain.model_copy(update={"task": name, "network": chosen})
         if fits:

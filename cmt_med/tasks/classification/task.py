@@ -65,7 +65,9 @@ class Classification:
         return cls(manifest.classes, experiment.classification)
 
     @classmethod
-    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Classification:
+    def from_card(
+        cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None, dims: int = 3
+    ) -> Classification:
         """From names and numbers as a model card has them."""
         if regions is not None or sorted(labels.values()) != list(range(len(labels))):
             raise ValueError("classes are numbered from 0 on, and have no regions")

@@ -63,7 +63,8 @@ def centre_targets(
 
     Returns:
         Heat maps (B, K, *maps), 1 at the position next to each centre and less around it; whether they are learned (B, 1, *maps);
-        boxes by position (B, 2d, *maps); and their weights (B, *maps), of which those of a box have the sum 1.
+        boxes by position (B, 2d, *maps); and their weights (B, *maps), of which those of a box have the sum 1,
+        where no other lies over it.
     """
     dims, device = len(maps), boxes.device
     place = _centres(maps, stride, device)
@@ -74,6 +75,7 @@ def centre_targets(
     volumes = (boxes[..., dims:] - boxes[..., :dims]).prod(-1)
     for i in range(len(boxes)):
         order = torch.argsort(volumes[i], descending=True)  # the smaller ones last, on top
+        own: list[tuple[tuple[int, ...], Tensor, float]] = []
         for n in order.tolist():
             if classes[i, n] < 0:
                 continue
@@ -94,6 +96,10 @@ def centre_targets(
             torch.maximum(heat[i, classes[i, n]], gauss, out=heat[i, classes[i, n]])
             target[i][:, where] = boxes[i, n][:, None]
             weight[i][where] = gauss[where] / gauss.sum()
+            own.append((nearest, boxes[i, n], float(1 / gauss.sum())))
+        for nearest, box, share in own:  # its own position tells of a box, though a smaller one lies over it
+            target[i][(slice(None), *nearest)] = box
+            weight[i][nearest] = share
     return heat, known, target, weight
 
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from cmt_med.base.boxes import Boxes, iou, joined
 
+CUT = 0.01
+"""How much a box counts that its window has cut, beside whole ones."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -33,6 +36,16 @@ class View:
         """How much the window counts at places (n, d): 1 in its middle, falling to 1/100 at its faces, 0 outside."""
         apart = np.abs(places - (self.start + self.size / 2)) / (self.size / 2)
         return np.where((apart <= 1).all(axis=1), np.clip(1 - apart, 0.01, 1).min(axis=1), 0.0)
+
+    def trust(self, begin: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How much each box counts (n,): as its middle does, and little where it ends at a face that is none of the image's.
+
+        Args:
+            begin, end: faces of the image.
+        """
+        boxes, last = self.boxes, self.start + self.size
+        cut = ((boxes.low <= self.start + 1) & (self.start > begin)) | ((boxes.high >= last - 1) & (last < end))
+        return self.weight((boxes.low + boxes.high) / 2) * np.where(cut.any(axis=1), CUT, 1.0)
 
 
 def without_repeats(boxes: Boxes, overlap: float) -> Boxes:
@@ -59,8 +72,11 @@ def fused(views: Sequence[View], overlap: float, *, dims: int) -> Boxes:
         return views[0].boxes
     every = joined([view.boxes for view in views], dims=dims)
     source = np.concatenate([np.full(len(view.boxes), number) for number, view in enumerate(views)]).astype(int)
-    middles = (every.low + every.high) / 2
-    counted = every.scores * np.array([view.weight(middles[i : i + 1])[0] for i, view in _numbered(views, source)])
+    begin, end = (
+        np.min([view.start for view in views], axis=0),
+        np.max([view.start + view.size for view in views], axis=0),
+    )
+    counted = every.scores * np.concatenate([view.trust(begin, end) for view in views])
     order = np.argsort(-counted, kind="stable")
     clusters = _clusters(every[order], source[order], overlap)
     rows = []
@@ -76,10 +92,6 @@ def fused(views: Sequence[View], overlap: float, *, dims: int) -> Boxes:
     lows, highs, classes, scores = zip(*rows, strict=True) if rows else ((), (), (), ())
     result = Boxes.of(np.array(lows), np.array(highs), classes, scores, dims=dims)
     return result[np.argsort(-result.scores, kind="stable")]
-
-
-def _numbered(views: Sequence[View], source: NDArray[np.int64]) -> list[tuple[int, View]]:
-    return [(i, views[number]) for i, number in enumerate(source)]
 
 
 def _clusters(boxes: Boxes, source: NDArray[np.int64], overlap: float) -> list[list[int]]:

@@ -71,7 +71,7 @@ class Detection:
                 why="detection uses the focal loss of centres and the GIoU of boxes",
                 fix="leave it out; see the section detection",
             )  # fmt: skip
-        numbered = all(case.boxes is None and case.label is None for case in manifest.cases)
+        numbered = all(case.boxes is None for case in manifest.cases) and any(case.instances for case in manifest.cases)
         names = {"background": 0, OBJECT: 1} if numbered else manifest.labels
         if not any(names.values()):
             raise DataError(
@@ -81,11 +81,11 @@ class Detection:
         return cls(names, experiment.detection, experiment.network.spatial_dims)
 
     @classmethod
-    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Detection:
+    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None, dims: int = 3) -> Detection:
         """From a model card."""
         if regions is not None or not any(labels.values()):
             raise ValueError("boxes have classes, and no regions")
-        return cls(labels)
+        return cls(labels, dims=dims)
 
     @property
     def labels(self) -> dict[str, int]:

@@ -71,7 +71,7 @@ class Instances:
         return cls(experiment.instances)
 
     @classmethod
-    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Instances:
+    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None, dims: int = 3) -> Instances:
         """From a model card."""
         if regions is not None or labels != cls().labels:
             raise ValueError(f"objects are the one label {TARGET}, and have no regions")

@@ -86,7 +86,9 @@ class Segmentation:
         return cls(scheme_of(manifest.labels, regions), manifest.labels, experiment.train.loss, ignore=manifest.ignore)
 
     @classmethod
-    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Segmentation:
+    def from_card(
+        cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None, dims: int = 3
+    ) -> Segmentation:
         """From names, values and regions as a model card has them."""
         targets = None
         if regions is not None:
