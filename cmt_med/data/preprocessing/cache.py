@@ -28,7 +28,7 @@ from cmt_med.data.preprocessing.depth import DEPTH_VERSION, depth_map, renumbere
 from cmt_med.data.preprocessing.fingerprint import case_statistics
 from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing, seen_by, takes_zeros
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
-from cmt_med.data.volumes.instances import load_instances
+from cmt_med.data.volumes.instances import load_instances, objects_key
 
 CACHE_VERSION = 4  # since 4, statistics leave out a mask that nothing depends on
 _IDENTITY = 2
@@ -238,7 +238,7 @@ def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], setting
     if case.annotated is not None:
         described.append({"annotated": case.annotated})
     if case.instances is not None:
-        described.append({"instances": content_of(case.instances, case), "depths": DEPTH_VERSION})
+        described.append({"instances": objects_key(case), "depths": DEPTH_VERSION})
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 

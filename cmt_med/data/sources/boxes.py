@@ -1,33 +1,27 @@
-"""Images with boxes around objects: Pascal VOC (``Annotations/x.xml``), and COCO (JSON with ``images`` and ``annotations``).
+"""Images with boxes around objects: Pascal VOC (``Annotations/x.xml``); COCO is in :mod:`cmt_med.data.sources.coco`.
 
 Nothing learns boxes yet: ``inspect`` shows such sets, and ``init`` says what they are.
 """
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from cmt_med.base.errors import DataError
-from cmt_med.base.text import counted, strict_json
-from cmt_med.data.case import COLOURS, Case
+from cmt_med.base.text import counted
 from cmt_med.data.sources.dataset import Dataset
-from cmt_med.data.sources.pictures import case_name, image_cases, in_colour
+from cmt_med.data.sources.pictures import image_cases
 from cmt_med.data.volumes.streams import readable_name
 
 _VOC = "Annotations"
-_MOST_BYTES = 200_000_000
-_LOOKED_AT = 8  # JSON files of a folder, of which one may be COCO's
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether a folder has VOC's annotations, or a folder or file is COCO's."""
-    if path.is_dir():
-        return any((path / _VOC).glob("*.xml")) or _coco_file(path) is not None
-    return path.suffix.lower() == ".json" and _is_coco(path)
+    """Tell whether a folder has VOC's annotations."""
+    return path.is_dir() and any((path / _VOC).glob("*.xml"))
 
 
 def read(path: Path, channels: Sequence[str] | None) -> Dataset:
@@ -36,14 +30,8 @@ def read(path: Path, channels: Sequence[str] | None) -> Dataset:
     Raises:
         DataError: E_MANIFEST for annotations that cannot be read.
     """
-    voc = path.is_dir() and (path / _VOC).is_dir()
-    listed = None if voc else path if path.is_file() else _coco_file(path)
-    if voc:
-        counts, found = _voc_classes(path / _VOC), image_cases(path, channels)
-    else:
-        assert listed is not None  # by recognises
-        counts, found = _coco(listed, channels)
-    found.kind = f"images with boxes ({'Pascal VOC' if voc else 'COCO'})"
+    counts, found = _voc_classes(path / _VOC), image_cases(path, channels)
+    found.kind = "images with boxes (Pascal VOC)"
     found.title = path.resolve().name
     found.boxes = dict(counts)
     classes = ", ".join(f"{count} {name}" for name, count in counts.most_common(8))
@@ -67,58 +55,6 @@ def _voc_names(file: Path) -> Iterator[str]:
             yield (item.findtext("name") or "object").strip()
     except (OSError, ValueError, ElementTree.ParseError) as error:
         raise _fault(file, str(error)) from error
-
-
-def _coco_file(folder: Path) -> Path | None:
-    places = [folder, folder / "annotations"]
-    files = [file for place in places if place.is_dir() for file in sorted(place.glob("*.json"))[:_LOOKED_AT]]
-    return next(filter(_is_coco, files), None)
-
-
-def _is_coco(file: Path) -> bool:
-    try:
-        changed = file.stat().st_mtime_ns
-    except OSError:
-        return False
-    return bool(_content(file.absolute(), changed))
-
-
-@functools.lru_cache(maxsize=4)
-def _content(file: Path, _changed: int) -> dict[str, list[dict[str, object]]]:
-    """The content of a COCO file; nothing if it is another."""
-    try:
-        if not file.is_file() or file.stat().st_size > _MOST_BYTES:
-            return {}
-        content = strict_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    keys = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
-        return {}
-    return {key: [item for item in content[key] if isinstance(item, dict)] for key in keys}
-
-
-def _coco(file: Path, channels: Sequence[str] | None) -> tuple[Counter[str], Dataset]:
-    content = _content(file.absolute(), file.stat().st_mtime_ns)
-    names = {item.get("id"): str(item.get("name", "object")) for item in content["categories"]}
-    counts = Counter(names.get(item.get("category_id"), "unknown") for item in content["annotations"])
-    places = [file.parent, file.parent / "images", file.parent.parent, file.parent.parent / "images"]
-    places += [place / file.stem.rpartition("_")[2] for place in places]  # instances_train2017.json, train2017/
-    found = Dataset("")
-    files = []
-    for image in content["images"]:
-        name = str(image.get("file_name", ""))
-        at = next((place / name for place in places if name and (place / name).is_file()), None)
-        if at is None:
-            found.problems.append(_fault(file, f"the image {name!r} is not there"))
-        else:
-            files.append(at)
-    colours = channels or (COLOURS if any(map(in_colour, files[:50])) else ("image",))
-    for at in files:
-        positions = {channel: (at, i if len(colours) > 1 else None) for i, channel in enumerate(colours)}
-        found.cases.append(Case(case_name(at.stem), positions, group=case_name(at.stem)))
-    found.channels = list(colours)
-    return counts, found
 
 
 def _fault(file: Path, why: str) -> DataError:
