@@ -141,7 +141,13 @@ def _cases(files: Sequence[CocoFile], places: _Places, channels: Sequence[str]) 
             continue
         masks = file.annotated and any(has_mask(one) for other in file.images for one in other.annotations)
         positions = {channel: (at, i if len(channels) > 1 else None) for i, channel in enumerate(channels)}
-        found.cases.append(Case(name, positions, group=name, instances=file.path if masks else None))
+        group, fold = image.content.get("group"), image.content.get("fold")  # as convert writes them
+        found.cases.append(
+            Case(
+                name, positions, group=group if isinstance(group, str) and group else name,
+                fold=fold if type(fold) is int and fold >= 0 else None, instances=file.path if masks else None,
+            )
+        )  # fmt: skip
     return found
 
 
