@@ -37,7 +37,8 @@ class Manifest:
     (:class:`cmt_med.data.case.Case`). ``convention`` is the challenge's way of
     naming that the data set follows, as ``init`` found it, and ``regions`` what is segmented in it by default. ``classes`` are
     those of whole images, in the order in which they are numbered. ``ignore`` is the value of voxels that nobody has annotated
-    (:class:`cmt_med.data.case.Case`); it is none of the labels.
+    (:class:`cmt_med.data.case.Case`); it is none of the labels. ``problems`` are those of single cases, of a list that was not
+    read strictly; ``notes`` say what was read in an unusual way.
     """
 
     path: Path
@@ -52,9 +53,11 @@ class Manifest:
     colours: dict[int | str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     ignore: int | None = None
+    problems: tuple[DataError, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def load_manifest(path: Path) -> Manifest:
+def load_manifest(path: Path, *, strict: bool = True) -> Manifest:
     """Read a case list; relative paths are relative to its folder.
 
     A ``dataset.json`` of nnU-Net is understood (:mod:`cmt_med.data.nnunet`); and lists of MONAI
@@ -67,13 +70,22 @@ def load_manifest(path: Path) -> Manifest:
     is that of their names; ``annotated`` for each case, the names of the labels that its source annotates;
     ``instances`` for each case, a label image in which every object has a number of its own.
 
+    Args:
+        path: of the list, or of a folder with a ``dataset.json``.
+        strict: whether a case that lacks what training needs is an error; else it is among ``problems``.
+
     Raises:
         DataError: E_MANIFEST, naming the entry.
     """
     path = path / "dataset.json" if path.is_dir() else path
     content = datalist.unwrapped(_read(path))
+    problems: list[DataError] = []
+    notes: list[str] = []
     if nnunet.describes(content, path):
-        content = nnunet.as_case_list(content, path)
+        understood = nnunet.as_case_list(content, path)
+        content, problems, notes = understood.content, understood.problems, understood.notes
+        if problems and strict:
+            raise problems[0]
     channels = _channel_names(content, path)
     listed, listed_test = datalist.entries_of(content, path)
     channels = channels or datalist.channels_of([*listed, *listed_test])
@@ -119,6 +131,8 @@ def load_manifest(path: Path) -> Manifest:
         colours=colours,
         classes=classes_of(content, path, cases),
         ignore=ignore,
+        problems=tuple(problems),
+        notes=tuple(notes),
     )
 
 

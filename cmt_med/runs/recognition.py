@@ -115,6 +115,10 @@ def recognised(
     """
     by_number, convention = convention == NO_CONVENTION, None if convention == NO_CONVENTION else convention
     found = find_dataset(path)
+    if found.listed is not None and found.problems:  # a list says itself what belongs to it
+        for problem in found.problems[1:10]:
+            log.error("%s", problem.message())
+        raise found.problems[0]
     if found.boxes and not any(case.instances for case in found.cases):
         raise _of_boxes(found, path)
     if found.by_name:
