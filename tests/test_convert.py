@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from cmt_med.convert import convert
 from cmt_med.data.manifest import load_manifest
+from cmt_med.data.sources import find_dataset
 from cmt_med.data.volumes.gate import load_case
+from cmt_med.data.volumes.instances import load_instances
 from cmt_med.launch.command import run_command
 from cmt_med.runs.recognition import data_set
 from tests.helpers import save
@@ -179,8 +182,130 @@ def test_volumes_of_one_channel(real_data: Path, tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = original(tmp_path / "d")
     output = ["--output", str(tmp_path / "out")]
-    assert run_command(convert, [str(source), "--to", "coco", *output]) == 64
-    assert "nnunet, msd, bids" in capsys.readouterr().err
+    assert run_command(convert, [str(source), "--to", "yolo", *output]) == 64
+    assert "nnunet, msd, bids, coco" in capsys.readouterr().err
     (tmp_path / "d/1_seg.nii.gz").write_bytes(b"")
     assert run_command(convert, [str(source), "--to", "nnunet", *output]) == 65
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["nnunet", "msd", "bids"])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_cases_for_testing(tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str, *, labelled: bool) -> None:
+    """Listed apart before, listed apart after, with the same voxels."""
+    source = original(tmp_path / "d")
+    content = json.loads(source.read_text())
+    test = content["training"].pop(0) | {"group": "a"}  # of a patient who is trained on, too
+    del test["fold"]
+    if not labelled:
+        del test["label"]
+    source.write_text(json.dumps(content | {"test": [test]}))
+    output = tmp_path / "out"
+    assert run_command(convert, [str(source), "--to", to, "--output", str(output)]) == 0
+    assert "2 cases and 1 test case written" in capsys.readouterr().out
+    found = data_set(output)
+    assert len(found.cases) == 2
+    (one,) = found.test
+    assert (one.label is not None) == labelled
+    before = load_manifest(source)
+    values = list(found.labels.values())
+    mine, theirs = (
+        load_case(c, ["t1", "flair"], values if to != "nnunet" else range(5)) for c in (one, before.test[0])
+    )
+    assert np.allclose(mine.image, theirs.image, rtol=0, atol=1e-6)
+    if labelled:
+        assert mine.label is not None
+        assert np.array_equal(mine.label > 0, theirs.label > 0)
+
+
+# ---- COCO
+
+
+def cells(folder: Path, count: int = 4) -> Path:
+    """Pictures with numbered objects that touch, of which some have two parts; the last has none."""
+    rng = np.random.default_rng(1)
+    for i in range(count):
+        numbers = np.zeros((14, 11), np.uint16)
+        if i < count - 1:
+            numbers[1:5, 1:5], numbers[5:9, 3:8], numbers[10, 0], numbers[12:, 6:] = 1, 2, 3, 3
+        for part, pixels in (("images", rng.integers(0, 255, (14, 11)).astype(np.uint8)), ("instances", numbers)):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / part / f"c{i}.png")
+    return folder
+
+
+def test_numbered_objects_as_coco(tmp_path: Path) -> None:
+    """pycocotools reads each as it was, and we read the same numbers."""
+    source, output = cells(tmp_path / "d"), tmp_path / "out"
+    assert run_command(convert, [str(source), "--to", "coco", "--output", str(output)]) == 0
+    theirs = COCO(str(output / "annotations/instances.json"))
+    assert theirs.loadCats(theirs.getCatIds())[0]["name"] == "object"
+    before = {case.name: case for case in data_set(source).cases}
+    found = data_set(output)
+    assert len(found.cases) == 4
+    for case in found.cases:
+        numbers, grid = load_instances(before[case.name])
+        again, own = load_instances(case)
+        assert own.equals(grid)
+        np.testing.assert_array_equal(again, numbers)
+        image = next(i for i in theirs.dataset["images"] if Path(i["file_name"]).stem == case.name)
+        drawn = np.zeros((image["height"], image["width"]), int)
+        for n, one in enumerate(theirs.loadAnns(theirs.getAnnIds(imgIds=image["id"])), 1):
+            mask = theirs.annToMask(one)
+            drawn += n * mask
+            rows, columns = np.nonzero(mask)
+            assert one["area"] == mask.sum()
+            assert one["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+            assert one["iscrowd"] == 0
+        np.testing.assert_array_equal(drawn, numbers[..., 0].T)
+        assert (output / "images" / image["file_name"]).read_bytes() == (
+            source / f"images/{case.name}.png"
+        ).read_bytes()
+    ids = [one["id"] for one in theirs.dataset["annotations"]]
+    assert ids == list(range(1, 10))
+
+
+def test_label_maps_as_coco(tmp_path: Path) -> None:
+    """An annotation for each part of a label; patients, folds and test cases come back."""
+    label = np.zeros((9, 8), np.uint8)
+    label[0:2, 0:2], label[2, 2] = 1, 1  # which touch at a corner
+    label[5:, 5:], label[5:7, 0:3] = 1, 4
+    (tmp_path / "d").mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 255, (9, 8, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"d/p{i}.jpg")
+        Image.fromarray(label).save(tmp_path / f"d/m{i}.png")
+    entries = [{"image": f"p{i}.jpg", "label": f"m{i}.png", "group": "x", "fold": i % 2} for i in range(4)]
+    del entries[3]["label"]
+    content = {"modality": ["red", "green", "blue"], "labels": {"0": "background", "1": "cell", "4": "dust"}}
+    listed = content | {"training": entries[:2], "test": entries[2:]}
+    (tmp_path / "d/list.json").write_text(json.dumps(listed))
+    output = tmp_path / "out"
+    assert run_command(convert, [str(tmp_path / "d/list.json"), "--to", "coco", "--output", str(output)]) == 0
+    theirs = COCO(str(output / "annotations/instances.json"))
+    assert {one["id"]: one["name"] for one in theirs.dataset["categories"]} == {1: "cell", 4: "dust"}
+    notes = theirs.loadAnns(theirs.getAnnIds(imgIds=1))
+    assert [(one["category_id"], one["area"]) for one in notes] == [(1, 5), (1, 12), (4, 6)]
+    np.testing.assert_array_equal(sum(one["category_id"] * theirs.annToMask(one) for one in notes), label)
+    found = find_dataset(output)
+    assert [(case.name, case.group, case.fold) for case in found.cases] == [("p0", "x", 0), ("p1", "x", 1)]
+    assert sorted((case.name, case.instances is not None) for case in found.test) == [("p2", True), ("p3", False)]
+    assert found.channels == ["red", "green", "blue"]
+    assert set(np.unique(load_instances(found.cases[0])[0])) == {0, 1, 2, 3}
+
+
+def test_what_coco_cannot_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = original(tmp_path / "d"), tmp_path / "out"
+    assert run_command(convert, [str(source), "--to", "coco", "--output", str(output)]) == 65
+    said = capsys.readouterr().err
+    assert "[E_NDIM] COCO holds 2D images" in said
+    assert "fix: use --to nnunet, msd or bids" in said
+    assert not output.exists()
+    assert run_command(convert, [str(cells(tmp_path / "c")), "--to", "nnunet", "--output", str(output)]) == 65
+    assert "--to coco for numbered objects" in capsys.readouterr().err
+    frames = [Image.fromarray(np.full((6, 5), i, np.uint8)) for i in range(3)]
+    for part in ("images", "instances"):
+        (tmp_path / "pages" / part).mkdir(parents=True)
+        frames[0].save(tmp_path / f"pages/{part}/a.tif", save_all=True, append_images=frames[1:])
+    assert run_command(convert, [str(tmp_path / "pages"), "--to", "coco", "--output", str(output)]) == 65
+    assert "the image has 3 pages" in capsys.readouterr().err

@@ -284,3 +284,17 @@ def test_slices_that_are_named_like_volumes(
         assert code == 0
         assert problems(content) == {"head": []} | ({} if given == folder else {"other": []})
         assert content["cases"][0]["files"][0]["shape"] == [7, 6, 5]
+
+
+def test_cases_that_can_be_only_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Label maps alone, and images without one, are no data to train on, and are said to be none."""
+    nifti(tmp_path / "a_ct.nii.gz")
+    nifti(tmp_path / "a_seg.nii.gz", LABEL)
+    nifti(tmp_path / "b_ct.nii.gz", IMAGE * 2)
+    nifti(tmp_path / "c_seg.nii.gz", LABEL)
+    assert run_command(inspect, [str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "look at:       1 of 3 cases without label map: can be only predicted" in printed
+    assert "look at:       1 of 3 cases without image: a label map alone" in printed
+    assert run_command(inspect, [str(tmp_path / "a_ct.nii.gz")]) == 0
+    assert "1 of 1 case without label map" in capsys.readouterr().out

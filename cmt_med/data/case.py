@@ -51,6 +51,11 @@ class Case:
         return self.annotated is None or set(values) <= {0, *self.annotated}
 
 
+def first_image(case: Case) -> Path:
+    """The file of the first of its channels."""
+    return next(iter(case.images.values()))[0]
+
+
 def segments_of(codes: Codes) -> dict[str, int]:
     """Label values by the names of DICOM segments alone."""
     return {name: value for name, value in codes.items() if isinstance(name, str)}

@@ -58,7 +58,7 @@ def read_entry(entry: Any, where: str, path: Path, channels: tuple[str, ...]) ->
     if not CASE_NAME.match(name):
         raise fault(path, f"{where} has the case name {name!r}", "use letters, digits, . _ + - (at most 200)")
     label, mask, instances, boxes = (
-        listed_file(entry[key], where, path) if entry.get(key) else None
+        listed_file(_only(entry[key]), where, path) if entry.get(key) else None
         for key in ("label", "mask", "instances", "boxes")
     )
     sums = _sums(entry.get("sha256", {}), where, path)
@@ -104,6 +104,11 @@ def listed_file(value: Any, where: str, path: Path) -> Path:
             path, f"{where} leads out of the list's folder: {value!r}", "write an absolute path, or move the list"
         )
     return path.parent / value
+
+
+def _only(value: Any) -> Any:
+    """The file of a list with one, as MONAI may have it."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _sums(value: Any, where: str, path: Path) -> dict[Path, str]:

@@ -11,7 +11,7 @@ from typing import Any
 from cmt_med.base.errors import DataError
 from cmt_med.base.text import RepeatedKeyError, strict_json
 from cmt_med.config.schema import Region
-from cmt_med.data import nnunet
+from cmt_med.data import datalist, nnunet
 from cmt_med.data.case import Case, colours_alone, segments_of
 from cmt_med.data.conventions.names import canonical_channel, require_distinct
 from cmt_med.data.entries import fault, read_entry
@@ -37,7 +37,8 @@ class Manifest:
     (:class:`cmt_med.data.case.Case`). ``convention`` is the challenge's way of
     naming that the data set follows, as ``init`` found it, and ``regions`` what is segmented in it by default. ``classes`` are
     those of whole images, in the order in which they are numbered. ``ignore`` is the value of voxels that nobody has annotated
-    (:class:`cmt_med.data.case.Case`); it is none of the labels.
+    (:class:`cmt_med.data.case.Case`); it is none of the labels. ``problems`` are those of single cases, of a list that was not
+    read strictly; ``notes`` say what was read in an unusual way.
     """
 
     path: Path
@@ -52,12 +53,15 @@ class Manifest:
     colours: dict[int | str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     ignore: int | None = None
+    problems: tuple[DataError, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def load_manifest(path: Path) -> Manifest:
+def load_manifest(path: Path, *, strict: bool = True) -> Manifest:
     """Read a case list; relative paths are relative to its folder.
 
-    A ``dataset.json`` of nnU-Net is understood (:mod:`cmt_med.data.nnunet`); and ``training`` / ``test`` lists of ``{"image":
+    A ``dataset.json`` of nnU-Net is understood (:mod:`cmt_med.data.nnunet`); and lists of MONAI
+    (:mod:`cmt_med.data.datalist`), ``training``, ``validation`` and ``test``, of ``{"image":
     ..., "label": ...}``, where an image is one 3D file, one 4D file, a list of files in the order of ``modality`` (or
     ``channel_names``), or a mapping from channel to file; optional ``id``, ``group``, ``fold`` and ``mask`` (foreground) for
     each case; ``labels`` in either direction; ``ignore``, the value of voxels that nobody has annotated; ``colours`` of masks in
@@ -67,28 +71,33 @@ def load_manifest(path: Path) -> Manifest:
     ``instances`` for each case, a label image in which every object has a number of its own; ``boxes`` for each case, a file with
     boxes around objects.
 
+    Args:
+        path: of the list, or of a folder with a ``dataset.json``.
+        strict: whether a case that lacks what training needs is an error; else it is among ``problems``.
+
     Raises:
         DataError: E_MANIFEST, naming the entry.
     """
     path = path / "dataset.json" if path.is_dir() else path
-    content = _read(path)
+    content = datalist.unwrapped(_read(path))
+    problems: list[DataError] = []
+    notes: list[str] = []
     if nnunet.describes(content, path):
-        content = nnunet.as_case_list(content, path)
+        understood = nnunet.as_case_list(content, path)
+        content, problems, notes = understood.content, understood.problems, understood.notes
+        if problems and strict:
+            raise problems[0]
     channels = _channel_names(content, path)
-    listed = content.get("training")
-    if not isinstance(listed, list):
-        raise fault(path, "the list 'training' is missing", 'add "training": [{"image": ..., "label": ...}, ...]')
-    cases = tuple(read_entry(entry, f"training[{i}]", path, channels) for i, entry in enumerate(listed))
-    listed_test = content.get("test", [])
-    listed_test = listed_test if isinstance(listed_test, list) else []
-    test = tuple(read_entry(entry, f"test[{i}]", path, channels) for i, entry in enumerate(listed_test))
+    listed, listed_test = datalist.entries_of(content, path)
+    channels = channels or datalist.channels_of([*listed, *listed_test])
+    cases, test = (tuple(read_entry(e, where, path, channels) for where, e in part) for part in (listed, listed_test))
     seen: dict[str, int] = {}
     for i, case in enumerate(cases):
         if case.name in seen:
             raise fault(
                 path,
                 f"case name {case.name!r} stands twice",
-                f"give training[{seen[case.name]}] or training[{i}] an id",
+                f"give {listed[seen[case.name]][0]} or {listed[i][0]} an id",
             )
         seen[case.name] = i
     require_distinct(seen, str(path))
@@ -106,8 +115,8 @@ def load_manifest(path: Path) -> Manifest:
     labels = label_values(content, path, channels)
     ignore = ignore_of(content, path, labels)
     colours = colours_in(content, path, [*labels.values(), *([] if ignore is None else [ignore])])
-    cases = _with_annotated(cases, listed, "training", path, labels)
-    test = _with_annotated(test, listed_test, "test", path, labels)
+    cases = _with_annotated(cases, listed, path, labels)
+    test = _with_annotated(test, listed_test, path, labels)
     if colours or ignore is not None:
         cases, test = (tuple(replace(case, colours=colours, ignore=ignore) for case in part) for part in (cases, test))
     return Manifest(
@@ -123,17 +132,20 @@ def load_manifest(path: Path) -> Manifest:
         colours=colours,
         classes=classes_of(content, path, cases),
         ignore=ignore,
+        problems=tuple(problems),
+        notes=tuple(notes),
     )
 
 
 def _with_annotated(
-    cases: tuple[Case, ...], entries: list[Any], part: str, path: Path, labels: dict[str, int]
+    cases: tuple[Case, ...], entries: Sequence[tuple[str, Any]], path: Path, labels: dict[str, int]
 ) -> tuple[Case, ...]:
     """Cases with what their entries say of the labels that are annotated."""
-    names = [entry.get("annotated") if isinstance(entry, dict) else None for entry in entries]
     return tuple(
-        case if said is None else replace(case, annotated=annotated_values(said, f"{part}[{i}]", path, labels))
-        for i, (case, said) in enumerate(zip(cases, names, strict=False))
+        replace(case, annotated=annotated_values(entry["annotated"], where, path, labels))
+        if isinstance(entry, dict) and entry.get("annotated") is not None
+        else case
+        for case, (where, entry) in zip(cases, entries, strict=True)
     )
 
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cmt_med.base.errors import DataError
 from cmt_med.base.text import strict_json
 from cmt_med.data.case import COLOURS
 from cmt_med.data.entries import fault
 from cmt_med.data.volumes.endings import looks_like_picture, volume_stem
+from cmt_med.data.volumes.streams import readable_name
 
 SPLITS = "splits_final.json"
 IGNORE = "ignore"
@@ -33,14 +36,23 @@ def describes(content: Mapping[str, Any], path: Path) -> bool:
     return isinstance(content.get("channel_names"), dict) and isinstance(content.get("labels"), dict)
 
 
-def as_case_list(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+@dataclass
+class CaseList:
+    """A data set in the words of a case list; what is wrong with single cases of it; and what was read in an unusual way."""
+
+    content: dict[str, Any]
+    problems: list[DataError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def as_case_list(content: Mapping[str, Any], path: Path) -> CaseList:
     """The same data set as :func:`cmt_med.data.manifest.load_manifest` has it.
 
     Raises:
-        DataError: E_MANIFEST, for what nnU-Net would refuse, too.
+        DataError: E_MANIFEST, for what nnU-Net would refuse, too, but for single cases.
     """
     if isinstance(content.get("training"), list):
-        return _first_version(content, path)
+        return CaseList(_first_version(content, path))
     ending = content.get("file_ending", ".nii.gz")
     if not isinstance(ending, str) or not ending.startswith("."):
         raise fault(path, f"'file_ending' is {ending!r}", 'write "file_ending": ".nii.gz"')
@@ -59,23 +71,47 @@ def as_case_list(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         training, test = _listed(listed, path, channels), []
     if not training:
         raise fault(path, f"there is no imagesTr/CASE_0000{ending}", "put the images there, or correct 'file_ending'")
-    unknown = sorted(folds.keys() - {entry["id"] for entry in training})
-    if unknown:
-        raise fault(
-            path.parent / SPLITS,
-            f"case {unknown[0]!r} is not in the data set: it has no image",
-            f"put its images there, or correct {SPLITS}",
-        )
+    problems = _not_there(path, training, folds, ending)
     for entry in training:
         if folds:
             entry["fold"] = folds.get(entry["id"], None)
     labels, regions, ignore = _labels(content, path)
-    return {
+    unnamed = [name for name, value in labels.items() if name == f"label_{value}" and name not in content["labels"]]
+    notes = (
+        [f"regions name no label alone: {', '.join(unnamed)}; name it in 'labels' of {path.name}"] if unnamed else []
+    )
+    return CaseList({
         **({"name": str(content["name"])} if content.get("name") else {}),
         "modality": {str(i): name for i, name in enumerate(channels)}, "labels": labels,
         **({"regions": regions} if regions else {}), **({} if ignore is None else {IGNORE: ignore}),
         "training": training, "test": test,
-    }  # fmt: skip
+    }, problems, notes)  # fmt: skip
+
+
+def _not_there(
+    path: Path, training: Sequence[Mapping[str, Any]], folds: Mapping[str, int], ending: str
+) -> list[DataError]:
+    """Cases for training without a label map, and those of ``splits_final.json`` without an image."""
+    problems = []
+    for name in sorted(folds.keys() - {entry["id"] for entry in training}):
+        image = path.parent / f"imagesTr/{name}_0000{ending}"
+        fix = f"put its images there, or take it out of {SPLITS}"
+        what = f"case {name!r} is not in the data set, and is in {SPLITS}: it has no image"
+        problems.append(_of_case(name, what, image, "the folds name cases of imagesTr", fix))
+    for entry in training:
+        if "label" not in entry:
+            file = path.parent / f"labelsTr/{entry['id']}{ending}"
+            fix = "put the file there, or move the images to imagesTs"
+            problems.append(
+                _of_case(entry["id"], "the case has no label map", file, "cases of imagesTr are for training", fix)
+            )
+    return problems
+
+
+def _of_case(case: str, what: str, file: Path, why: str, fix: str) -> DataError:
+    error = DataError(what, where=f"case {case}: {readable_name(file)}", why=why, fix=fix, code="E_MANIFEST")
+    error.case = case
+    return error
 
 
 # ---- cases

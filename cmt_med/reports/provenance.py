@@ -36,7 +36,8 @@ def describe_evaluation(options: Mapping[str, Any], references: Path, files: Map
 
 def sum_of_files(files: Mapping[str, Path]) -> str:
     """One SHA-256 for the names and contents of files, whatever their order."""
-    lines = [f"{sha256(path) if path.is_file() else 'absent'}  {name}\n" for name, path in sorted(files.items())]
+    sums = {path: sha256(path) if path.is_file() else "absent" for path in {*files.values()}}  # many may share one
+    lines = [f"{sums[path]}  {name}\n" for name, path in sorted(files.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -122,7 +122,7 @@ def _references(
     if path.is_dir() and (path / "dataset.json").is_file():
         path = path / "dataset.json"
     if path.suffix.lower() == ".json":
-        manifest = load_manifest(path)
+        manifest = load_manifest(path, strict=False)
         cases = {case.name: case for case in (*manifest.cases, *manifest.test) if case.label is not None}
         if run.cases is not None:
             cases = {name: case for name, case in cases.items() if name in set(run.cases)}

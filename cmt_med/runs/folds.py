@@ -29,7 +29,9 @@ from cmt_med.data import nnunet
 from cmt_med.data.case import Case
 from cmt_med.data.manifest import Manifest, load_manifest
 from cmt_med.data.phantom import BANNER
+from cmt_med.data.volumes.boxes import boxes_key
 from cmt_med.data.volumes.gate import content_of
+from cmt_med.data.volumes.instances import objects_key
 from cmt_med.inference.model import load_model, save_model
 from cmt_med.networks import NETWORKS_VERSION
 from cmt_med.reports.provenance import shared_and_own
@@ -182,8 +184,9 @@ def _contents(manifest: Manifest) -> list[list[str | None]]:
         if case.label is None and case.instances is None and case.boxes is None and not case.class_name:
             continue
         files = [*sorted({path for path, _ in case.images.values()}), case.label, case.mask]
-        files += [file for file in (case.instances, case.boxes) if file is not None]
         hashes = [content_of(path, case) if path is not None else None for path in files]
+        hashes += [objects_key(case)] if case.instances is not None else []
+        hashes += [boxes_key(case)] if case.boxes is not None else []
         contents.append(hashes if listed else [case.name, case.group, case.class_name, str(case.fold), *hashes])
     return contents
 

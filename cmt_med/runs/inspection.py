@@ -154,6 +154,10 @@ def _content(path: Path, found: Dataset, reports: Sequence[CaseReport]) -> dict[
             "cases": len(reports),
             "faulty": sum(bool(report.problems) for report in reports),
             "flagged": sum(bool(report.flags) for report in reports),
+            "without_label": sum(bool(case.images) and not _teaches(case) for case in found.cases)
+            if not found.boxes
+            else 0,
+            "without_image": sum(not case.images for case in found.cases),
             "formats": Counter(file.format for file in sound),
             "channels": Counter(name for case in found.cases for name in case.images),
             "labels": {value: {"name": names.get(value, ""), "cases": values[value]} for value in sorted(values)},
@@ -162,9 +166,15 @@ def _content(path: Path, found: Dataset, reports: Sequence[CaseReport]) -> dict[
             "axes": _counted(file.axes + (" (oblique)" if file.oblique_degrees > 0.1 else "") for file in sound),
             "other_files": _other_files(found),
         },
+        "notes": found.notes,
         "cases": [asdict(report) for report in reports],
         "problems": [error.as_dict() for error in found.problems],
     }
+
+
+def _teaches(case: Case) -> bool:
+    """Tell whether there is something to learn from a case."""
+    return bool(case.label or case.instances or case.class_name)
 
 
 def _counted(items: Iterator[str]) -> dict[str, int]:
@@ -180,6 +190,13 @@ def _text(content: dict[str, Any]) -> Iterator[str]:
     yield from _row(
         "labels", {f"{v} {label['name']}".strip(): label["cases"] for v, label in summary["labels"].items()}
     )
+    for key, meaning in (
+        ("without_label", "label map: can be only predicted"),
+        ("without_image", "image: a label map alone"),
+    ):
+        if summary[key]:
+            yield f"  look at:       {summary[key]} of {counted(summary['cases'], 'case')} without {meaning}"
+    yield from (f"  note:          {note}" for note in content["notes"])
     for case in content["cases"]:
         yield f"\n{'FAULTY' if case['problems'] else 'flag' if case['flags'] else 'ok':7s}{case['name']}"
         for file in case["files"]:

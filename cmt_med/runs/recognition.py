@@ -28,7 +28,7 @@ from cmt_med.data.manifest import Manifest, load_manifest
 from cmt_med.data.meanings import annotated_values
 from cmt_med.data.preprocessing.cache import default_cache_folder
 from cmt_med.data.preprocessing.survey import Survey, survey
-from cmt_med.data.sources import case_list, find_dataset
+from cmt_med.data.sources import case_list, coco, find_dataset
 from cmt_med.data.sources.by_grid import keep_one_modality
 from cmt_med.data.sources.dataset import Dataset, leave_out_incomplete
 from cmt_med.data.volumes.journal import LARGE, journal_of
@@ -37,6 +37,7 @@ from cmt_med.runs.targets import (
     choose,
     keep_copies_together,
     leave_out_unnamed,
+    note_covered,
     require_distinct_classes,
     require_one_foreground,
 )
@@ -87,7 +88,7 @@ def data_set_with_problems(
     path: Path, convention: str | None, missing: Missing = "drop", task: str | None = None
 ) -> tuple[Manifest, list[DataError]]:
     """:func:`data_set`, and the cases that were left out; ``convention`` as of :func:`recognised`."""
-    if (case_list.recognises(path) or not path.exists()) and convention is None:
+    if (case_list.recognises(path) or not path.exists()) and convention is None and not coco.recognises(path):
         return load_manifest(path), []
     known = recognised(path, path, convention, missing, task)
     for note in known.found.notes:
@@ -113,6 +114,10 @@ def recognised(
     """
     by_number, convention = convention == NO_CONVENTION, None if convention == NO_CONVENTION else convention
     found = find_dataset(path)
+    if found.listed is not None and found.problems:  # a list says itself what belongs to it
+        for problem in found.problems[1:10]:
+            log.error("%s", problem.message())
+        raise found.problems[0]
     if found.by_name:
         require_distinct([case.name for case in found.cases], str(path))
     keep_one_modality(found)
@@ -135,6 +140,7 @@ def recognised(
             why=f"the channels are {', '.join(found.channels)}, no MR sequence", fix="leave it out, and name the labels",
         )  # fmt: skip
     seen = _look(found, path)
+    note_covered(found, seen)
     keep_copies_together(found, seen)
     choose(found, seen, task, path)
     if not seen.cases:

@@ -12,6 +12,8 @@ from cmt_med.base.text import counted
 from cmt_med.data.case import ANY_OBJECT
 from cmt_med.data.preprocessing.survey import Survey
 from cmt_med.data.sources.dataset import Dataset
+from cmt_med.data.volumes.boxes import with_one_source
+from cmt_med.data.volumes.instances import is_annotations
 
 _TAUGHT = {
     "classification": "a class",
@@ -85,7 +87,7 @@ def choose(found: Dataset, seen: Survey, task: str | None, path: Path) -> None:
     """
     classes = {case.class_name for case in seen.cases} - {""}
     if task == "segmentation" and any(case.instances for case in seen.cases):
-        _objects_as_label(found, seen)
+        _objects_as_label(found, seen, path)
     if task is None and classes and seen.labelled:
         raise DataError(
             "there are label maps and classes", where=str(path),
@@ -105,14 +107,33 @@ def choose(found: Dataset, seen: Survey, task: str | None, path: Path) -> None:
             why=f"no case has {_TAUGHT[task]}",
             fix="leave --task out to see what is there", code="E_TASK",
         )  # fmt: skip
+    if task == "detection":
+        seen.cases = [with_one_source(replace(case, class_name="")) for case in seen.cases]
+    elif objects:
+        seen.cases = [replace(case, boxes=None) for case in seen.cases]
     if task == "segmentation":
         seen.cases = [replace(case, class_name="") for case in seen.cases]
     if task == "classification":
         seen.cases = [replace(case, label=None) for case in seen.cases]
 
 
-def _objects_as_label(found: Dataset, seen: Survey) -> None:
+def note_covered(found: Dataset, seen: Survey) -> None:
+    """Note how much of the objects is lost because smaller ones lie on top of them."""
+    if seen.covered:
+        covered, shown = (sum(pair[i] for pair in seen.covered.values()) for i in (0, 1))
+        found.notes.append(
+            f"objects overlap in {counted(len(seen.covered), 'image')}: smaller ones lie on top, and "
+            f"{covered / (covered + shown):.1%} of the pixels of objects there are lost"
+        )
+
+
+def _objects_as_label(found: Dataset, seen: Survey, path: Path) -> None:
     """Make of numbered objects one label, whatever their numbers."""
+    if any(case.instances and is_annotations(case.instances) for case in seen.cases):
+        raise DataError(
+            "the annotations of COCO are no label maps", where=str(path), why="their objects may overlap",
+            fix="leave --task out, or --task instances", code="E_TASK",
+        )  # fmt: skip
     found.labels, found.named_by, found.colours = (
         {"background": 0, "object": 1},
         "the numbers of objects",

@@ -81,6 +81,8 @@ def test_regions(tmp_path: Path) -> None:
         ("whole", ["label_1", "label_2", "active"], "label_1"), ("core", ["label_2", "active"], "label_2"),
         ("active", ["active"], "active"),
     ]  # fmt: skip
+    assert [note for note in found.notes if "label_1, label_2" in note]
+    assert load_manifest(raw(tmp_path / "plain")).notes == ()
 
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS])
@@ -115,6 +117,26 @@ def test_folds(tmp_path: Path) -> None:
     splits[1]["val"] = ["other"]
     (folder / "splits_final.json").write_text(json.dumps(splits))
     assert "'other' is not in the data set" in refused(folder).what
+
+
+def test_inspect_names_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Case by case, and goes on; who trains is refused, and who predicts does not need it."""
+    folder = raw(tmp_path / "set")
+    (folder / "splits_final.json").write_text(json.dumps([{"train": [], "val": ["prostate_Tr00", "prostate_Tr09"]}]))
+    (folder / "labelsTr/prostate_Tr02.nii.gz").unlink()
+    assert run_command(inspect, [str(folder)]) == 2
+    printed = capsys.readouterr().out
+    assert "5 cases, 0 faulty" in printed
+    assert "look at:       1 of 5 cases without label map" in printed
+    for part in ("'prostate_Tr09' is not in the data set", "imagesTr/prostate_Tr09_0000.nii.gz", "take it out of splits_final.json",
+                 "the case has no label map", "labelsTr/prostate_Tr02.nii.gz", "put the file there"):  # fmt: skip
+        assert part in printed
+    assert run_command(init, [str(folder), "--output", str(tmp_path / "my.yaml")]) == 65
+    assert "prostate_Tr09" in capsys.readouterr().err
+    assert not (tmp_path / "my.yaml").exists()
+    with pytest.raises(DataError, match="prostate_Tr09"):
+        load_manifest(folder)  # as train reads it
+    assert find_dataset(folder, ["t2", "adc"]).problems == []
 
 
 def test_files_by_case(tmp_path: Path) -> None:

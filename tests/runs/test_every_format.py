@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from skimage.measure import find_contours
 
 from cmt_med.convert import convert
 from cmt_med.data.manifest import load_manifest
@@ -20,6 +22,7 @@ from cmt_med.init import init
 from cmt_med.inspect import inspect
 from cmt_med.launch.command import run_command
 from cmt_med.train import train
+from tests.data.coco_made import compressed
 from tests.data.dicom_made import write_segmentation, write_series, write_structures
 
 CASES, SIZE = 5, (16, 14, 12)
@@ -203,6 +206,37 @@ def classes(d: Path) -> Path:
     return d
 
 
+def outlined(label: np.ndarray) -> list[list[float]]:
+    """The outline of a mask (height, width) as polygons, through the middles of its pixels."""
+    contours = find_contours(np.pad(label > 0, 1).astype(float), 0.5)
+    return [(contour[:, ::-1] - 1 + 0.5).ravel().tolist() for contour in contours]
+
+
+def coco(d: Path, segmentation: Callable[[np.ndarray], Any]) -> Path:
+    """As the images of a camera with objects; the last has none."""
+    images, annotations = [], []
+    for i in range(CASES):
+        image, label = flat(i)
+        label = label > 0
+        png(d / f"images/{i}.png", image)
+        images.append({"id": i + 1, "file_name": f"{i}.png", "width": image.shape[1], "height": image.shape[0]})
+        if i < CASES - 1:
+            entry = {"id": i, "image_id": i + 1, "category_id": 1, "iscrowd": 0, "segmentation": segmentation(label)}
+            annotations.append(entry)
+    categories = [{"id": 1, "name": "ball"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    written(d / "annotations/instances_default.json", content)
+    return d
+
+
+def coco_polygons(d: Path) -> Path:
+    return coco(d, outlined)
+
+
+def coco_run_lengths(d: Path) -> Path:
+    return coco(d, compressed)
+
+
 VOLUMES = [
     decathlon,
     datalist,
@@ -217,7 +251,15 @@ VOLUMES = [
     dicom_seg,
     dicom_rtstruct,
 ]
-FLAT = [pictures, pictures_with_masks_in_colour, pictures_with_a_mask_for_each_structure, classes]
+FLAT = [
+    pictures,
+    pictures_with_masks_in_colour,
+    pictures_with_a_mask_for_each_structure,
+    classes,
+    coco_polygons,
+    coco_run_lengths,
+]
+OBJECTS = [coco_polygons, coco_run_lengths]
 
 
 @pytest.mark.parametrize("make", [*VOLUMES, *FLAT], ids=lambda make: make.__name__)
@@ -230,6 +272,7 @@ def test_from_inspect_to_evaluate(
     answers = ["--convention", "none"] if make is bids else []
     assert run_command(init, [str(path), "--output", str(config), *answers]) == 0, capfd.readouterr()
     network = TINY_CLASSIFIER if make is classes else TINY
+    assert ("\ntask: instances" in config.read_text()) == (make in OBJECTS)
     size = "[16, 16]" if make in FLAT else "[16, 16, 8]"
     sets = ["train.epochs=2", f"train.patch_size={size}", "train.validate_every=1", f"network.options={network}",
             "data.workers=0", f"output={tmp_path / 'run'}"]  # fmt: skip
@@ -252,6 +295,11 @@ def test_from_inspect_to_evaluate(
         str(tmp_path / "scores"),
     ]
     assert run_command(evaluate, scores) == 0, capfd.readouterr()
+    if make in OBJECTS:  # the folder has the references, too
+        words = ["--predictions", str(out), "--references", str(path), "--output", str(tmp_path / "again")]
+        assert run_command(evaluate, words) == 0, capfd.readouterr()
+        same, other = (json.loads((tmp_path / f"{name}/metrics.json").read_text()) for name in ("scores", "again"))
+        assert same["summary"] == other["summary"]
     manifest = load_manifest(config.with_suffix(".json"))
     metrics = json.loads((tmp_path / "scores/metrics.json").read_text())
     assert len(metrics["cases"]) == len(manifest.cases)

@@ -28,9 +28,9 @@ from cmt_med.data.case import Case
 from cmt_med.data.preprocessing.depth import DEPTH_VERSION, depth_map, renumbered
 from cmt_med.data.preprocessing.fingerprint import case_statistics
 from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing, seen_by, takes_zeros
-from cmt_med.data.volumes.boxes import load_boxes, on_grid, with_one_source
+from cmt_med.data.volumes.boxes import boxes_key, load_boxes, on_grid, with_one_source
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
-from cmt_med.data.volumes.instances import load_instances
+from cmt_med.data.volumes.instances import load_instances, objects_key
 
 CACHE_VERSION = 4  # since 4, statistics leave out a mask that nothing depends on
 _IDENTITY = 2
@@ -282,13 +282,10 @@ def _key(
     if case.annotated is not None:
         described.append({"annotated": case.annotated})
     if case.instances is not None:
-        described.append({"instances": content_of(case.instances, case), "depths": DEPTH_VERSION})
+        described.append({"instances": objects_key(case), "depths": DEPTH_VERSION})
     if boxes is not None:
-        own = None if case.boxes is None else content_of(case.boxes, case)
-        image = (
-            {} if case.boxes is None else {"image": next(iter(case.images.values()))[0].name}
-        )  # the row of a list for several
-        described.append({"boxes": own, "names": sorted(labels.items()), "settings": boxes} | image)
+        own = {} if case.boxes is None else {"boxes": boxes_key(case)}
+        described.append({"names": sorted(labels.items()), "settings": boxes} | own)
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cmt_med.base.errors import DataError
 from cmt_med.compute.memory import no_memory
-from cmt_med.data.case import Case
+from cmt_med.data.case import Case, first_image
 from cmt_med.data.phantom import BANNER
 from cmt_med.data.preprocessing.normalisation import foreground_of
 from cmt_med.data.volumes import nifti
@@ -22,7 +22,7 @@ from cmt_med.data.volumes.box_files import listed_boxes
 from cmt_med.data.volumes.boxes import load_boxes
 from cmt_med.data.volumes.flags import copied_channels
 from cmt_med.data.volumes.gate import load_case
-from cmt_med.data.volumes.instances import load_instances
+from cmt_med.data.volumes.instances import load_objects
 from cmt_med.data.volumes.journal import Journal
 
 MIDDLE = (0.5, 99.5)
@@ -46,6 +46,7 @@ class Survey:
         demo: whether a header says that its volume is synthetic.
         ranges: channel -> smallest and largest value of each case.
         inside: channel -> percentiles 0.5 and 99.5 of the labelled voxels of each case that has some.
+        covered: voxels of objects that lie under a smaller object, and voxels that show one, of each case with the former.
         same: names of the cases whose images are equal, by their content.
     """
 
@@ -58,6 +59,7 @@ class Survey:
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     spacings: list[tuple[float, ...]] = field(default_factory=list)
     demo: bool = False
+    covered: dict[str, tuple[int, int]] = field(default_factory=dict)
     same: dict[str, list[str]] = field(default_factory=dict)
     ranges: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     inside: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -73,6 +75,7 @@ class _Seen:
     content: str
     ranges: dict[str, tuple[float, float]]
     labelled: dict[str, tuple[float, float]]
+    covered: tuple[int, int] = (0, 0)
 
 
 def survey(
@@ -114,6 +117,8 @@ def survey(
                 result.inside.setdefault(name, []).append(pair)
             if seen.content:
                 result.same.setdefault(seen.content, []).append(case.name)
+            if seen.covered[0]:
+                result.covered[case.name] = seen.covered
             if seen.copies:
                 result.copies[case.name] = seen.copies
             if seen.values is not None:
@@ -131,12 +136,20 @@ def _remembered(case: Case, channels: Sequence[str], journal: Journal) -> _Seen:
         *(file for file, _ in case.images.values()),
         *filter(None, (case.label, case.mask, case.instances, case.boxes)),
     ]
-    what = f"2 {list(channels)} {sorted(case.images)} {case.ignore} {list(map(str, case.colours.items()))}"
+    what = f"3 {list(channels)} {sorted(case.images)} {case.ignore} {list(map(str, case.colours.items()))}"
     row = journal.remembered(files, what, lambda: asdict(_look(case, channels)))
     pairs = [(str(one), str(other)) for one, other in row["copies"]]
     ranges, labelled = ({name: (p[0], p[1]) for name, p in row[key].items()} for key in ("ranges", "labelled"))
     return _Seen(
-        row["values"], pairs, tuple(row["shape"]), tuple(row["spacing"]), row["demo"], row["content"], ranges, labelled
+        row["values"],
+        pairs,
+        tuple(row["shape"]),
+        tuple(row["spacing"]),
+        row["demo"],
+        row["content"],
+        ranges,
+        labelled,
+        (row["covered"][0], row["covered"][1]),
     )
 
 
@@ -146,11 +159,14 @@ def _look(case: Case, channels: Sequence[str]) -> _Seen:
     ]  # cases that lack one are among these only if it may lack
     loaded = load_case(case, channels, range(256))
     inside = foreground_of(loaded)
+    covered = (0, 0)
     values = None if loaded.label is None else [int(v) for v in np.unique(loaded.label) if v != case.ignore]
     if case.instances is not None:
-        values = [1] if bool(load_instances(case, loaded.grid)[0].any()) else []
+        objects = load_objects(case, loaded.grid)
+        shown = int(np.count_nonzero(objects.numbers))
+        values, covered = [1] if shown else [], (objects.covered, shown)
     if case.boxes is not None:
-        names = {box.class_name for box in listed_boxes(case.boxes, next(iter(case.images.values()))[0])}
+        names = {box.class_name for box in listed_boxes(case.boxes, first_image(case))}
         values = [1] if len(load_boxes(case, dict.fromkeys(names, 1), loaded.grid)) else []
     copies = copied_channels(channels, loaded.image)
     demo = BANNER.encode() in nifti.description(next(iter(case.images.values()))[0])
@@ -163,7 +179,7 @@ def _look(case: Case, channels: Sequence[str]) -> _Seen:
         for name, c in zip(channels, loaded.image, strict=True):
             low, high = np.percentile(c[within], MIDDLE)
             labelled[name] = (float(low), float(high))
-    return _Seen(values, copies, _box(inside), loaded.grid.spacing, demo, content, ranges, labelled)
+    return _Seen(values, copies, _box(inside), loaded.grid.spacing, demo, content, ranges, labelled, covered)
 
 
 def _box(inside: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from cmt_med.data.sources import (
     by_channel,
     case_list,
     classes,
+    coco,
     dicom,
     instances,
     pictures,
@@ -49,6 +50,7 @@ class Source:
 
 
 SOURCES: tuple[Source, ...] = (
+    Source("images with COCO's annotations", coco.recognises, coco.read),
     Source("images with boxes", boxes.recognises, boxes.read),
     Source("a case list", case_list.recognises, case_list.read),
     Source("a BIDS data set", bids.recognises, bids.read),
@@ -61,7 +63,7 @@ SOURCES: tuple[Source, ...] = (
     Source("volumes named by channel", by_channel.recognises, by_channel.read),
 )
 """The first that recognises a path reads it: their order matters."""
-LISTS = SOURCES[:4]
+LISTS = SOURCES[:5]
 """Those that say themselves what belongs together."""
 
 

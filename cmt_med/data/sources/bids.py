@@ -17,12 +17,14 @@ from cmt_med.base.text import counted, strict_json
 from cmt_med.data.conventions.names import canonical_label
 from cmt_med.data.sources import by_channel
 from cmt_med.data.sources.dataset import Dataset
+from cmt_med.data.sources.split_folders import SPLITS, TEST
 from cmt_med.data.sources.walk import MAX_DEPTH, walk
 from cmt_med.data.volumes.endings import volume_stem
 from cmt_med.data.volumes.formats import is_series
 from cmt_med.data.volumes.streams import readable_name
 
 DESCRIPTION = "dataset_description.json"
+PARTICIPANTS = "participants.tsv"
 _MOST_BYTES = 20_000_000
 _CLASS_COLUMNS = ("diagnosis", "dx", "class", "group")
 _OF_A_LESION = re.compile(r"(?:^|_)(?:label|desc)-(?!brain)[A-Za-z0-9]+_(?:.*_)?mask\Z")
@@ -45,6 +47,7 @@ def read(path: Path, channels: Sequence[str] | None) -> Dataset:
     found.kind = "BIDS data set"
     found.title = _name(path) or found.title
     _lesion_masks(found)
+    _test_subjects(path, found)
     names = _label_names(path)
     if names and any(case.label for case in found.cases):
         found.labels, found.named_by = names, "dseg.tsv"
@@ -111,9 +114,20 @@ def _label_names(path: Path) -> dict[str, int]:
     return labels if len(labels) > 1 else {}
 
 
+def _test_subjects(path: Path, found: Dataset) -> None:
+    """List cases apart whose subject's ``split`` is ``test`` in ``participants.tsv``."""
+    table = path / PARTICIPANTS
+    rows = list(_rows(table)) if table.is_file() else []
+    held = {row.get("participant_id", "") for row in rows if SPLITS.get(row.get("split", "").lower()) == TEST}
+    found.test = [case for case in found.cases if case.group in held]
+    found.cases = [case for case in found.cases if case.group not in held]
+    if found.test:
+        found.notes.append(f"{counted(len(found.test), 'case')} of test, by the column 'split' of {table.name}")
+
+
 def _classes(path: Path, found: Dataset) -> None:
     """Give each case the class of its subject, by ``participants.tsv``."""
-    table = path / "participants.tsv"
+    table = path / PARTICIPANTS
     if not table.is_file():
         return
     rows = list(_rows(table))

@@ -1,138 +1,106 @@
-"""Images with boxes around objects: Pascal VOC (``Annotations/x.xml``), and COCO (JSON with ``images`` and ``annotations``).
+"""Images with boxes around objects: Pascal VOC (``Annotations/x.xml``), and tables; COCO is in :mod:`cmt_med.data.sources.coco`.
 
-The boxes of an image lie in a file of its name; of COCO, in the one file for all.
+A table has a line for each box, with the file of the image and the faces (``image,class,xmin,ymin,xmax,ymax``). It is given
+itself, or lies alone in a folder with the images.
 """
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
-from cmt_med.base.errors import DataError
-from cmt_med.base.text import counted, strict_json
-from cmt_med.data.case import COLOURS, Case
+from cmt_med.base.text import counted
+from cmt_med.data.case import COLOURS, Case, first_image
 from cmt_med.data.conventions.names import canonical_label
 from cmt_med.data.sources.dataset import Dataset
 from cmt_med.data.sources.pictures import case_name, image_cases, in_colour
-from cmt_med.data.volumes.streams import readable_name
+from cmt_med.data.sources.walk import MAX_DEPTH, walk
+from cmt_med.data.volumes.box_files import class_counts, fault, has_box_columns, images_in
+from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
 
 _VOC = "Annotations"
-_MOST_BYTES = 200_000_000
-_LOOKED_AT = 8  # JSON files of a folder, of which one may be COCO's
+_LOOKED_INTO = 50
+"""Images of which one in colour makes all be read in colour."""
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether a folder has VOC's annotations, or a folder or file is COCO's."""
-    if path.is_dir():
-        return any((path / _VOC).glob("*.xml")) or _coco_file(path) is not None
-    return path.suffix.lower() == ".json" and _is_coco(path)
+    """Tell whether a folder has VOC's annotations, or a path is a table of boxes or a folder with one."""
+    return _is_voc(path) or _table(path) is not None
 
 
 def read(path: Path, channels: Sequence[str] | None) -> Dataset:
-    """Find the images; of boxes, what there is of each class.
+    """Find the images, and the file with the boxes of each.
 
     Raises:
         DataError: E_MANIFEST for annotations that cannot be read.
     """
-    voc = path.is_dir() and (path / _VOC).is_dir()
-    listed = None if voc else path if path.is_file() else _coco_file(path)
-    if voc:
-        counts, found = _voc_classes(path / _VOC), image_cases(path, channels)
+    table = None if _is_voc(path) else _table(path)
+    if table is None:
+        found = image_cases(path, channels)
         found.cases = [_with_file(case, path / _VOC) for case in found.cases]
+        files = sorted((path / _VOC).glob("*.xml"))
+        found.kind = "images with boxes (Pascal VOC)"
     else:
-        assert listed is not None  # by recognises
-        counts, found = _coco(listed, channels)
-    found.kind = f"images with boxes ({'Pascal VOC' if voc else 'COCO'})"
+        found, files = _listed(table, channels), [table]
+        found.kind = "images with boxes (table)"
     found.title = path.resolve().name
-    found.boxes = dict(counts)
-    found.labels = {"background": 0} | {
-        name: number for number, name in enumerate(sorted({*map(canonical_label, counts)}), 1)
-    }
-    found.named_by = "the boxes"
-    classes = ", ".join(f"{count} {name}" for name, count in counts.most_common(8))
-    found.notes.append(f"{counted(counts.total(), 'box').replace('boxs', 'boxes')} of {len(counts)} classes: {classes}")
+    name_classes(found, class_counts(files))
     return found
 
 
+def name_classes(found: Dataset, counts: Counter[str]) -> None:
+    """Number the classes of boxes in the order of their names, and note how many there are of each."""
+    found.boxes = dict(counts)
+    names = sorted({*map(canonical_label, counts)})
+    found.labels = {"background": 0} | {name: number for number, name in enumerate(names, 1)}
+    found.named_by = "the boxes"
+    classes = ", ".join(f"{count} {name}" for name, count in counts.most_common(8))
+    found.notes.append(f"{counted(counts.total(), 'box').replace('boxs', 'boxes')} of {len(counts)} classes: {classes}")
+
+
+def _is_voc(path: Path) -> bool:
+    return path.is_dir() and any((path / _VOC).glob("*.xml"))
+
+
 def _with_file(case: Case, folder: Path) -> Case:
-    file = folder / f"{Path(next(iter(case.images.values()))[0]).stem}.xml"
+    file = folder / f"{first_image(case).stem}.xml"
     return replace(case, boxes=file if file.is_file() else None)
 
 
-def _voc_classes(folder: Path) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for file in sorted(folder.glob("*.xml")):
-        counts.update(_voc_names(file))
-    return counts
+def _table(path: Path) -> Path | None:
+    """The table of boxes at a path, or the only one of a folder."""
+    files = sorted(path.glob("*.csv")) if path.is_dir() else [path] if path.suffix.lower() == ".csv" else []
+    tables = [file for file in files[:_LOOKED_INTO] if file.is_file() and has_box_columns(file)]
+    return tables[0] if len(tables) == 1 else None
 
 
-def _voc_names(file: Path) -> Iterator[str]:
-    try:
-        text = file.read_text(encoding="utf-8", errors="strict")
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:  # entities can be made to grow without end
-            raise ValueError("it declares entities")
-        for item in ElementTree.fromstring(text).iter("object"):  # noqa: S314 - without entities, as above
-            yield (item.findtext("name") or "object").strip()
-    except (OSError, ValueError, ElementTree.ParseError) as error:
-        raise _fault(file, str(error)) from error
-
-
-def _coco_file(folder: Path) -> Path | None:
-    places = [folder, folder / "annotations"]
-    files = [file for place in places if place.is_dir() for file in sorted(place.glob("*.json"))[:_LOOKED_AT]]
-    return next(filter(_is_coco, files), None)
-
-
-def _is_coco(file: Path) -> bool:
-    try:
-        changed = file.stat().st_mtime_ns
-    except OSError:
-        return False
-    return bool(_content(file.absolute(), changed))
-
-
-@functools.lru_cache(maxsize=4)
-def _content(file: Path, _changed: int) -> dict[str, list[dict[str, object]]]:
-    """The content of a COCO file; nothing if it is another."""
-    try:
-        if not file.is_file() or file.stat().st_size > _MOST_BYTES:
-            return {}
-        content = strict_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    keys = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
-        return {}
-    return {key: [item for item in content[key] if isinstance(item, dict)] for key in keys}
-
-
-def _coco(file: Path, channels: Sequence[str] | None) -> tuple[Counter[str], Dataset]:
-    content = _content(file.absolute(), file.stat().st_mtime_ns)
-    names = {item.get("id"): str(item.get("name", "object")) for item in content["categories"]}
-    counts = Counter(names.get(item.get("category_id"), "unknown") for item in content["annotations"])
-    places = [file.parent, file.parent / "images", file.parent.parent, file.parent.parent / "images"]
-    places += [place / file.stem.rpartition("_")[2] for place in places]  # instances_train2017.json, train2017/
+def _listed(table: Path, channels: Sequence[str] | None) -> Dataset:
+    """The images that a table names, beside it or in folders beside it; and others there, which have no boxes."""
     found = Dataset("")
-    files = []
-    for image in content["images"]:
-        name = str(image.get("file_name", ""))
-        at = next((place / name for place in places if name and (place / name).is_file()), None)
-        if at is None:
-            found.problems.append(_fault(file, f"the image {name!r} is not there"))
-        else:
-            files.append(at)
-    colours = channels or (COLOURS if any(map(in_colour, files[:50])) else ("image",))
-    for at in files:
-        positions = {channel: (at, i if len(colours) > 1 else None) for i, channel in enumerate(colours)}
-        found.cases.append(Case(case_name(at.stem), positions, group=case_name(at.stem)))
-    found.channels = list(colours)
-    return counts, found
-
-
-def _fault(file: Path, why: str) -> DataError:
-    return DataError("the annotations cannot be used", where=readable_name(file), why=why, fix="correct or remove the file",
-                     code="E_MANIFEST")  # fmt: skip
+    files = [
+        file
+        for file in walk(table.parent, MAX_DEPTH, [], is_leaf=lambda _: False)
+        if looks_like_picture(file) or looks_like_volume(file)
+    ]
+    by_name: dict[str, list[Path]] = {}
+    for file in files:
+        for key in {file.name, volume_stem(file)}:
+            by_name.setdefault(key, []).append(file)
+    if channels is None:
+        pictures = list(filter(looks_like_picture, files))[:_LOOKED_INTO]
+        channels = COLOURS if any(map(in_colour, pictures)) else ("image",)
+    found.channels = list(channels)
+    for name in images_in(table):
+        there = by_name.get(name, [])
+        if len(there) != 1:
+            what = "is not there" if not there else "is there more than once"
+            problem = fault(table, f"the image {name!r} {what}", "put it beside the table, once, or correct the name")
+            problem.case = case_name(volume_stem(Path(name)))
+            found.problems.append(problem)
+    for file in files:
+        positions = {channel: (file, i if len(channels) > 1 else None) for i, channel in enumerate(channels)}
+        name = case_name(volume_stem(file))
+        found.cases.append(Case(name, positions, group=name, boxes=table))
+    return found

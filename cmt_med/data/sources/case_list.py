@@ -30,10 +30,11 @@ def read(path: Path, channels: Sequence[str] | None) -> Dataset:
     """
     part = path.name if _is_part(path) else ""
     path = path.parent / LIST if part else path / LIST if path.is_dir() else path
-    manifest = load_manifest(path)
+    manifest = load_manifest(path, strict=False)
     return Dataset(
         "case list", manifest.name or path.stem, name=manifest.name, cases=list(manifest.cases) if part != _TEST else [],
         test=list(manifest.test) if part != _TRAINING else [], channels=list(manifest.channels), labels=dict(manifest.labels),
         colours=manifest.colours, regions=manifest.regions, convention=manifest.convention, demo=manifest.demo, listed=path,
-        named_by="the case list", ignore=manifest.ignore,
+        named_by="the case list", ignore=manifest.ignore, notes=list(manifest.notes),
+        problems=list(manifest.problems) if channels is None and not part else [],  # a network needs no references
     )  # fmt: skip

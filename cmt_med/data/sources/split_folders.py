@@ -36,7 +36,7 @@ def merged(parts: Mapping[str, Dataset], path: Path) -> Dataset:
     labels, codes = _one_numbering(parts)
     times = Counter(case.name.casefold() for part in parts.values() for case in (*part.cases, *part.test))
     whole = replace(first, title=path.resolve().name, cases=[], test=[], notes=[], problems=[], unmatched=[], doubtful=[],
-                    duplicates=[], others=[], repeated=[], labels=labels, colours=codes, annotated={},
+                    duplicates=[], others=[], repeated=[], labels=labels, colours=codes, annotated={}, boxes={},
                     channels=[])  # fmt: skip
     for split, part in parts.items():
         again = {case.name: times[case.name.casefold()] > 1 for case in (*part.cases, *part.test)}
@@ -48,6 +48,7 @@ def merged(parts: Mapping[str, Dataset], path: Path) -> Dataset:
         else:
             whole.cases += [replace(case, fold=_FOLD[split]) for case in cases] if VALIDATION in parts else cases
         whole.notes += [note for note in part.notes if note not in whole.notes]
+        whole.boxes = dict(Counter(whole.boxes) + Counter(part.boxes))
         for name in ("problems", "unmatched", "doubtful", "duplicates", "others", "repeated"):
             getattr(whole, name).extend(getattr(part, name))
         whole.channels += [channel for channel in part.channels if channel not in whole.channels]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from xml.etree import ElementTree
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.text import strict_json
+from cmt_med.data.volumes.coco import boxes_of, is_coco
 from cmt_med.data.volumes.streams import io_error, readable_name
 
 MOST_BYTES = 200_000_000
@@ -29,6 +31,7 @@ FACES = {
 EDGES = {"width": 0, "w": 0, "height": 1, "h": 1, "depth": 2, "d": 2}
 IMAGE_COLUMNS = ("image", "file", "filename", "image_id", "case", "id")
 CLASS_COLUMNS = ("class", "label", "name", "category", "class_name")
+_LONGEST_HEAD = 10_000  # characters of a table's first line
 UNNAMED = "object"
 """The class of boxes that have none."""
 
@@ -54,6 +57,11 @@ def listed_boxes(file: Path, image: Path) -> list[ListedBox]:
     Raises:
         DataError: E_IO if it cannot be read; E_MANIFEST for content that is none of the known kinds, naming the place.
     """
+    if is_coco(file):
+        return [
+            ListedBox(name, (x, y), (x + width, y + height), crowd)
+            for name, x, y, width, height, crowd in boxes_of(file, image)
+        ]
     try:
         changed = file.stat()
         if changed.st_size > MOST_BYTES:
@@ -75,14 +83,34 @@ Listing = Mapping[str | None, list[ListedBox]]
 """Boxes by the name of their image, with or without its ending; under None those of the one image of a file."""
 
 
-def class_names(files: Sequence[Path]) -> dict[str, int]:
-    """The classes in files of boxes, in the order of their names, and how many boxes each has."""
-    counts: dict[str, int] = {}
-    for file in files:
-        for boxes in READERS[file.suffix.lower()](file, file.stat().st_mtime_ns).values():
-            for box in boxes:
-                counts[box.class_name] = counts.get(box.class_name, 0) + 1
-    return dict(sorted(counts.items()))
+def class_counts(files: Sequence[Path]) -> Counter[str]:
+    """How many boxes of each class are in files of Pascal VOC, or in tables.
+
+    Raises:
+        DataError: as of :func:`listed_boxes`.
+    """
+    listings = (READERS[file.suffix.lower()](file, file.stat().st_mtime_ns) for file in files)
+    return Counter(box.class_name for listing in listings for boxes in listing.values() for box in boxes)
+
+
+def images_in(table: Path) -> list[str]:
+    """The images that a table names.
+
+    Raises:
+        DataError: as of :func:`listed_boxes`.
+    """
+    return [name for name in _table(table, table.stat().st_mtime_ns) if name is not None]
+
+
+def has_box_columns(table: Path) -> bool:
+    """Tell whether the first line of a table names an image and the faces of boxes."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            begin = stream.readline(_LONGEST_HEAD)
+    except (OSError, UnicodeDecodeError):
+        return False
+    header = [name.strip().strip('"').lower() for name in begin.split(max(",;\t", key=begin.count))]
+    return box_columns(header) is not None and any(name in header for name in IMAGE_COLUMNS)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -181,8 +209,6 @@ def _json(file: Path, _changed: int) -> Listing:
         raise fault(file, str(error)) from error
     if isinstance(content, dict) and isinstance(content.get("boxes"), list):
         return {None: [_own_box(item, number, file) for number, item in enumerate(content["boxes"], 1)]}
-    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        return _coco(content, file)
     raise fault(file, "it has neither the list boxes, nor images, annotations and categories as COCO's")
 
 
@@ -195,25 +221,6 @@ def _own_box(item: Any, number: int, file: Path) -> ListedBox:
         raise fault(file, f"{where} has {len(low)} and {len(high)} faces")
     score = number_in(item.get("score", 1.0), f"{where}: score", file)
     return ListedBox(str(item.get("class") or UNNAMED), low, high, bool(item.get("ignored", False)), score)
-
-
-def _coco(content: Mapping[str, Any], file: Path) -> Listing:
-    names = {item.get("id"): str(item.get("name") or UNNAMED) for item in content.get("categories") or []}
-    images = {item.get("id"): Path(str(item.get("file_name", ""))).name for item in content.get("images") or []}
-    found: dict[str | None, list[ListedBox]] = {name: [] for name in images.values()}
-    for item in content["annotations"]:
-        where = f"annotation {item.get('id')}"
-        if item.get("image_id") not in images:
-            raise fault(file, f"{where} is of the image {item.get('image_id')!r}, which is not listed")
-        if item.get("category_id") not in names:
-            raise fault(file, f"{where} has the category {item.get('category_id')!r}, which is not listed")
-        box = item.get("bbox")
-        if not isinstance(box, list) or len(box) != 4:
-            raise fault(file, f"{where} has no bbox of four numbers")
-        x, y, width, height = (number_in(value, f"{where}: bbox", file) for value in box)
-        listed = ListedBox(names[item["category_id"]], (x, y), (x + width, y + height), bool(item.get("iscrowd")))
-        found[images[item["image_id"]]].append(listed)
-    return found
 
 
 def number_in(value: Any, where: str, file: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ from scipy import ndimage
 
 from cmt_med.base.boxes import Boxes
 from cmt_med.base.errors import DataError
-from cmt_med.data.case import Case
+from cmt_med.data.case import Case, first_image
 from cmt_med.data.conventions.names import canonical_label
 from cmt_med.data.volumes.box_files import ListedBox, listed_boxes
 from cmt_med.data.volumes.gate import load_labels, require_same_grid
@@ -37,6 +38,15 @@ def with_one_source(case: Case) -> Case:
     return replace(case, label=None, ignore=None, annotated=None) if case.instances is not None else case
 
 
+def boxes_key(case: Case) -> str:
+    """The boxes of a case's file as part of a key: of a file for several images, those of its own."""
+    assert case.boxes is not None  # by the callers
+    try:
+        return hashlib.sha256(repr(listed_boxes(case.boxes, first_image(case))).encode()).hexdigest()
+    except DataError:
+        return "missing"  # the gate will name it
+
+
 def load_boxes(case: Case, labels: Mapping[str, int], grid: Grid, *, min_component_mm3: float = 0.0) -> Boxes:
     """The boxes of a case, in voxels of its image's grid; along the one slice of a picture from 0 to 1.
 
@@ -50,8 +60,7 @@ def load_boxes(case: Case, labels: Mapping[str, int], grid: Grid, *, min_compone
         DataError: E_LABEL for boxes that lie outside, are empty or inverted, or whose class is unknown; those of the files.
     """
     if case.boxes is not None:
-        image = next(iter(case.images.values()))[0]
-        listed = listed_boxes(case.boxes, image)
+        listed = listed_boxes(case.boxes, first_image(case))
         return _checked(listed, labels, grid.shape, f"case {case.name}: {case.boxes}")
     if case.instances is not None:
         numbers, _ = load_instances(case, grid)

@@ -13,6 +13,7 @@ from typing import IO, Any, Protocol
 from cmt_med.base.errors import ConfigError, DataError, OutputError
 from cmt_med.base.files import write_file, write_json
 from cmt_med.data.case import Case
+from cmt_med.data.datalist import LISTS, holder
 from cmt_med.data.volumes.decoder import decode, repair
 from cmt_med.data.volumes.streams import CHUNK, readable_name
 from cmt_med.data.volumes.sums import volume_sum
@@ -113,10 +114,11 @@ def write_list(source: Path, target: Path, copies: Mapping[Path, Path], *, sums:
         # A link is kept: its own name is the case's, that of its target may not be.
         return str((copies.get(path, path) if replaced else path).absolute())
 
-    for part in ("training", "test"):
-        entries = content.get(part)
+    lists = holder(content)
+    for part in LISTS:
+        entries = lists.get(part)
         if isinstance(entries, list):
-            content[part] = [_entry(entry, place, sums=sums) for entry in entries]
+            lists[part] = [_entry(entry, place, sums=sums) for entry in entries]
     if not sums:
         _require_own(target, lambda: _json_in(target) == content)
     write_json(target, content)

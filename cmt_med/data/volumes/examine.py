@@ -17,7 +17,7 @@ from cmt_med.data.volumes.decoder import Volume, decode
 from cmt_med.data.volumes.flags import flags_of
 from cmt_med.data.volumes.gate import as_listed, grid_of, require_same_grid
 from cmt_med.data.volumes.grid import Grid
-from cmt_med.data.volumes.instances import load_instances, object_numbers
+from cmt_med.data.volumes.instances import is_annotations, load_objects, object_numbers
 from cmt_med.data.volumes.mask_files import is_pattern
 from cmt_med.data.volumes.streams import readable_name
 from cmt_med.data.volumes.sums import check_sums
@@ -100,7 +100,7 @@ def examine(case: Case, channels: Sequence[str], allowed: Sequence[int] | None, 
         _file(report, case, case.label, "label", seen, partial(_label, allowed=values, colours=case.colours))
     if case.mask is not None:
         _file(report, case, case.mask, "mask", seen, partial(_label, allowed=None, colours={}))
-    if case.instances is not None and is_pattern(case.instances):
+    if case.instances is not None and (is_pattern(case.instances) or is_annotations(case.instances)):
         _masks_of_objects(report, case, case.instances, seen)
     elif case.instances is not None:
         _file(report, case, case.instances, "instances", seen, _objects)
@@ -208,12 +208,17 @@ def _objects(volume: Volume, where: str, found: FileReport) -> None:
 
 
 def _masks_of_objects(report: CaseReport, case: Case, path: Path, seen: _Seen) -> None:
-    found = FileReport(readable_name(path), "instances", format="masks of objects")
+    kind = "COCO annotations" if is_annotations(path) else "masks of objects"
+    found = FileReport(readable_name(path), "instances", format=kind)
     report.files.append(found)
     try:
-        numbers, grid = load_instances(case)
-        found.shape, found.spacing, found.axes = grid.shape, grid.spacing, grid.axes
+        objects = load_objects(case)
+        grid, numbers = objects.grid, objects.numbers
+        found.shape, found.spacing, found.axes, found.dtype = grid.shape, grid.spacing, grid.axes, numbers.dtype.name
         found.notes = (counted(len(np.setdiff1d(numbers, [0])), "object"),)
+        if objects.covered:
+            share = objects.covered / (objects.covered + np.count_nonzero(numbers))
+            found.notes += (f"{share:.1%} of their voxels lie under a smaller object",)
         seen.grids.append((found, grid, f"case {case.name}: {found.path}"))
     except DataError as error:
         _add(report, found, error.as_dict())

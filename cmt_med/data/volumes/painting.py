@@ -1,8 +1,13 @@
-"""Label maps made of named masks: segments of DICOM, and masks in files of their own. One voxel has one label."""
+"""Label maps made of named masks: segments of DICOM, and masks in files of their own. One voxel has one label.
+
+Objects with a number each may overlap: the smaller one lies on top.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,3 +79,20 @@ class Painted:
             )  # fmt: skip
         part[mask] = value
         self._owners.setdefault(value, name)
+
+
+def paint_objects(
+    masks: Sequence[tuple[int, NDArray[np.int64]]], shape: Sequence[int], order: Literal["C", "F"]
+) -> tuple[NDArray[np.int32], int]:
+    """The label image of objects, the larger ones painted first, and how many of their voxels others cover.
+
+    Args:
+        masks: number of each object, and its voxels as places in the flat array.
+        shape: of the array.
+        order: in which the places count its voxels.
+    """
+    numbers = np.zeros(math.prod(shape), np.int32)
+    for number, places in sorted(masks, key=lambda mask: -len(mask[1])):
+        numbers[places] = number
+    covered = sum(len(places) for _, places in masks) - int(np.count_nonzero(numbers))
+    return numbers.reshape(shape, order=order), covered

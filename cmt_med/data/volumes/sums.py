@@ -38,13 +38,13 @@ def content_key(path: Path, sums: Mapping[Path, str] | None = None) -> str:
     return found
 
 
-def check_sums(path: Path, expected: str) -> None:
-    """Refuse a volume whose content is not the expected one.
+def check_sums(path: Path, expected: str, found: str | None = None) -> None:
+    """Refuse a volume whose content is not the expected one; ``found`` is its sum where that is known.
 
     Raises:
         DataError: E_HASH, E_IO.
     """
-    _require(path, volume_sum(path), expected)
+    _require(path, volume_sum(path) if found is None else found, expected)
 
 
 def _require(path: Path, found: str, expected: str) -> None:

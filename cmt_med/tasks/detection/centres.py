@@ -98,7 +98,7 @@ def centre_targets(
             weight[i][where] = gauss[where] / gauss.sum()
             own.append((nearest, boxes[i, n], float(1 / gauss.sum())))
         for nearest, box, share in own:  # its own position tells of a box, though a smaller one lies over it
-            target[i][(slice(None), *nearest)] = box
+            target[i].movedim(0, -1)[nearest] = box
             weight[i][nearest] = share
     return heat, known, target, weight
 
