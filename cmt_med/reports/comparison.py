@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from cmt_med.base.errors import EXIT_DONE, ConfigError
 from cmt_med.base.files import require_writable_folder, write_json
 from cmt_med.base.text import counted, visible
-from cmt_med.evaluation.metrics import CLASS_METRICS, INSTANCE_METRICS, METRICS, Metric, metric_of, surface_dice_name
+from cmt_med.evaluation.metrics import (
+    CLASS_METRICS,
+    DETECTION_METRICS,
+    INSTANCE_METRICS,
+    METRICS,
+    Metric,
+    metric_of,
+    surface_dice_name,
+)
 from cmt_med.evaluation.statistics import METHOD_TEXT, SIGNIFICANT, PairedTest, Standing, compare_pairs, standings
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.reports.saved import (
@@ -125,9 +133,11 @@ def _named(reports: Sequence[SavedReport]) -> list[SavedReport]:
 def _comparable(name: str) -> Metric:
     metric = metric_of(name)
     if metric is None or not metric.better:
-        known = [key for key, value in (METRICS | CLASS_METRICS | INSTANCE_METRICS).items() if value.better] + [
-            surface_dice_name(1.0)
-        ]
+        known = [
+            key
+            for key, value in (METRICS | CLASS_METRICS | INSTANCE_METRICS | DETECTION_METRICS).items()
+            if value.better
+        ] + [surface_dice_name(1.0)]
         raise ConfigError(
             f"{name!r} cannot be compared", where="--metric",
             why="no such score" if metric is None else "it has no better side",

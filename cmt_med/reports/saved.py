@@ -278,9 +278,9 @@ def score_table(report: SavedReport, cases: Sequence[str], metric: str) -> dict[
 
 
 def usual_metric(report: SavedReport) -> str:
-    """The score that reports are compared by unless told otherwise: Dice, of objects PQ, of classes the share of right ones."""
+    """The usual score of a comparison: Dice, of objects PQ, of boxes the largest F1, of classes the share of right ones."""
     row = next(iter(next(iter(report.cases.values())).values()))
-    return next((name for name in ("dice", "pq") if name in row), "correct")
+    return next((name for name in ("dice", "pq", "best_f1") if name in row), "correct")
 
 
 def _averaged(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
@@ -293,7 +293,7 @@ def _averaged(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, di
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, float]:
-    if not set(FACTS) <= set(row) and not {"reference_class", "reference_objects"} & set(row):
+    if not set(FACTS) <= set(row) and not {"reference_class", "reference_objects", "reference_boxes"} & set(row):
         raise KeyError(", ".join(FACTS))
     return {str(name): float("nan") if value is None else float(value) for name, value in row.items()}
 
