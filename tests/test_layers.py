@@ -23,7 +23,7 @@ ONLY = {  # what a room may import where its floor allows more
 NEVER = {"training": {"networks"}, "inference": {"networks"}, "reports": {"networks", "training"}}
 DATA = {  # rooms within data; modules beside them stand for themselves
     "conventions": 0, "case": 0, "datalist": 0,
-    "volumes": 1, "phantom": 1, "entries": 2, "phantom_years": 2, "nnunet": 3, "meanings": 4,
+    "volumes": 1, "phantom": 1, "entries": 2, "phantom_lesions": 2, "phantom_years": 2, "nnunet": 3, "meanings": 4,
     "manifest": 5, "splits": 6,
     "sources": 6, "preprocessing": 7, "patches": 8,
 }  # fmt: skip

@@ -59,8 +59,10 @@ class Data(Section):
         description="case list (MSD dataset.json, MONAI datalist), or a folder or table that init takes; "
         "a relative path is looked for in the current folder, then in the config's",
     )
-    phantom: bool = Field(
-        False, description="make synthetic heads (PHANTOM DATA) if the config's own case list does not exist"
+    phantom: bool | Literal["lesions"] = Field(
+        False,
+        description="make synthetic heads (PHANTOM DATA) if the config's own case list does not exist: true for heads with one "
+        "tumour each, lesions for heads with up to 12 numbered lesions",
     )
     channels: list[str] = Field(min_length=1, description="input channels by name, in the network's order")
     missing: Missing = Field(

@@ -8,6 +8,7 @@ Everything derived from these volumes is marked PHANTOM DATA.
 
 from __future__ import annotations
 
+import gzip
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,45 +57,67 @@ def make_head(seed: int, spacing: float = 2.0) -> Head:
         spacing: edge of a voxel in mm; 1.0 gives BraTS' 240×240×155.
     """
     rng = np.random.default_rng([seed, 0xB8A1])
+    head = blank_head(rng, spacing)
+    label, tissue = _tumour(rng, head.position, head.radius, head.brain, head.tissue, spacing)
+    return Head(scan(rng, tissue, head.brain, spacing), label, head.affine)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A head without a tumour.
+
+    Attributes:
+        position: (3, *S), in mm from the centre.
+        radius: (*S), 1 at the surface of the brain.
+        brain: (*S).
+        tissue: (*S), numbers of tissues.
+        affine: of its voxels.
+    """
+
+    position: Array
+    radius: Array
+    brain: NDArray[np.bool_]
+    tissue: NDArray[np.uint8]
+    affine: NDArray[np.float64]
+
+
+def blank_head(rng: np.random.Generator, spacing: float) -> Anatomy:
+    """Draw the anatomy of a head."""
     shape = tuple(int(extent / spacing) for extent in FIELD_OF_VIEW)
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * spacing for n in shape]
-    position = np.stack(np.meshgrid(*axes, indexing="ij"))  # (3, *S) in mm from the centre
-
+    position = np.stack(np.meshgrid(*axes, indexing="ij"))
     radii = np.array([66.0, 84.0, 60.0], dtype=np.float32) * rng.uniform(0.92, 1.06, 3).astype(np.float32)
     radius = np.sqrt(sum((p / r) ** 2 for p, r in zip(position, radii, strict=True)))
-    radius = radius + 0.05 * _noise(rng, shape, 40.0 / spacing)
+    radius = radius + 0.05 * noise(rng, shape, 40.0 / spacing)
     brain = radius < 1.0
-    tissue = _anatomy(rng, position, radius, brain, spacing)
-    label, tissue = _tumour(rng, position, radius, brain, tissue, spacing)
-    image = _scan(rng, tissue, brain, spacing)
     affine = np.diag([-spacing, -spacing, spacing, 1.0])
     affine[1, 3] = FIELD_OF_VIEW[1] - 1.0
-    return Head(image, label, affine)
+    return Anatomy(position, radius, brain, _anatomy(rng, position, radius, brain, spacing), affine)
 
 
-_CODES = {name: code for code, name in enumerate(_TISSUE)}
+CODES = {name: code for code, name in enumerate(_TISSUE)}
 
 
 def _anatomy(
     rng: np.random.Generator, position: Array, radius: Array, brain: NDArray[np.bool_], spacing: float
 ) -> NDArray[np.uint8]:
     shape = brain.shape
-    folds = _noise(rng, shape, 9.0 / spacing)
-    tissue = np.full(shape, _CODES["white"], dtype=np.uint8)
-    tissue[(radius > 0.80 + 0.07 * folds) & brain] = _CODES["grey"]
-    tissue[(radius > 0.93 + 0.05 * folds) & brain] = _CODES["fluid"]
+    folds = noise(rng, shape, 9.0 / spacing)
+    tissue = np.full(shape, CODES["white"], dtype=np.uint8)
+    tissue[(radius > 0.80 + 0.07 * folds) & brain] = CODES["grey"]
+    tissue[(radius > 0.93 + 0.05 * folds) & brain] = CODES["fluid"]
     for side in (-1.0, 1.0):
         centre = np.array([side * rng.uniform(10, 14), rng.uniform(-8, 2), rng.uniform(4, 10)])
         size = np.array([rng.uniform(5, 9), rng.uniform(22, 32), rng.uniform(8, 13)])
-        tissue[_blob(position, centre, size) + 0.15 * folds < 1] = _CODES["fluid"]
+        tissue[blob(position, centre, size) + 0.15 * folds < 1] = CODES["fluid"]
         centre = np.array([side * rng.uniform(18, 24), rng.uniform(-8, 6), rng.uniform(-10, -2)])
-        tissue[_blob(position, centre, np.array([8.0, 14.0, 9.0])) + 0.2 * folds < 1] = _CODES["nuclei"]
+        tissue[blob(position, centre, np.array([8.0, 14.0, 9.0])) + 0.2 * folds < 1] = CODES["nuclei"]
     for _ in range(rng.integers(3, 9)):  # small bright spots in white matter that are not tumour
         centre = rng.uniform(-0.55, 0.55, 3) * np.array([66.0, 84.0, 60.0])
-        spot = _blob(position, centre, rng.uniform(2.5, 5.0, 3)) < 1
-        tissue[spot & (tissue == _CODES["white"])] = _CODES["grey"]
-    patches = _noise(rng, shape, 22.0 / spacing) > 0.55  # enhancing meninges, in places
-    tissue[patches & (radius > 0.955) & brain] = _CODES["vessel"]
+        spot = blob(position, centre, rng.uniform(2.5, 5.0, 3)) < 1
+        tissue[spot & (tissue == CODES["white"])] = CODES["grey"]
+    patches = noise(rng, shape, 22.0 / spacing) > 0.55  # enhancing meninges, in places
+    tissue[patches & (radius > 0.955) & brain] = CODES["vessel"]
     for _ in range(rng.integers(8, 14)):  # vessels: thin, long
         centre = rng.uniform(-0.7, 0.7, 3) * np.array([66.0, 84.0, 60.0])
         direction = rng.normal(size=3)
@@ -102,7 +125,7 @@ def _anatomy(
         offset = position - centre.reshape(3, 1, 1, 1).astype(np.float32)
         along = np.tensordot(direction.astype(np.float32), offset, 1)
         across = np.sqrt(np.maximum(0, (offset**2).sum(0) - along**2)) + 1.5 * folds
-        tissue[(across < rng.uniform(1.8, 3.0)) & (np.abs(along) < rng.uniform(12, 28)) & brain] = _CODES["vessel"]
+        tissue[(across < rng.uniform(1.8, 3.0)) & (np.abs(along) < rng.uniform(12, 28)) & brain] = CODES["vessel"]
     return tissue
 
 
@@ -115,36 +138,37 @@ def _tumour(
     spacing: float,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     shape = brain.shape
-    candidates = np.argwhere((radius < 0.72) & (tissue == _CODES["white"]))
+    candidates = np.argwhere((radius < 0.72) & (tissue == CODES["white"]))
     index = tuple(candidates[rng.integers(len(candidates))])
     centre = position[(slice(None), *index)].astype(np.float64)
     core = rng.uniform(12.0, 21.0)
     size = core * rng.uniform(0.85, 1.2, 3)
-    distance = _blob(position, centre, size, root=True) + 0.14 * _noise(rng, shape, 14.0 / spacing)
+    distance = blob(position, centre, size, root=True) + 0.14 * noise(rng, shape, 14.0 / spacing)
     inner = rng.uniform(0.50, 0.68)
     spread = rng.uniform(1.5, 2.1)
-    wide = distance + 0.16 * _noise(rng, shape, 20.0 / spacing)
-    fluid = tissue == _CODES["fluid"]
-    edema = (wide < spread) & brain & ~fluid & (tissue != _CODES["vessel"]) & (radius < 0.93)
+    wide = distance + 0.16 * noise(rng, shape, 20.0 / spacing)
+    fluid = tissue == CODES["fluid"]
+    edema = (wide < spread) & brain & ~fluid & (tissue != CODES["vessel"]) & (radius < 0.93)
     rim = (distance < 1.0) & brain
     necrosis = (distance < inner) & brain
     tissue, label = tissue.copy(), np.zeros(shape, dtype=np.uint8)
     for mask, name, value in ((edema, "edema", 2), (rim, "rim", 4), (necrosis, "necrosis", 1)):
-        tissue[mask], label[mask] = _CODES[name], value
+        tissue[mask], label[mask] = CODES[name], value
     return label, tissue
 
 
-def _scan(
+def scan(
     rng: np.random.Generator, tissue: NDArray[np.uint8], brain: NDArray[np.bool_], spacing: float
 ) -> NDArray[np.int16]:
+    """The four channels of a head's tissues, (4, *S), with partial volume, texture, bias field and Rician noise."""
     shape = tissue.shape
     channels = []
     for c in range(len(CHANNELS)):
         means = np.array([brightness[c] for brightness in _TISSUE.values()], dtype=np.float32)
         means = means * rng.uniform(0.94, 1.06, len(means)).astype(np.float32)
         clean = ndimage.gaussian_filter(means[tissue], 0.6 / spacing)  # partial volume
-        clean *= 1.0 + 0.05 * _noise(rng, shape, 5.0 / spacing)  # texture
-        clean *= np.exp(rng.uniform(0.05, 0.12) * _noise(rng, shape, 80.0 / spacing))  # bias field
+        clean *= 1.0 + 0.05 * noise(rng, shape, 5.0 / spacing)  # texture
+        clean *= np.exp(rng.uniform(0.05, 0.12) * noise(rng, shape, 80.0 / spacing))  # bias field
         sigma = np.float32(rng.uniform(0.03, 0.06))
         real = clean + sigma * rng.standard_normal(shape, dtype=np.float32)
         imaginary = sigma * rng.standard_normal(shape, dtype=np.float32)
@@ -153,12 +177,13 @@ def _scan(
     return np.stack(channels)
 
 
-def _blob(position: Array, centre: NDArray[np.float64], size: NDArray[np.float64], *, root: bool = False) -> Array:
+def blob(position: Array, centre: NDArray[np.float64], size: NDArray[np.float64], *, root: bool = False) -> Array:
+    """The squared distance from an ellipsoid\'s centre in units of its half axes, or its root: 1 at the surface."""
     total = sum(((p - np.float32(c)) / np.float32(s)) ** 2 for p, c, s in zip(position, centre, size, strict=True))
     return np.sqrt(total) if root else np.asarray(total)
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], wavelength: float) -> Array:
+def noise(rng: np.random.Generator, shape: tuple[int, ...], wavelength: float) -> Array:
     """Smooth noise of about unit variance that changes over ``wavelength`` voxels."""
     coarse = [max(2, int(np.ceil(n / wavelength)) + 2) for n in shape]
     values = rng.standard_normal(coarse, dtype=np.float32)
@@ -190,7 +215,7 @@ def write_head(folder: Path, number: int, seed: int, spacing: float) -> dict[str
         image.set_qform(head.affine, 1)
         image.set_sform(head.affine, 1)
         image.header["descrip"] = BANNER.encode()
-        write_file(folder / name / f"{name}_{suffix}.nii.gz", lambda s, i=image: s.write(_gzipped(i)))  # type: ignore[misc]
+        write_file(folder / name / f"{name}_{suffix}.nii.gz", lambda s, i=image: s.write(gzipped(i)))  # type: ignore[misc]
     return {
         "id": name,
         "image": {channel: f"{name}/{name}_{channel}.nii.gz" for channel in CHANNELS},
@@ -198,9 +223,8 @@ def write_head(folder: Path, number: int, seed: int, spacing: float) -> dict[str
     }
 
 
-def _gzipped(image: nib.Nifti1Image) -> bytes:
-    import gzip
-
+def gzipped(image: nib.Nifti1Image) -> bytes:
+    """The bytes of a ``.nii.gz``, the same each time."""
     return gzip.compress(image.to_bytes(), 1, mtime=0)
 
 

@@ -19,6 +19,7 @@ from cmt_med.data.case import Case
 from cmt_med.data.conventions.names import canonical_channel
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.phantom import BANNER, make_phantom
+from cmt_med.data.phantom_lesions import make_lesion_phantom
 from cmt_med.data.preprocessing.cache import CachedCase, default_cache_folder, prepare
 from cmt_med.data.preprocessing.pipeline import preprocessing_settings, whole_image_settings
 from cmt_med.data.splits import split_cases
@@ -53,7 +54,8 @@ def ensure_phantom(experiment: Experiment, overrides: Sequence[str]) -> None:
     if not experiment.data.phantom or path.exists() or given & {"data", "data.manifest"}:
         return
     log.info("making phantom heads for a first run (%s)", path)
-    make_phantom(path, path.parent / path.stem)
+    make = make_lesion_phantom if experiment.data.phantom == "lesions" else make_phantom
+    make(path, path.parent / path.stem)
 
 
 def bound_demo(experiment: Experiment, manifest: Manifest, overrides: list[str]) -> Experiment:
