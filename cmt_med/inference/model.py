@@ -164,7 +164,7 @@ class ModelCard(BaseModel):
     def outputs(self) -> Task:
         """The task that the network was trained for."""
         regions = [region.model_dump() for region in self.regions] if self.regions is not None else None
-        return TASKS[self.task].from_card(self.labels, regions, int(self.network.get("spatial_dims", 3)))
+        return TASKS[self.task].from_card(self.labels, regions)
 
     @property
     def writes_labels(self) -> bool:

@@ -18,6 +18,7 @@ from cmt_med.networks.cmt_unetr import PAPER_UNETRS, cmt_unetr, cmt_unetr_pyrami
 from cmt_med.networks.encoders.cmt import PAPER_NETWORKS
 from cmt_med.networks.heads.classifier import cmt_classifier, monai_densenet
 from cmt_med.networks.heads.detector import cmt_detector
+from cmt_med.networks.heads.set_detector import cmt_detr
 from cmt_med.networks.peers import (
     monai_dynunet,
     monai_mednext,
@@ -34,6 +35,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cmt_b": PAPER_NETWORKS["cmt_b"],
     "cmt_classifier": cmt_classifier,
     "cmt_detector": cmt_detector,
+    "cmt_detr": cmt_detr,
     "cmt_unetr": cmt_unetr,
     "cmt_unetr_pyramid": cmt_unetr_pyramid,
     "cmt_unetr_ti": PAPER_UNETRS["cmt_unetr_ti"],
@@ -51,7 +53,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 CLASSIFIERS = (*PAPER_NETWORKS, "cmt_classifier", "monai_densenet")
 """Names of the networks that answer once for a whole image."""
-DETECTORS = ("cmt_detector",)
+DETECTORS = ("cmt_detector", "cmt_detr")
 """Names of the networks that find boxes; all others answer for each position."""
 
 NETWORKS_VERSION = 2
@@ -88,8 +90,8 @@ def build_network(
 
     Returns:
         A module from (B, in_channels, *S) to (B, num_classes, *S), to (B, num_classes) for ``CLASSIFIERS``, or to maps
-        (B, num_classes, *ceil(S / stride)) for ``DETECTORS``, of a channel for each class and two for each axis. It raises
-        NetworkError for an input of another kind.
+        (B, num_classes + 2d, *ceil(S / stride)) for ``cmt_detector``; ``cmt_detr`` gives a set,
+        (B, queries, num_classes + 2d). It raises NetworkError for an input of another kind.
 
     Raises:
         NetworkError: for an unknown name or option, or one that the network does not have.
@@ -182,7 +184,7 @@ def _require_image(
     """
     wanted = f"(B, {in_channels}, {', '.join(f'D{i + 1}' for i in range(spatial_dims))})"
     inputs = (*arguments, *named.values())
-    x = inputs[0] if len(inputs) == 1 else None
+    x = inputs[0] if len(inputs) == 1 or (inputs and getattr(network, "takes_hints", False)) else None
     if not isinstance(x, Tensor):
         raise NetworkError(
             "the network takes one tensor", where=", ".join(type(item).__name__ for item in inputs) or "no input",

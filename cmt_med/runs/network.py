@@ -64,7 +64,7 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
     network = build_network(
         settings.name, spatial_dims=settings.spatial_dims,
         in_channels=len(experiment.data.channels) + int(experiment.data.foreground_channel),
-        num_classes=1 + 2 * settings.spatial_dims if boxes else 2,
+        num_classes=2,
         deep_supervision=experiment.train.deep_supervision and dense and not boxes, **settings.options,
     )  # fmt: skip
     if settings.pretrained is not None and (fresh or not has_checkpoints(Path(experiment.output))):

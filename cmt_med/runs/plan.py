@@ -218,7 +218,8 @@ def _step_seconds(network: torch.nn.Module, channels: int, edge: int, dims: int,
     for _ in range(3):
         begun = time.perf_counter()
         output = network.train()(x)
-        sum(o.square().mean() for o in (output if isinstance(output, list) else [output])).backward()
+        parts = [output] if isinstance(output, Tensor) else [part for part in output if part.numel()]
+        torch.stack([part.square().mean() for part in parts]).sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - begun)

@@ -68,7 +68,7 @@ def set_up(
 def _outputs(experiment: Experiment, manifest: Manifest) -> int:
     """Channels of the network's output."""
     if experiment.task == "detection":
-        return max(1, len(manifest.labels) - 1) + 2 * experiment.network.spatial_dims
+        return max(1, len(manifest.labels) - 1)
     return 2 if experiment.task == "instances" else len(manifest.regions or manifest.labels)
 
 

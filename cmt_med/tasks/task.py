@@ -69,8 +69,8 @@ class Task(Protocol):
         ...
 
     @classmethod
-    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None, dims: int = 3) -> Task:
-        """The task of a trained model of so many spatial dimensions, from its card."""
+    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Task:
+        """The task of a trained model, from its card."""
         ...
 
     @property
@@ -95,7 +95,7 @@ class Task(Protocol):
 
     @property
     def channels(self) -> int:
-        """Channels of the network's output."""
+        """Classes of the network's output (``num_classes``)."""
         ...
 
     @staticmethod
@@ -124,7 +124,11 @@ class Task(Protocol):
         """
         ...
 
-    def loss(self, output: Tensor | list[Tensor], batch: Batch) -> Tensor:
+    def hints(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What networks that ask for it (``takes_hints``) are told beside the image while they are trained."""
+        ...
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
         """The loss of the network's output, or of a list of outputs from fine to coarse (deep supervision)."""
         ...
 

@@ -72,6 +72,7 @@ class Loop:
             augment=self.setup.augment,
             compiled=self.train.compile,
             frozen=self.setup.frozen,
+            hints=self.setup.task.hints,
         )
         self.banner = banner
         self.engine = Engine(step)

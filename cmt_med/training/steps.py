@@ -21,7 +21,7 @@ from cmt_med.training.averaging import AveragedWeights
 
 BESIDE = ("class", "annotated", "boxes", "box_class", "box_ignored")
 """What a batch has for a task beside images and labels (:class:`cmt_med.tasks.task.Batch`)."""
-Loss = Callable[[Tensor | list[Tensor], Batch], Tensor]
+Loss = Callable[[Any, Batch], Tensor]
 Step = Callable[[Engine, Sequence[dict[str, Any]]], dict[str, float]]
 
 
@@ -38,6 +38,7 @@ def training_step(
     augment: Augment | None = None,
     compiled: bool = False,
     frozen: Sequence[nn.Module] = (),
+    hints: Callable[[Batch], tuple[Tensor, ...]] | None = None,
 ) -> Step:
     """One optimizer step on a group of batches, whose gradients are averaged.
 
@@ -51,6 +52,7 @@ def training_step(
         clip: largest norm of the gradient.
         amp: bf16 autocast on a GPU.
         augment: changes images and labels on the device, where batches come unchanged.
+        hints: what networks that ask for it are told beside the image (:meth:`cmt_med.tasks.task.Task.hints`).
         frozen: parts of the network that stay in eval mode, statistics included.
         compiled: run the network through torch.compile, for patches of one size; whatever else uses it does not.
 
@@ -61,6 +63,7 @@ def training_step(
     """
     device = next(network.parameters()).device
     plain = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    told = hints if getattr(plain, "takes_hints", False) else None
     run = torch.compile(network, dynamic=False) if compiled else network
 
     def step(engine: Engine, batches: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -82,7 +85,7 @@ def training_step(
             waits = position + 1 < len(batches) and network is not plain
             with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
-                    output = run(moved["image"])
+                    output = run(moved["image"], *(told(moved) if told is not None else ()))
                 value = loss(output, moved) / len(batches)
                 value.backward()
             total += float(value.detach())  # on a GPU, this waits for it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cmt_med.base.errors import NetworkError
-from cmt_med.networks import CLASSIFIERS, NETWORKS, build_network
+from cmt_med.networks import CLASSIFIERS, DETECTORS, NETWORKS, build_network
 
 SOAK = bool(os.environ.get("CMT_SOAK"))
 SIZES = {2: [(32, 48), (37, 21), (5, 64)], 3: [(16, 32, 16), (17, 11, 23), (3, 20, 9)]}
@@ -23,6 +24,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cmt_s": {"input_size": 64},
     "cmt_b": {"input_size": 64},
     "cmt_classifier": TINY,
+    "cmt_detector": TINY,
+    "cmt_detr": TINY | {"channels": 16, "heads": 2, "queries": 12},
     "cmt_unetr": TINY,
     "cmt_unetr_pyramid": TINY | {"dims": (16, 24, 32, 40)},
     "cmt_unetr_ti": {"input_size": 64},
@@ -67,10 +70,10 @@ DEEP_SUPERVISION = {"monai_dynunet", "monai_mednext"}
 
 # Zero by construction: softmax over keys is unmoved by a key bias (the first half of kv, the middle third of qkv), and a
 # norm over positions takes away a bias right before it, also one that reaches it through a linear layer or a sum alone.
-KEY_BIAS = re.compile(r"attention\.(kv|qkv)\.bias$")
+KEY_BIAS = re.compile(r"(attention|layers\.\d)\.(kv|qkv)\.bias$")
 BIAS_BEFORE_NORM = {
     "cmt_unetr": re.compile(
-        r"stem\.(embed|conv)\.bias|stem\.embed\.project\.bias|conv\.conv[12]\.bias|shortcut\.bias|stem\.convs\.\d\.bias"
+        r"stem\.(embed|conv)\.bias|stem\.embed\.project\.bias|\.conv[12]\.bias|shortcut\.bias|stem\.convs\.\d\.bias"
     ),
     "mlp": re.compile(r"stem\.(embed|conv)\.bias|stages\.2\.1\.feed_forward\.(norm|project)\.bias|decoder\.levels"),
     "paper": re.compile(
@@ -98,6 +101,11 @@ def make(name: str, dims: int, variant: str = "as preset", **more: Any) -> nn.Mo
 
 
 def expected_shape(name: str, size: tuple[int, ...]) -> tuple[int, ...]:
+    maps = [math.ceil(n / 4) for n in size]
+    if name == "cmt_detr":
+        return (2, min(12, math.prod(maps)), 3 + 2 * len(size))
+    if name == "cmt_detector":
+        return (2, 3 + 2 * len(size), *maps)
     return (2, 3) if name in CLASSIFIERS else (2, 3, *size)
 
 
@@ -126,12 +134,17 @@ def test_any_size_and_deterministic_eval(name: str, variant: str, dims: int) -> 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(("name", "variant"), OURS)
 def test_every_parameter_gets_a_gradient(name: str, variant: str, dims: int) -> None:
-    more: dict[str, Any] = {"dropout": 0.0} if name in CLASSIFIERS else {"deep_supervision": True}
+    more: dict[str, Any] = (
+        {"dropout": 0.0} if name in CLASSIFIERS else {} if name in DETECTORS else {"deep_supervision": True}
+    )
     network = make(name, dims, variant, drop_path=0.0, **more).double().train()
     size = (
         (32, 64) if dims == 2 else (33, 9, 33)
     )  # two keys at least along depth and plane, or queries would have no gradient
-    outputs = as_list(network(torch.randn(2, 2, *size, dtype=torch.float64)))
+    hints: tuple[Tensor, ...] = ()
+    if getattr(network, "takes_hints", False):
+        hints = (torch.tensor([[[2.0] * dims + [8.0] * dims] * 3] * 2), torch.tensor([[0, 1, -1], [2, 0, 1]]))
+    outputs = as_list(network(torch.randn(2, 2, *size, dtype=torch.float64), *hints))
     torch.stack([(y * torch.randn_like(y)).sum() for y in outputs]).sum().backward()
     kind = "mlp" if "mlp" in variant else "paper" if "input_size" in OPTIONS[name] else "cmt_unetr"
     largest = max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None)
@@ -164,7 +177,7 @@ def test_round_trip_and_registration(name: str, variant: str, dims: int) -> None
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(
-    "name", [name for name, variant in USUAL if name not in CLASSIFIERS and variant == "as preset"]
+    "name", [name for name, variant in USUAL if name not in (*CLASSIFIERS, *DETECTORS) and variant == "as preset"]
 )
 def test_deep_supervision_is_a_list_only_in_training(name: str, dims: int) -> None:
     x = torch.randn(1, 2, *(64,) * dims)
@@ -270,7 +283,7 @@ def test_what_is_bounded_in_size_says_so() -> None:
         network = make(name, 2, "as preset").eval()
         x = torch.randn(1, 2, 70, 33)
         if name not in BOUNDED_SIZE:
-            assert network(x).shape[-2:] == (70, 33) or name in CLASSIFIERS
+            assert network(x).shape[-2:] == (70, 33) or name in (*CLASSIFIERS, *DETECTORS)
             continue
         with pytest.raises(NetworkError, match="64"):
             network(x)

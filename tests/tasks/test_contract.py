@@ -98,7 +98,7 @@ def test_every_task(tmp_path_factory: pytest.TempPathFactory, name: str, dims: i
 
 
 def _the_card_says_it_all(task: Task) -> None:
-    again = TASKS[task.name].from_card(dict(task.labels), task.regions, getattr(task, "dims", 3))
+    again = TASKS[task.name].from_card(dict(task.labels), task.regions)
     assert (again.labels, again.regions, again.channels, again.scored) == (
         task.labels, task.regions, task.channels, task.scored,
     )  # fmt: skip

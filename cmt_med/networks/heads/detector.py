@@ -24,12 +24,12 @@ def _with_bias(layer: Pointwise, bias: float) -> Pointwise:
 
 
 class CentreDecoder(nn.Module):
-    """From a pyramid to maps (B, num_classes, *ceil(S / stride)), whose last 2d channels are distances to a box's faces.
+    """From a pyramid to maps (B, num_classes + 2d, *ceil(S / stride)), whose last 2d channels are distances to a box's faces.
 
     Args:
         spatial_dims: d, 2 or 3.
         widths, strides: of the pyramid's grids, finest first.
-        num_classes: of the maps: one for each class of objects, and 2d.
+        num_classes: of objects.
         norm: see :func:`cmt_med.blocks.conv.norm_layer`.
         stride: of the maps, one of ``strides``.
 
@@ -47,7 +47,7 @@ class CentreDecoder(nn.Module):
                 where=f"stride={stride}",
                 fix=f"use one of {', '.join(map(str, strides))}",
             )
-        self.finest = list(strides).index(stride)
+        self.stride, self.finest = stride, list(strides).index(stride)
         # Named by level, as in the UNETR decoder, whose weights they can start from.
         self.ups = nn.ModuleDict(
             {
@@ -58,8 +58,7 @@ class CentreDecoder(nn.Module):
             }
         )
         width = widths[self.finest]
-        objects = max(1, num_classes - 2 * spatial_dims)
-        towers = {"classes": objects, "distances": num_classes - objects}
+        towers = {"classes": num_classes, "distances": 2 * spatial_dims}
         self.towers = nn.ModuleDict(
             {
                 name: nn.Sequential(
@@ -67,16 +66,22 @@ class CentreDecoder(nn.Module):
                     _with_bias(Pointwise(width, count), -math.log((1 - PRIOR) / PRIOR) if name == "classes" else 0.0),
                 )
                 for name, count in towers.items()
-                if count > 0
             }
         )
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Grids to the maps of classes, and of distances."""
-        grid = features[-1]
+    def grids(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The pyramid, down to the stride, with what is coarser in each grid; finest first."""
+        found = [features[-1]]
         for i in reversed(range(self.finest, len(features) - 1)):
-            grid = self.ups[str(i)](grid, features[i])
+            found.insert(0, self.ups[str(i)](found[0], features[i]))
+        return found
+
+    def maps(self, grid: Tensor) -> list[Tensor]:
+        """From the finest grid to the maps of classes, and of distances."""
         return [tower(grid) for tower in self.towers.values()]
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return torch.cat(self.maps(self.grids(features)[0]), dim=1)
 
 
 class CentreDetector(nn.Module):
@@ -88,7 +93,8 @@ class CentreDetector(nn.Module):
         channels_last_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat(self.decoder(self.encoder(channels_last(x))), dim=1)
+        maps: Tensor = self.decoder(self.encoder(channels_last(x)))
+        return maps
 
 
 def cmt_detector(
@@ -116,7 +122,7 @@ def cmt_detector(
     Args:
         spatial_dims: d, 2 or 3.
         in_channels: channels of the image.
-        num_classes: of the maps: one for each class of objects, and 2d.
+        num_classes: of objects.
         stem_channels, dims, depths, head_dim, attention, kv_strides, window, ffn_ratio, drop_path, norm, embedding, merging,
             checkpointing: see :class:`cmt_med.networks.encoders.backbone.CMTBackbone`.
         stride: of the maps, in voxels; objects of its size can still be told apart.

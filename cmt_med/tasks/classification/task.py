@@ -65,9 +65,7 @@ class Classification:
         return cls(manifest.classes, experiment.classification)
 
     @classmethod
-    def from_card(
-        cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None, dims: int = 3
-    ) -> Classification:
+    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Classification:
         """From names and numbers as a model card has them."""
         if regions is not None or sorted(labels.values()) != list(range(len(labels))):
             raise ValueError("classes are numbered from 0 on, and have no regions")
@@ -116,6 +114,9 @@ class Classification:
                     "windows are for label maps", where=f"inference.{key}",
                     why="the network sees a whole image at once", fix=f"leave inference.{key} out",
                 )  # fmt: skip
+
+    def hints(self, batch: Batch) -> tuple[Tensor, ...]:
+        return ()
 
     def loss(self, output: Tensor | list[Tensor], batch: Batch) -> Tensor:
         """Cross-entropy of logits (B, K), with weights by class and smoothed labels as configured."""

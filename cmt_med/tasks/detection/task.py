@@ -19,9 +19,11 @@ from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.data.volumes.boxes import OBJECT, has_boxes
 from cmt_med.evaluation.boxes import COCO, LOOSE, MOST_BOXES, THRESHOLDS, Matches, match, mean_precision, ranking
+from cmt_med.networks.heads.set_detector import SetOutput
 from cmt_med.tasks.detection.centres import centre_loss, peaks
 from cmt_med.tasks.detection.fusion import without_repeats
 from cmt_med.tasks.detection.report import assess
+from cmt_med.tasks.detection.sets import set_boxes, set_loss
 from cmt_med.tasks.sections import Assessment
 from cmt_med.tasks.task import Batch, Metric
 
@@ -49,8 +51,8 @@ class Detection:
     overlapping: ClassVar[bool] = False
     regions: ClassVar[None] = None
 
-    def __init__(self, names: Mapping[str, int], settings: Settings = USUAL, dims: int = 3) -> None:
-        self.names, self.settings, self.dims = dict(names), settings, dims
+    def __init__(self, names: Mapping[str, int], settings: Settings = USUAL) -> None:
+        self.names, self.settings = dict(names), settings
         self.values = [value for value in self.names.values() if value]
         self._number = torch.full((256,), -1, dtype=torch.int64)  # label value -> channel
         for channel, value in enumerate(self.values):
@@ -78,14 +80,14 @@ class Detection:
                 "the classes of boxes are not known", where=str(manifest.path), why="the case list has no labels",
                 fix='add "labels": {"0": "background", "1": "NAME", ...}', code="E_MANIFEST",
             )  # fmt: skip
-        return cls(names, experiment.detection, experiment.network.spatial_dims)
+        return cls(names, experiment.detection)
 
     @classmethod
-    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None, dims: int = 3) -> Detection:
+    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Detection:
         """From a model card."""
         if regions is not None or not any(labels.values()):
             raise ValueError("boxes have classes, and no regions")
-        return cls(labels, dims=dims)
+        return cls(labels)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -97,7 +99,7 @@ class Detection:
 
     @property
     def channels(self) -> int:
-        return len(self.values) + 2 * self.dims
+        return len(self.values)
 
     @staticmethod
     def has_target(case: Case) -> bool:
@@ -119,17 +121,30 @@ class Detection:
                     fix=f"leave inference.{key} out; see detection.min_score, detection.overlap and detection.min_component_mm3",
                 )  # fmt: skip
 
-    def loss(self, output: Tensor | list[Tensor], batch: Batch) -> Tensor:
-        """The focal loss of heat maps, and 1 - GIoU of boxes; objects whose middle lies outside of the patch are no targets."""
-        assert isinstance(output, Tensor)  # detectors have one scale
-        size = batch["image"].shape[2:]
+    def hints(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Boxes and classes, for networks that learn from noised ones; ignored ones are none."""
+        boxes, classes = self._targets(batch)
+        return boxes, torch.where(batch["box_ignored"], -1, classes)
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """Of maps or of a set, by what the network gives; objects whose middle lies outside of the patch are no targets.
+
+        See :func:`cmt_med.tasks.detection.centres.centre_loss` and :func:`cmt_med.tasks.detection.sets.set_loss`.
+        """
+        boxes, classes = self._targets(batch)
+        size, weight = batch["image"].shape[2:], self.settings.box_weight
+        if isinstance(output, SetOutput):
+            return set_loss(output, boxes, classes, batch["box_ignored"], size, weight)
+        return centre_loss(output, boxes, classes, batch["box_ignored"], size, weight)
+
+    def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Boxes (B, N, 2d), and the channels of their classes (B, N), -1 for none."""
         boxes = batch["boxes"]
         low, high = boxes.chunk(2, -1)
         middle = (low + high) / 2
-        end = torch.tensor(size, device=boxes.device)
+        end = torch.tensor(batch["image"].shape[2:], device=boxes.device)
         inside = ((middle >= 0) & (middle < end)).all(-1)
-        classes = torch.where(inside, self._number.to(boxes.device)[batch["box_class"]], -1)
-        return centre_loss(output, boxes, classes, batch["box_ignored"], size, self.settings.box_weight)
+        return boxes, torch.where(inside, self._number.to(boxes.device)[batch["box_class"]], -1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -141,7 +156,11 @@ class Detection:
         """The boxes of each patch, in its voxels, from the network's output; the best first."""
         values = np.array(self.values)
         found = []
-        for boxes, classes, scores in peaks(output, size, least=settings.min_score, most=settings.most):
+        if output.ndim == 3:  # a set of queries
+            listing = set_boxes(output, len(size), least=settings.min_score, most=settings.most)
+        else:
+            listing = peaks(output, size, least=settings.min_score, most=settings.most)
+        for boxes, classes, scores in listing:
             low, high = boxes.double().cpu().numpy().reshape(-1, 2, len(size)).swapaxes(0, 1)
             listed = Boxes.of(low, high, values[classes.cpu().numpy()], scores.cpu().numpy(), dims=len(size))
             found.append(without_repeats(listed, settings.overlap))

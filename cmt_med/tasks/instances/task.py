@@ -71,7 +71,7 @@ class Instances:
         return cls(experiment.instances)
 
     @classmethod
-    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None, dims: int = 3) -> Instances:
+    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Instances:
         """From a model card."""
         if regions is not None or labels != cls().labels:
             raise ValueError(f"objects are the one label {TARGET}, and have no regions")
@@ -104,6 +104,9 @@ class Instances:
                     why="how objects are found is said in the section instances",
                     fix=f"leave inference.{key} out; see instances.threshold and instances.min_object_mm3",
                 )  # fmt: skip
+
+    def hints(self, batch: Batch) -> tuple[Tensor, ...]:
+        return ()
 
     def loss(self, output: Tensor | list[Tensor], batch: Batch) -> Tensor:
         """Dice and cross-entropy of the foreground, and cross-entropy of depths, on each scale with the weight 2^-i.

@@ -86,9 +86,7 @@ class Segmentation:
         return cls(scheme_of(manifest.labels, regions), manifest.labels, experiment.train.loss, ignore=manifest.ignore)
 
     @classmethod
-    def from_card(
-        cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None, dims: int = 3
-    ) -> Segmentation:
+    def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Segmentation:
         """From names, values and regions as a model card has them."""
         targets = None
         if regions is not None:
@@ -126,6 +124,9 @@ class Segmentation:
 
     def check(self, settings: Inference) -> None:
         self.scheme.check(settings)
+
+    def hints(self, batch: Batch) -> tuple[Tensor, ...]:
+        return ()
 
     def loss(self, output: Tensor | list[Tensor], batch: Batch) -> Tensor:
         return self._loss(output, batch["label"], batch.get("annotated"))
