@@ -18,6 +18,7 @@ from cmt_med.networks.cmt_unetr import PAPER_UNETRS, cmt_unetr, cmt_unetr_pyrami
 from cmt_med.networks.encoders.cmt import PAPER_NETWORKS
 from cmt_med.networks.heads.classifier import cmt_classifier, monai_densenet
 from cmt_med.networks.heads.detector import cmt_detector
+from cmt_med.networks.heads.retinanet import cmt_retinanet
 from cmt_med.networks.heads.set_detector import cmt_detr
 from cmt_med.networks.peers import (
     monai_dynunet,
@@ -36,6 +37,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cmt_classifier": cmt_classifier,
     "cmt_detector": cmt_detector,
     "cmt_detr": cmt_detr,
+    "cmt_retinanet": cmt_retinanet,
     "cmt_unetr": cmt_unetr,
     "cmt_unetr_pyramid": cmt_unetr_pyramid,
     "cmt_unetr_ti": PAPER_UNETRS["cmt_unetr_ti"],
@@ -53,7 +55,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 CLASSIFIERS = (*PAPER_NETWORKS, "cmt_classifier", "monai_densenet")
 """Names of the networks that answer once for a whole image."""
-DETECTORS = ("cmt_detector", "cmt_detr")
+DETECTORS = ("cmt_detector", "cmt_detr", "cmt_retinanet")
 """Names of the networks that find boxes; all others answer for each position."""
 
 NETWORKS_VERSION = 2
@@ -90,8 +92,8 @@ def build_network(
 
     Returns:
         A module from (B, in_channels, *S) to (B, num_classes, *S), to (B, num_classes) for ``CLASSIFIERS``, or to maps
-        (B, num_classes + 2d, *ceil(S / stride)) for ``cmt_detector``; ``cmt_detr`` gives a set,
-        (B, queries, num_classes + 2d). It raises NetworkError for an input of another kind.
+        (B, num_classes + 2d, *ceil(S / stride)) for ``cmt_detector``; ``cmt_detr`` and
+        ``cmt_retinanet`` give a set, (B, n, num_classes + 2d). It raises NetworkError for an input of another kind.
 
     Raises:
         NetworkError: for an unknown name or option, or one that the network does not have.

@@ -187,6 +187,22 @@ def test_from_pictures_to_a_report(
     assert run(infer, "--model", "runs/my", "--input", new, "--output", "p", "--convention", "msd") == 64
 
 
+@pytest.mark.parametrize("network", ["cmt_detr", "cmt_retinanet"])
+def test_other_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    voc(tmp_path / "d", 24)
+    assert run(init, "d", "--output", "my.yaml") == 0
+    more = "queries: 8, layers: 2, channels: 32" if network == "cmt_detr" else "channels: 16, anchor_edges: [2, 3]"
+    sets = [f"network.name={network}", f"network.options={SMALL[:-1]}, {more}}}", *QUICK[1:], "optimizer.lr=3e-3"]
+    assert run(train, "--config", "my.yaml", "--dry-run", sets=sets) == 0
+    assert run(train, "--config", "my.yaml", sets=[*sets, "train.epochs=80", "train.validate_every=80"]) == 0
+    metrics = json.loads((tmp_path / "runs/my/report/metrics.json").read_text())
+    assert metrics["summary"]["all_classes"]["ap50"]["value"] > 0.5
+    new = voc(tmp_path / "new", 4, seed=1, shape=(100, 90))
+    assert run(infer, "--model", "runs/my", "--input", new, "--output", "p", "--tta", "flips") == 0
+    assert run(evaluate, "--predictions", "p", "--references", new, "--output", "r") == 0
+
+
 def test_volumes_with_masks_and_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes around the connected parts of label maps, in voxels of the image and in mm, in a turned and stretched volume."""
     monkeypatch.chdir(tmp_path)

@@ -19,6 +19,7 @@ from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.data.volumes.boxes import OBJECT, has_boxes
 from cmt_med.evaluation.boxes import COCO, LOOSE, MOST_BOXES, THRESHOLDS, Matches, match, mean_precision, ranking
+from cmt_med.networks.heads.retinanet import DetectionLosses
 from cmt_med.networks.heads.set_detector import SetOutput
 from cmt_med.tasks.detection.centres import centre_loss, peaks
 from cmt_med.tasks.detection.fusion import without_repeats
@@ -133,6 +134,8 @@ class Detection:
         """
         boxes, classes = self._targets(batch)
         size, weight = batch["image"].shape[2:], self.settings.box_weight
+        if isinstance(output, DetectionLosses):
+            return output.classes + weight * output.boxes
         if isinstance(output, SetOutput):
             return set_loss(output, boxes, classes, batch["box_ignored"], size, weight)
         return centre_loss(output, boxes, classes, batch["box_ignored"], size, weight)
