@@ -161,6 +161,7 @@ def _write_run(
             "preprocessing": card.preprocessing,
             "settings": card.inference.model_dump(),
             "provenance": card.provenance,
+            "trained_on": card.trained_on,
             "cases": list(asked),
             "failed": [failure["case"] for failure in failures],
             "notice": banner,

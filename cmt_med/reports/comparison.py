@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from cmt_med.base.errors import EXIT_DONE, ConfigError
 from cmt_med.base.files import require_writable_folder, write_json
 from cmt_med.base.text import counted, visible
-from cmt_med.evaluation.metrics import CLASS_METRICS, INSTANCE_METRICS, METRICS, Metric, metric_of, surface_dice_name
+from cmt_med.evaluation.metrics import (
+    CLASS_METRICS,
+    INSTANCE_METRICS,
+    METRICS,
+    Metric,
+    metric_of,
+    of_pixels,
+    surface_dice_name,
+)
 from cmt_med.evaluation.statistics import METHOD_TEXT, SIGNIFICANT, PairedTest, Standing, compare_pairs, standings
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.reports.saved import (
@@ -67,7 +75,7 @@ def compare_reports(
     ranked = [row for target in scores for row in standings(target, scores[target], higher_is_better=higher)]
     content = {
         "schema_version": 1,
-        "metric": {"name": metric} | vars(legend),
+        "metric": {"name": metric} | vars(of_pixels(legend) if all(report.pixels for report in pooled) else legend),
         "empty_rule": pooled[0].rule,
         "empty_rule_text": pooled[0].rule_text,
         "method": METHOD_TEXT,

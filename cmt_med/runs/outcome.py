@@ -59,6 +59,7 @@ def card_of(experiment: Experiment, data: Prepared, outcome: Outcome, network: t
         instances=experiment.instances if data.task.objects else None,
         convention=data.manifest.convention,
         training_data=fingerprint_of([entry.statistics() for entry in data.training_entries], data.task.scored),
+        trained_on=sorted({entry.content for entry in data.training_entries}),
         provenance={
             "demo": data.manifest.demo,
             "notice": BANNER if data.manifest.demo else "",
@@ -131,7 +132,7 @@ def report_run(
 
 def report_details(card: ModelCard, run: Path) -> dict[str, dict[str, Any]]:
     """Details of a report on the model and the machine: the card, but for its scores, and ``environment.json``."""
-    facts = {"Model card": card.model_dump(exclude={"validation", "provenance"})}
+    facts = {"Model card": card.model_dump(exclude={"validation", "provenance", "trained_on"})}
     with contextlib.suppress(OSError, ValueError):  # a report without it is better than none
         facts["Environment"] = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     return facts

@@ -29,6 +29,7 @@ from cmt_med.data.preprocessing.fingerprint import case_statistics
 from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary, preprocessing, seen_by, takes_zeros
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 from cmt_med.data.volumes.instances import load_instances, objects_key
+from cmt_med.data.volumes.sums import sum_of_sums
 
 CACHE_VERSION = 4  # since 4, statistics leave out a mask that nothing depends on
 _IDENTITY = 2
@@ -45,7 +46,8 @@ class CachedCase:
 
     ``target`` is the number of its class, for tasks that answer for whole images; such a case has no label map. ``annotated``
     are the label values that its source annotates, and its label map has no other ones; None for all. ``objects`` tells whether
-    the case has numbered objects; its label map then holds their depths (:mod:`cmt_med.data.preprocessing.depth`).
+    the case has numbered objects; its label map then holds their depths (:mod:`cmt_med.data.preprocessing.depth`). ``content``
+    is the sum of its images (:func:`cmt_med.data.volumes.sums.sum_of_sums`).
     """
 
     name: str
@@ -53,6 +55,7 @@ class CachedCase:
     target: int | None = None
     annotated: tuple[int, ...] | None = None
     objects: bool = False
+    content: str = ""
 
     def image(self) -> NDArray[np.float32]:
         """(C, *S), read-only."""
@@ -141,8 +144,10 @@ def prepare(
     if target is not None or objects:
         case = replace(case, label=None, ignore=None, annotated=None)
     case, labels = (case if objects else replace(case, instances=None)), ({} if target is not None else labels)
-    key = _key(case, channels, labels, settings)
-    entry = CachedCase(case.name, folder / f"{key}-{CACHE_VERSION}", target, case.annotated, objects)
+    sums = {name: content_of(case.images[name][0], case) for name in channels if name in case.images}
+    key = _key(case, channels, labels, settings, sums)
+    content = sum_of_sums(sums.values())
+    entry = CachedCase(case.name, folder / f"{key}-{CACHE_VERSION}", target, case.annotated, objects, content)
     if _is_whole(entry):
         return entry
     dense = target is None and not objects
@@ -227,10 +232,10 @@ def _is_whole(entry: CachedCase) -> bool:
     return not wrong
 
 
-def _key(case: Case, channels: Sequence[str], labels: Mapping[str, int], settings: Mapping[str, Any]) -> str:
-    files = {
-        name: [content_of(case.images[name][0], case), case.images[name][1]] for name in channels if name in case.images
-    }
+def _key(
+    case: Case, channels: Sequence[str], labels: Mapping[str, int], settings: Mapping[str, Any], sums: Mapping[str, str]
+) -> str:
+    files = {name: [content, case.images[name][1]] for name, content in sums.items()}
     extra = [content_of(path, case) if path is not None else None for path in (case.label, case.mask)]
     described = [_IDENTITY, files, extra, list(channels), sorted(labels.values()), dict(settings)]
     if case.ignore is not None:
