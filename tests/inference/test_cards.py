@@ -159,6 +159,13 @@ def test_settings_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "o").exists()
 
 
+def test_an_ensemble_was_trained_on_what_any_member_was() -> None:
+    card, _ = random_model()
+    one, other = ([letter * 16] for letter in "ab")
+    cards = [card.model_copy(update={"trained_on": contents}) for contents in (other, one, one)]
+    assert joint_card(cards).trained_on == [*one, *other]
+
+
 def test_changes_are_the_ensemble_s(caplog: pytest.LogCaptureFixture) -> None:
     card, _ = random_model()
     cards = [card.model_copy(update={"inference": Inference(min_region_mm3={"one": size})}) for size in (5.0, 7.0)]
