@@ -199,7 +199,10 @@ def _described(
     found.boxes = dict(counts)
     what = "object" if objects else "annotation"
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common(8))
-    found.notes += [*notes, f"{counted(counts.total(), what)} of {len(counts)} classes: {listed}"]
+    found.notes += [
+        *notes,
+        f"{counted(counts.total(), what)} of {len(counts)} class{'es' if len(counts) != 1 else ''}: {listed}",
+    ]
     if objects and len(counts) > 1:
         found.notes.append("objects of all classes are learned as objects of one kind")
     left = sum(crowds(file.images) for file in files)
