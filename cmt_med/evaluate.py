@@ -16,8 +16,8 @@ def evaluate(
     references: Annotated[
         Path,
         typer.Option(
-            help="Label maps: a folder of the same names, or a case list (.json). Classes: a case list, a CSV table, or a folder "
-            "for each class."
+            help="Label maps: a folder of the same names, a case list (.json), or a data set as downloaded. Classes: a case "
+            "list, a CSV table, or a folder for each class."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Report folder.")],
@@ -45,7 +45,8 @@ def evaluate(
 
     Writes OUTPUT/report.html, metrics.json and metrics.csv: Dice, IoU, sensitivity, precision, specificity, HD, HD95,
     ASSD (mm), surface Dice, volumes (mL) and their errors. A case list may number its labels differently from the
-    model: targets are matched by name. With a case list, the cases scored are those that were predicted (run.json).
+    model: targets are matched by name. With a case list, the cases scored are those that were predicted (run.json). Those that
+    the model was trained on are counted, since their scores are optimistic.
 
     Of classes: AUC, accuracy, sensitivity, Brier score and calibration; --labels, --empty, --tolerance and --lesion-wise are
     for label maps.

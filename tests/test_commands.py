@@ -251,7 +251,7 @@ def test_bad_data_stops_before_training(
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["--set", "optimizer.lrr=1"], 64, "did you mean lr"),
+        (["--set", "optimizer.lrr=1"], 64, "did you mean optimizer.lr"),
         (["--set", "data.manifest=nowhere.json"], 65, "nowhere.json"),
         (["--set", "data.channels=[a, t9]"], 64, "t9"),
         (["--set", "network.options.head_dim=3"], 64, "heads"),

@@ -218,6 +218,19 @@ def test_cases_for_testing(tmp_path: Path, capsys: pytest.CaptureFixture[str], t
         assert np.array_equal(mine.label > 0, theirs.label > 0)
 
 
+def test_cases_without_a_label_map_are_test_cases_of_nnunet(tmp_path: Path) -> None:
+    """Which would refuse them among those for training."""
+    source = original(tmp_path / "d")
+    content = json.loads(source.read_text())
+    del content["training"][1]["label"]
+    source.write_text(json.dumps(content))
+    assert run_command(convert, [str(source), "--to", "nnunet", "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["numTraining"] == 2
+    found = load_manifest(tmp_path / "out")
+    assert [case.name for case in found.cases] == ["case_0", "case_2"]
+    assert [case.name for case in found.test] == ["case_1"]
+
+
 # ---- COCO
 
 

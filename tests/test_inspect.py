@@ -291,7 +291,7 @@ def test_cases_that_can_be_only_predicted(tmp_path: Path, capsys: pytest.Capture
     nifti(tmp_path / "a_ct.nii.gz")
     nifti(tmp_path / "a_seg.nii.gz", LABEL)
     nifti(tmp_path / "b_ct.nii.gz", IMAGE * 2)
-    nifti(tmp_path / "c_seg.nii.gz", LABEL)
+    nifti(tmp_path / "c_seg.nii.gz", LABEL[:-1])
     assert run_command(inspect, [str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "look at:       1 of 3 cases without label map: can be only predicted" in printed

@@ -293,7 +293,11 @@ def _explained(
         known = _keys_at(path[:-1])
         near = difflib.get_close_matches(path[-1], known, 1, 0.6)
         elsewhere = [".".join(p) for p in _all_keys() if p[-1] == path[-1] and not within]
-        hint = near[0] if near else (f"{elsewhere[0]}, which is where it belongs" if elsewhere else "")
+        hint = (
+            ".".join((*path[:-1], near[0]))
+            if near
+            else (f"{elsewhere[0]}, which is where it belongs" if elsewhere else "")
+        )
         return ConfigError(
             f"unknown key {key}{more}",
             where=line,

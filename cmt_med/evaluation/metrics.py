@@ -28,8 +28,9 @@ them out, too. NaN is left out of a mean and counted (``n_undefined``).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -49,6 +50,8 @@ from cmt_med.evaluation.overlap import (
 from cmt_med.evaluation.surface import surface_distances
 
 CHALLENGE_PENALTY_MM = 373.13
+THOUSAND_PIXELS = "1000 px"
+"""The mL of pixels without a size."""
 DEFAULT_TOLERANCES = (1.0, 2.0)
 
 Scores = dict[str, float]
@@ -108,6 +111,12 @@ def metric_of(name: str) -> Metric | None:
     if name.startswith("nsd_") and name.endswith("mm"):
         return Metric(f"surface Dice at {name[4:-2]} mm", "", "higher")
     return METRICS.get(name) or CLASS_METRICS.get(name) or INSTANCE_METRICS.get(name) or DETECTION_METRICS.get(name)
+
+
+def of_pixels(metric: Metric) -> Metric:
+    """The metric of 2D images whose pixels have no size: one counts as 1 mm, and so a distance in mm is one in pixels."""
+    unit = {"mm": "px", "mL": THOUSAND_PIXELS}.get(metric.unit, metric.unit)
+    return replace(metric, title=re.sub(r" mm\Z", " px", metric.title), unit=unit)
 
 
 def check_tolerances(tolerances: Sequence[float]) -> None:

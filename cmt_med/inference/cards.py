@@ -67,6 +67,7 @@ def joint_card(cards: Sequence[ModelCard]) -> ModelCard:
             "channels": channels,
             "preprocessing": preprocessing,
             "training_data": joint_fingerprint([card.training_data for card in cards]),
+            "trained_on": sorted({content for card in cards for content in card.trained_on}),
             "inference": settings,
             "instances": objects,
             "detection": boxes,

@@ -165,6 +165,7 @@ def _write_run(
             "settings": card.inference.model_dump(),
             **({"detection": card.detection.model_dump()} if card.detection is not None else {}),
             "provenance": card.provenance,
+            "trained_on": card.trained_on,
             "cases": list(asked),
             "failed": [failure["case"] for failure in failures],
             "notice": banner,

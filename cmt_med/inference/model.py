@@ -96,6 +96,9 @@ class ModelCard(BaseModel):
     detection: Detection | None = None  # which boxes are kept; None for other tasks
     convention: str = ""  # of the training data, such as brats2021
     training_data: Fingerprint | None = None  # what it looks like; cards from before it was kept have none
+    trained_on: list[
+        Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    ] = []  # sums of the images, by which evaluate knows them
     provenance: dict[str, Any]
     validation: dict[str, Any] | None
     weights_sha256: str = ""

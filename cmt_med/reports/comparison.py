@@ -21,6 +21,7 @@ from cmt_med.evaluation.metrics import (
     METRICS,
     Metric,
     metric_of,
+    of_pixels,
     surface_dice_name,
 )
 from cmt_med.evaluation.statistics import METHOD_TEXT, SIGNIFICANT, PairedTest, Standing, compare_pairs, standings
@@ -75,7 +76,7 @@ def compare_reports(
     ranked = [row for target in scores for row in standings(target, scores[target], higher_is_better=higher)]
     content = {
         "schema_version": 1,
-        "metric": {"name": metric} | vars(legend),
+        "metric": {"name": metric} | vars(of_pixels(legend) if all(report.pixels for report in pooled) else legend),
         "empty_rule": pooled[0].rule,
         "empty_rule_text": pooled[0].rule_text,
         "method": METHOD_TEXT,

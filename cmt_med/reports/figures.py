@@ -119,8 +119,8 @@ def agreement(cases: Cases, target: str) -> Agreement:
     return Agreement(pairs.mean(axis=1), differences, bias, limits)
 
 
-def bland_altman(cases: Cases, targets: Sequence[str]) -> bytes | None:
-    """Difference of the volumes (prediction minus reference, mL) over their mean: a panel per target.
+def bland_altman(cases: Cases, targets: Sequence[str], unit: str = "mL") -> bytes | None:
+    """Difference of the volumes (prediction minus reference) over their mean: a panel per target.
 
     Lines: the mean difference, and 1.96 standard deviations around it (from three cases on).
     """
@@ -132,7 +132,7 @@ def bland_altman(cases: Cases, targets: Sequence[str]) -> bytes | None:
         axes.axhline(found.bias, color=colour, lw=1.2)
         for line in found.limits or ():
             axes.axhline(line, color=colour, lw=1, ls="--")
-        axes.set(xlabel="mean volume (mL)", ylabel="prediction - reference (mL)")
+        axes.set(xlabel=f"mean volume ({unit})", ylabel=f"prediction - reference ({unit})")
 
     return _panels(targets, draw) if cases else None
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from cmt_med.base.files import write_text
 from cmt_med.base.text import visible
 from cmt_med.data.case import Case
-from cmt_med.evaluation.metrics import LESION_COUNTS, metric_of
+from cmt_med.evaluation.metrics import LESION_COUNTS, THOUSAND_PIXELS, metric_of
 from cmt_med.evaluation.summary import case_mean
 from cmt_med.reports import figures
 from cmt_med.reports.calibration import (
@@ -166,7 +166,9 @@ def _figures(metrics: Mapping[str, Any], targets: list[str], log_rows: Sequence[
     return {
         "curves": figures.training_curves(log_rows),
         "distributions": figures.distributions(metrics["cases"], targets, titles),
-        "bland_altman": figures.bland_altman(metrics["cases"], targets),
+        "bland_altman": figures.bland_altman(
+            metrics["cases"], targets, THOUSAND_PIXELS if metrics.get("pixels") else "mL"
+        ),
         "most": figures.MAX_TARGETS,
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 from cmt_med.base.text import counted
 from cmt_med.data.case import Case
 from cmt_med.data.manifest import colours_of, sums_of
+from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores
 from cmt_med.evaluation.overlap import EmptyRule
 from cmt_med.reports.html import write_report
@@ -93,9 +94,11 @@ class Scored:
         notes = self._notes()
         for note in notes:
             log.info("%s", note)
+        notes += extra.get("notes", [])
         self.metrics = write_metrics(
             folder, self.scores, of.targets, rule=of.rule, tolerances=of.tolerances, lesions=of.lesions,
-            failures=self.failures, extra={"notice": of.banner, **({"notes": notes} if notes else {}), **extra},
+            failures=self.failures, extra={"notice": of.banner, **extra, **({"notes": notes} if notes else {})},
+            pixels=bool(self.scores) and all(looks_like_picture(of.references[name]) for name in self.scores),
         )  # fmt: skip
         return self.metrics
 

@@ -35,6 +35,7 @@ class SavedReport:
         notices: what the reports say about themselves, such as that the data are phantoms.
         failed: case -> error code of what could not be scored.
         members: the reports that were pooled; none where there was one.
+        pixels: whether distances are in pixels, which have no size.
     """
 
     name: str
@@ -48,6 +49,7 @@ class SavedReport:
     notices: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     members: tuple[SavedReport, ...] = ()
+    pixels: bool = False
 
 
 def load_report(folder: Path) -> SavedReport:
@@ -79,7 +81,17 @@ def load_report(folder: Path) -> SavedReport:
         raise _fault("the report cannot be compared", path, why, "evaluate again")
     notices = (str(content["notice"]),) if content.get("notice") else ()
     return SavedReport(
-        str(folder), (str(folder),), targets, rule, rule_text, content.get("lesion_rule"), cases, "", notices, failed
+        str(folder),
+        (str(folder),),
+        targets,
+        rule,
+        rule_text,
+        content.get("lesion_rule"),
+        cases,
+        "",
+        notices,
+        failed,
+        pixels=content.get("pixels") is True,
     )
 
 
@@ -122,6 +134,7 @@ def pool(name: str, members: Sequence[SavedReport]) -> SavedReport:
         tuple(dict.fromkeys(notice for member in members for notice in member.notices)),
         {case: code for member in members for case, code in member.failed.items() if case not in cases},
         tuple(members) if how else (),
+        all(member.pixels for member in members),
     )
 
 

@@ -23,6 +23,7 @@ from cmt_med.evaluation.metrics import (
     case_metrics,
     check_tolerances,
     metric_of,
+    of_pixels,
 )
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule, missed_text
 from cmt_med.evaluation.summary import is_scored, score_names, summarise
@@ -120,10 +121,12 @@ def write_metrics(
     lesions: str | None = None,
     failures: Sequence[Mapping[str, str]],
     extra: Mapping[str, Any],
+    pixels: bool = False,
 ) -> dict[str, Any]:
     """Write ``metrics.json`` and ``metrics.csv`` into ``folder`` and return the former's content.
 
-    ``rule``, ``tolerances`` and ``lesions`` are those that :func:`score_folder` was given.
+    ``rule``, ``tolerances`` and ``lesions`` are those that :func:`score_folder` was given; ``pixels`` tells whether all cases are
+    2D images whose pixels have no size.
     """
     names = score_names(scored) or ["dice", *FACTS]
     known = {name: metric for name in names if (metric := metric_of(name)) is not None}
@@ -136,7 +139,8 @@ def write_metrics(
         "missed_text": missed_text(rule, lesions=lesions is not None),
         "tolerances_mm": list(tolerances),
         "lesion_rule": _lesion_rule_content(lesions),
-        "metrics": {name: vars(metric) for name, metric in known.items()},
+        "metrics": {name: vars(of_pixels(metric) if pixels else metric) for name, metric in known.items()},
+        **({"pixels": True} if pixels else {}),
         "targets": {name: list(values) for name, values in targets.items()},
         "cases": {case: {target: dict(row) for target, row in rows.items()} for case, rows in scored.items()},
         "failures": list(failures),

@@ -7,7 +7,6 @@ without a reference in ``image_info_test.json``.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from scipy import ndimage
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import write_json
-from cmt_med.base.text import counted
 from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.volumes.gate import load_case
@@ -28,6 +26,7 @@ from cmt_med.runs.converted import (
     are_pictures,
     copy_file,
     require_whole_annotations,
+    taught_and_tests,
     values_of,
     write_colours,
 )
@@ -35,8 +34,6 @@ from cmt_med.runs.converted import (
 OBJECT = 1
 """Category of numbered objects."""
 _TOUCHING = np.ones((3, 3), bool)
-
-log = logging.getLogger(__name__)
 
 
 def write_coco(manifest: Manifest, folder: Path) -> None:
@@ -55,11 +52,10 @@ def write_coco(manifest: Manifest, folder: Path) -> None:
         )  # fmt: skip
     objects = any(case.instances for case in manifest.cases)
     names = {OBJECT: "object"} if objects else {value: name for name, value in manifest.labels.items() if value}
-    taught = [case for case in manifest.cases if _target(case, objects=objects)]
-    if len(taught) < len(manifest.cases):
-        log.warning("%s without objects or a label map not written", counted(len(manifest.cases) - len(taught), "case"))
-    tests = [case for case in manifest.test if _target(case, objects=objects)]
-    others = [case for case in manifest.test if case not in tests]
+    untaught = [case.name for case in manifest.cases if not _target(case, objects=objects)]
+    taught, every = taught_and_tests(manifest, untaught)
+    tests = [case for case in every if _target(case, objects=objects)]
+    others = [case for case in every if case not in tests]
     for name, cases, below in (
         ("instances", taught, ""),
         ("instances_test", tests, "test/"),

@@ -20,6 +20,7 @@ from cmt_med.runs.converted import (
     NIFTI,
     are_pictures,
     require_whole_annotations,
+    taught_and_tests,
     values_of,
     write_channels,
     write_colours,
@@ -82,7 +83,8 @@ def _nnunet(manifest: Manifest, folder: Path) -> None:
     if manifest.ignore is not None:
         values[manifest.ignore] = len(values)  # nnU-Net wants it to be the highest
     together = pictures and set(manifest.channels) == set(COLOURS)
-    for part, cases in (("Tr", manifest.cases), ("Ts", manifest.test)):
+    training, tests = taught_and_tests(manifest, [case.name for case in manifest.cases if case.label is None])
+    for part, cases in (("Tr", training), ("Ts", tests)):
         for case in cases:
             if together:
                 write_colours(case, folder / f"images{part}/{case.name}_0000.png")
@@ -100,12 +102,12 @@ def _nnunet(manifest: Manifest, folder: Path) -> None:
         labels[IGNORE] = values[manifest.ignore]
     names = COLOURS if together else manifest.channels
     content = {"channel_names": {str(i): _shown(name) for i, name in enumerate(names)}, "labels": labels, **regions,
-               "numTraining": len(manifest.cases), "file_ending": ending}  # fmt: skip
+               "numTraining": len(training), "file_ending": ending}  # fmt: skip
     write_json(folder / "dataset.json", content | ({"name": manifest.name} if manifest.name else {}))
-    folds = sorted({case.fold for case in manifest.cases if case.fold is not None})
-    if folds and all(case.fold is not None for case in manifest.cases):
-        splits = [{"train": [c.name for c in manifest.cases if c.fold != fold],
-                   "val": [c.name for c in manifest.cases if c.fold == fold]} for fold in folds]  # fmt: skip
+    folds = sorted({case.fold for case in training if case.fold is not None})
+    if folds and all(case.fold is not None for case in training):
+        splits = [{"train": [c.name for c in training if c.fold != fold],
+                   "val": [c.name for c in training if c.fold == fold]} for fold in folds]  # fmt: skip
         write_json(folder / SPLITS, splits)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,17 @@ from PIL import Image
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import write_bytes, write_file
+from cmt_med.base.text import counted
 from cmt_med.data.case import COLOURS, Case
+from cmt_med.data.conventions.names import require_distinct
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.data.volumes.gate import load_case, load_labels
 from cmt_med.data.volumes.written import write_volume
 
 NIFTI = ".nii.gz"
+
+log = logging.getLogger(__name__)
 
 
 def are_pictures(manifest: Manifest) -> bool:
@@ -37,6 +42,23 @@ def require_whole_annotations(manifest: Manifest, layout: str) -> None:
             f"{layout} has no place for cases that annotate some labels alone", where=f"case {partial[0]}",
             why="the others would be learned as background", fix="use --to msd, whose list keeps 'annotated'", code="E_LABEL",
         )  # fmt: skip
+
+
+def taught_and_tests(manifest: Manifest, untaught: Collection[str]) -> tuple[list[Case], list[Case]]:
+    """The cases for training, and those for testing: these and the ``untaught``, which training could not use.
+
+    Raises:
+        DataError: E_MANIFEST, if two cases for testing have one name.
+    """
+    if untaught:
+        log.warning(
+            "%s without a reference written as test cases: %s",
+            counted(len(untaught), "case"),
+            ", ".join([*untaught][:5]),
+        )
+    tests = [*manifest.test, *(case for case in manifest.cases if case.name in untaught)]
+    require_distinct([case.name for case in tests], str(manifest.path))
+    return [case for case in manifest.cases if case.name not in untaught], tests
 
 
 def values_of(manifest: Manifest) -> list[int]:

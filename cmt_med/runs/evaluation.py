@@ -16,16 +16,18 @@ from cmt_med.base.files import require_writable_folder
 from cmt_med.data.case import Case
 from cmt_med.data.conventions.brats import lesions_of
 from cmt_med.data.conventions.names import MEAN
-from cmt_med.data.manifest import colours_of, load_manifest, sums_of
+from cmt_med.data.manifest import Manifest, colours_of, load_manifest, sums_of
+from cmt_med.data.sources import find_dataset
 from cmt_med.data.sources.predicted import RUN_FILE, RunRecord, label_maps_in, read_run, targets_in
 from cmt_med.data.volumes.gate import load_labels
+from cmt_med.data.volumes.streams import readable_name
 from cmt_med.evaluation.lesions import lesion_rule_named
 from cmt_med.evaluation.metrics import DEFAULT_TOLERANCES, Scores, check_tolerances
 from cmt_med.evaluation.overlap import EMPTY_RULES, EmptyRule
 from cmt_med.reports.provenance import describe_evaluation
 from cmt_med.reports.publish import Evaluation
 from cmt_med.reports.scores import empty_rule_of
-from cmt_med.runs.records import require_apart, score_records, some, write_failures
+from cmt_med.runs.records import of_run, require_apart, score_records, some, write_failures
 from cmt_med.tasks import TASKS
 from cmt_med.tasks.task import draws_labels
 
@@ -93,7 +95,7 @@ def score_predictions(
         "tolerance": tolerance, "lesion_wise": lesion_wise,
     }  # fmt: skip
     described = describe_evaluation(options, expected.path, expected.files)
-    scored.write_metrics(output, {"run": run.model_dump(exclude_unset=True), "evaluation": described})
+    scored.write_metrics(output, {"evaluation": described} | of_run(run, predictions, scored.scores))
     report = scored.write_page(output, f"Evaluation of {run.model or predictions.name}")
     print(f"report: {report}")
     return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
@@ -122,41 +124,73 @@ def _references(
     if path.is_dir() and (path / "dataset.json").is_file():
         path = path / "dataset.json"
     if path.suffix.lower() == ".json":
-        manifest = load_manifest(path, strict=False)
-        cases = {case.name: case for case in (*manifest.cases, *manifest.test) if case.label is not None}
-        if run.cases is not None:
-            cases = {name: case for name, case in cases.items() if name in set(run.cases)}
-        theirs = targets_in(manifest, run, predictions) if by_name else targets
-        for target in [target for target in targets if target not in theirs]:
-            log.warning("%s is not scored: %s has no label of it", target, path.name)
-        if by_name and "RC" in manifest.labels and "RC" not in (run.labels or {}):
-            log.warning("RC is not scored: the model does not know it")
-        found = _References(
-            path,
-            {name: case.label for name, case in cases.items() if case.label is not None},
-            theirs,
-            [*manifest.labels.values(), *([] if manifest.ignore is None else [manifest.ignore])]
-            if manifest.labels
-            else None,
-            cases,
-            manifest.convention,
-        )
+        found = _listed(load_manifest(path, strict=False), targets, run, predictions, by_name=by_name)
     elif path.is_file():
         raise DataError(
             "neither a folder of label maps nor a case list", where=str(path), why="nothing else says what labels mean",
             fix="give the folder, or a case list (.json); cmt-med init TABLE.csv --output my.yaml makes a table one: my.json",
             code="E_IO",
         )  # fmt: skip
+    elif maps := label_maps_in(path):
+        found = _References(path, maps, targets, _values_of(run) if by_name else None)
     else:
-        found = _References(path, label_maps_in(path), targets, _values_of(run) if by_name else None)
+        found = _of_data_set(path, targets, run, predictions, by_name=by_name)
     if not found.files:
         raise DataError(
-            "there are no references", where=str(path), why="no label map lies directly in it" if path.is_dir() else
+            "there are no references", where=str(path), why="no label map lies in it" if path.is_dir() else
             "none of its cases that were predicted has a label",
             fix="give a folder of label maps named like the predictions, or a case list (cmt-med init writes one for a data "
             "set as downloaded)", code="E_IO",
         )  # fmt: skip
     return found
+
+
+def _listed(
+    manifest: Manifest, targets: Mapping[str, list[int]], run: RunRecord, predictions: Path, *, by_name: bool
+) -> _References:
+    """The references that a case list names."""
+    cases = _asked_for([*manifest.cases, *manifest.test], run)
+    theirs = targets_in(manifest, run, predictions) if by_name else targets
+    for target in [target for target in targets if target not in theirs]:
+        log.warning("%s is not scored: %s has no label of it", target, manifest.path.name)
+    if by_name and "RC" in manifest.labels and "RC" not in (run.labels or {}):
+        log.warning("RC is not scored: the model does not know it")
+    return _References(
+        manifest.path,
+        {name: case.label for name, case in cases.items() if case.label is not None},
+        theirs,
+        [*manifest.labels.values(), *([] if manifest.ignore is None else [manifest.ignore])]
+        if manifest.labels
+        else None,
+        cases,
+        manifest.convention,
+    )
+
+
+def _of_data_set(
+    path: Path, targets: Mapping[str, list[int]], run: RunRecord, predictions: Path, *, by_name: bool
+) -> _References:
+    """The references of a data set as downloaded, such as DICOM studies with their segmentations."""
+    found = find_dataset(path)
+    for problem in found.problems:
+        log.warning("not a reference: %s", problem.message())
+    for note in found.notes:
+        log.info("%s: %s", readable_name(path), note)
+    if found.labels:
+        manifest = Manifest(
+            path, found.name, tuple(found.cases), tuple(found.channels), dict(found.labels), test=tuple(found.test),
+            convention=found.convention, ignore=found.ignore, colours=dict(found.colours),
+        )  # fmt: skip
+        return _listed(manifest, targets, run, predictions, by_name=by_name)
+    cases = _asked_for([*found.cases, *found.test], run)
+    files = {name: case.label for name, case in cases.items() if case.label is not None}
+    return _References(path, files, targets, _values_of(run) if by_name else None, cases)
+
+
+def _asked_for(cases: Sequence[Case], run: RunRecord) -> dict[str, Case]:
+    """The cases with a label map, of those that were to be predicted."""
+    wanted = None if run.cases is None else set(run.cases)
+    return {case.name: case for case in cases if case.label is not None and (wanted is None or case.name in wanted)}
 
 
 def _named_or_seen(targets: Mapping[str, Sequence[int]], expected: _References) -> list[int]:

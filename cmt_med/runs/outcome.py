@@ -62,6 +62,7 @@ def card_of(experiment: Experiment, data: Prepared, outcome: Outcome, network: t
         training_data=fingerprint_of(
             [entry.statistics() for entry in data.training_entries], {} if data.task.boxes else data.task.scored
         ),
+        trained_on=sorted({entry.content for entry in data.training_entries}),
         provenance={
             "demo": data.manifest.demo,
             "notice": BANNER if data.manifest.demo else "",
@@ -134,7 +135,7 @@ def report_run(
 
 def report_details(card: ModelCard, run: Path) -> dict[str, dict[str, Any]]:
     """Details of a report on the model and the machine: the card, but for its scores, and ``environment.json``."""
-    facts = {"Model card": card.model_dump(exclude={"validation", "provenance"})}
+    facts = {"Model card": card.model_dump(exclude={"validation", "provenance", "trained_on"})}
     with contextlib.suppress(OSError, ValueError):  # a report without it is better than none
         facts["Environment"] = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     return facts

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cmt_med.base.errors import EXIT_DONE, EXIT_SOME_FAILED, CmtError, ConfigError, DataError
 from cmt_med.base.files import require_writable_folder, write_json
@@ -15,6 +16,7 @@ from cmt_med.data.case import Case
 from cmt_med.data.sources import cases_for_network
 from cmt_med.data.sources.predicted import RunRecord, label_maps_in
 from cmt_med.data.volumes.gate import content_of
+from cmt_med.data.volumes.sums import sum_of_sums
 from cmt_med.inference.results import predictions_in, read_record
 from cmt_med.reports.answers import AnswerEvaluation, RecordEvaluation
 from cmt_med.reports.boxes import BoxEvaluation
@@ -62,7 +64,7 @@ def score_records(predictions: Path, references: Path, output: Path, run: RunRec
     options = {"predictions": predictions, "references": references, "output": output}
     files = {name: case.boxes or case.instances or next(iter(case.images.values()))[0] for name, case in cases.items()}
     described = describe_evaluation(options, references, files)
-    scored.write_metrics(output, {"run": run.model_dump(exclude_unset=True), "evaluation": described})
+    scored.write_metrics(output, {"evaluation": described} | of_run(run, predictions, scored.scores))
     print(f"report: {scored.write_page(output, f'Evaluation of {run.model or predictions.name}')}")
     return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
 
@@ -122,6 +124,21 @@ def _warn_of_other_images(predictions: Path, cases: Mapping[str, Case]) -> None:
             counted(len(other), "reference"),
             some(other),
         )
+
+
+def of_run(run: RunRecord, predictions: Path, names: Collection[str]) -> dict[str, Any]:
+    """What ``metrics.json`` says of the predictions' run: its record, and which of the cases its model was trained on."""
+    known = set(run.trained_on)
+    seen = {name: read_record(predictions / f"{name}.json").get("input_sha256") for name in sorted(names) if known}
+    trained = [
+        name for name, sums in seen.items() if isinstance(sums, dict) and sum_of_sums(map(str, sums.values())) in known
+    ]
+    said: dict[str, Any] = {"run": run.model_dump(exclude_unset=True, exclude={"trained_on"})}
+    if trained:
+        note = f"The model was trained on {len(trained)} of these {counted(len(names), 'case')}: their scores are optimistic."
+        log.warning("%s (%s)", note, some(trained))
+        said |= {"trained_on": trained, "notes": [note]}
+    return said
 
 
 def require_apart(output: Path, predictions: Path) -> None:

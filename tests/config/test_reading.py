@@ -63,7 +63,7 @@ def test_yaml_1_1_traps(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         (BASE + "optimiser: {lr: 1}\n", ["unknown key optimiser", "line 9", "did you mean optimizer"]),
-        (BASE + "optimizer: {lrr: 1}\n", ["unknown key optimizer.lrr", "line 9", "did you mean lr"]),
+        (BASE + "optimizer: {lrr: 1}\n", ["unknown key optimizer.lrr", "line 9", "did you mean optimizer.lr?"]),
         (BASE + "epochs: 5\n", ["unknown key epochs", "line 9", "train.epochs"]),
         (BASE + "seed: 1\nseed: 2\n", ["given twice", "line 10"]),
         (BASE + "seed: many\n", ["wrong value for seed", "line 9", "many"]),
@@ -88,7 +88,7 @@ def test_errors_say_key_line_and_fix(tmp_path: Path, text: str, expected: list[s
 @pytest.mark.parametrize(
     ("item", "expected"),
     [
-        ("train.epoch=3", "did you mean epochs"),
+        ("train.epoch=3", "did you mean train.epochs?"),
         ("train.epochs", "key=value"),
         ("train.epochs=[", "not YAML"),
         ("name.x.y=1", "below a value"),

@@ -146,7 +146,7 @@ def test_post_processing_is_changed_and_recorded(tmp_path: Path) -> None:
      ("minimum.one=5", "write inference.min_region_mm3"), ("components.one=5", "write inference.min_component_mm3"),
      ("tta=mirror", "tta"), ("window=[8, 8, 8]", "settled in training"), ("choose=[min_region_mm3]", "settled in training"),
      ("min_region_mm3.one=-5", "greater"), ("overlap", "min_region_mm3.ET=100"),
-     ("train.epochs=3", "known keys here"), ("windows=3", "did you mean window"),
+     ("train.epochs=3", "known keys here"), ("windows=3", "did you mean inference.window"),
      ("epochs=3", "known keys here")],
 )  # fmt: skip
 def test_settings_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], item: str, said: str) -> None:
@@ -157,6 +157,13 @@ def test_settings_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert said in message
     assert "fix:" in message or "why:" in message
     assert not (tmp_path / "o").exists()
+
+
+def test_an_ensemble_was_trained_on_what_any_member_was() -> None:
+    card, _ = random_model()
+    one, other = ([letter * 16] for letter in "ab")
+    cards = [card.model_copy(update={"trained_on": contents}) for contents in (other, one, one)]
+    assert joint_card(cards).trained_on == [*one, *other]
 
 
 def test_changes_are_the_ensemble_s(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from skimage.measure import find_contours
 
+from cmt_med.compare import compare
 from cmt_med.convert import convert
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.volumes.gate import load_case
@@ -264,7 +265,7 @@ OBJECTS = [coco_polygons, coco_run_lengths]
 
 @pytest.mark.parametrize("make", [*VOLUMES, *FLAT], ids=lambda make: make.__name__)
 def test_from_inspect_to_evaluate(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], make: Callable[[Path], Path]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, make: Callable[[Path], Path]
 ) -> None:
     path = make(tmp_path / "set")
     assert run_command(inspect, [str(path)]) == 0, capfd.readouterr()
@@ -294,8 +295,13 @@ def test_from_inspect_to_evaluate(
         "--output",
         str(tmp_path / "scores"),
     ]
+    capfd.readouterr()
     assert run_command(evaluate, scores) == 0, capfd.readouterr()
-    if make in OBJECTS:  # the folder has the references, too
+    printed = capfd.readouterr().out
+    trained = card["provenance"]["training_cases"]  # among the references, which the model has learned
+    assert f"The model was trained on {trained} of these" in caplog.text
+    assert f"The model was trained on {trained} of these" in (tmp_path / "scores/report.html").read_text()
+    if make in (*OBJECTS, dicom_seg, dicom_rtstruct, patients):  # the folder has the references, too
         words = ["--predictions", str(out), "--references", str(path), "--output", str(tmp_path / "again")]
         assert run_command(evaluate, words) == 0, capfd.readouterr()
         same, other = (json.loads((tmp_path / f"{name}/metrics.json").read_text()) for name in ("scores", "again"))
@@ -303,6 +309,17 @@ def test_from_inspect_to_evaluate(
     manifest = load_manifest(config.with_suffix(".json"))
     metrics = json.loads((tmp_path / "scores/metrics.json").read_text())
     assert len(metrics["cases"]) == len(manifest.cases)
+    assert len(metrics["trained_on"]) == trained < len(manifest.cases)
+    assert "trained_on" not in metrics["run"]
+    if "hd95" in metrics["metrics"]:  # pixels have no size
+        unit = "px" if make in FLAT else "mm"
+        assert [metrics["metrics"][name]["unit"] for name in ("hd95", "assd")] == [unit, unit]
+        assert metrics["metrics"]["nsd_1mm"]["title"] == f"surface Dice at 1 {unit}"
+        assert f"HD95 ({unit})" in (tmp_path / "scores/report.html").read_text()
+        assert f"HD95 {unit} " in printed
+        both = [str(tmp_path / "scores"), str(tmp_path / "run/report"), "--common"]
+        assert run_command(compare, [*both, "--metric", "hd95"]) == 0
+        assert f"HD95 {unit} " in capfd.readouterr().out
     for case in manifest.cases if make in VOLUMES else ():
         grid = load_case(case, list(manifest.channels)).grid
         image = nibabel.load(out / f"{case.name}.nii.gz")

@@ -105,7 +105,7 @@ def test_from_pictures_to_a_report(
     assert len((tmp_path / "q/objects.csv").read_text().splitlines()) == 1
     capsys.readouterr()
     assert run(infer, *fewer, sets=["instances.treshold=0.4"]) == 64
-    assert "did you mean threshold?" in capsys.readouterr().err
+    assert "did you mean instances.threshold?" in capsys.readouterr().err
     assert run(infer, *fewer, "--convention", "brats2021") == 64
 
 

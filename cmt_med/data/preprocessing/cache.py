@@ -31,6 +31,7 @@ from cmt_med.data.preprocessing.pipeline import POINTS_PER_LABEL, as_dictionary,
 from cmt_med.data.volumes.boxes import boxes_key, load_boxes, on_grid, with_one_source
 from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 from cmt_med.data.volumes.instances import load_instances, objects_key
+from cmt_med.data.volumes.sums import sum_of_sums
 
 CACHE_VERSION = 4  # since 4, statistics leave out a mask that nothing depends on
 _IDENTITY = 2
@@ -48,7 +49,8 @@ class CachedCase:
     ``target`` is the number of its class, for tasks that answer for whole images; such a case has no label map. ``annotated``
     are the label values that its source annotates, and its label map has no other ones; None for all. ``objects`` tells whether
     the case has numbered objects; its label map then holds their depths (:mod:`cmt_med.data.preprocessing.depth`). ``boxed``
-    tells whether it has boxes, and no label map.
+    tells whether it has boxes, and no label map. ``content`` is the sum of its images
+    (:func:`cmt_med.data.volumes.sums.sum_of_sums`).
     """
 
     name: str
@@ -57,6 +59,7 @@ class CachedCase:
     annotated: tuple[int, ...] | None = None
     objects: bool = False
     boxed: bool = False
+    content: str = ""
 
     def image(self) -> NDArray[np.float32]:
         """(C, *S), read-only."""
@@ -160,9 +163,10 @@ def prepare(
     else:
         case = replace(case, boxes=None) if objects else replace(case, instances=None, boxes=None)
     labels = {} if target is not None else labels
-    key = _key(case, channels, labels, settings, [min_component_mm3] if boxed else None)
-    annotated = None if boxed else case.annotated
-    entry = CachedCase(case.name, folder / f"{key}-{CACHE_VERSION}", target, annotated, objects, boxed)
+    sums = {name: content_of(case.images[name][0], case) for name in channels if name in case.images}
+    key = _key(case, channels, labels, settings, sums, [min_component_mm3] if boxed else None)
+    content, annotated = sum_of_sums(sums.values()), None if boxed else case.annotated
+    entry = CachedCase(case.name, folder / f"{key}-{CACHE_VERSION}", target, annotated, objects, boxed, content)
     if _is_whole(entry):
         return entry
     dense = target is None and not objects and not boxed
@@ -266,15 +270,10 @@ def _is_whole(entry: CachedCase) -> bool:
 
 
 def _key(
-    case: Case,
-    channels: Sequence[str],
-    labels: Mapping[str, int],
-    settings: Mapping[str, Any],
+    case: Case, channels: Sequence[str], labels: Mapping[str, int], settings: Mapping[str, Any], sums: Mapping[str, str],
     boxes: list[float] | None,
-) -> str:
-    files = {
-        name: [content_of(case.images[name][0], case), case.images[name][1]] for name in channels if name in case.images
-    }
+) -> str:  # fmt: skip
+    files = {name: [content, case.images[name][1]] for name, content in sums.items()}
     extra = [content_of(path, case) if path is not None else None for path in (case.label, case.mask)]
     described = [_IDENTITY, files, extra, list(channels), sorted(labels.values()), dict(settings)]
     if case.ignore is not None:

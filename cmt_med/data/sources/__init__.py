@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.case import CASE_NAME, COLOURS, Case
-from cmt_med.data.conventions.names import require_distinct
+from cmt_med.data.conventions.names import SEQUENCES, case_and_word, require_distinct
 from cmt_med.data.sources import (
     bids,
     boxes,
@@ -28,7 +29,10 @@ from cmt_med.data.sources import (
     table,
 )
 from cmt_med.data.sources.dataset import Dataset
+from cmt_med.data.sources.file_names import MODALITIES
 from cmt_med.data.sources.split_folders import by_place, merged, split_folders
+from cmt_med.data.sources.walk import MAX_DEPTH, walk
+from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
 from cmt_med.data.volumes.streams import io_error, readable_name
 
 log = logging.getLogger(__name__)
@@ -114,12 +118,7 @@ def cases_for_network(path: Path, channels: Sequence[str]) -> Dataset:
     if not found.cases and found.problems:
         raise found.problems[0]
     if not found.cases:
-        raise _unmatched(path, channels) if found.kind == "file" else DataError(
-            "no cases found", where=readable_name(path), why=f"the network needs {', '.join(channels)}",
-            fix="give 2D images or a folder of them" if {*channels} <= {"image", *COLOURS} else
-            "name files by channel (CASE_t1ce.nii.gz), use --channel NAME=FILE, or give a case list",
-            code="E_CHANNEL",
-        )  # fmt: skip
+        raise _unmatched(path, channels) if found.kind == "file" else _no_cases(path, channels)
     require_distinct([case.name for case in found.cases], readable_name(path))
     for note in found.notes:
         log.warning("%s: %s", readable_name(path), note)
@@ -141,3 +140,30 @@ def _unmatched(path: Path, channels: Sequence[str]) -> DataError:
         why=f"the network needs {', '.join(channels)}, and the file's name says something else",
         fix="use --channel NAME=FILE for each, or a case list that names the channels of a 4D file", code="E_CHANNEL",
     )  # fmt: skip
+
+
+def _no_cases(path: Path, channels: Sequence[str]) -> DataError:
+    """What is there, and how a file of it would have to be called."""
+    files = list(walk(path, MAX_DEPTH, [], is_leaf=lambda _: False)) if path.is_dir() else [path]
+    endings = Counter(_ending(file) for file in files)
+    there = ", ".join(f"{count} × {ending or 'without an ending'}" for ending, count in endings.most_common(5))
+    in_2d = {*channels} <= {"image", *COLOURS}
+    usable = [file for file in files if looks_like_volume(file) or (in_2d and looks_like_picture(file))]
+    stem, ending = (volume_stem(usable[0]), _ending(usable[0])) if usable else ("CASE", ".png" if in_2d else ".nii.gz")
+    example = (
+        f"{stem}{ending}"
+        if in_2d
+        else f"{case_and_word(stem, stem, {*SEQUENCES, *MODALITIES})[0]}_{channels[-1]}{ending}"
+    )
+    return DataError(
+        "no cases found", where=readable_name(path),
+        why=f"the network needs {', '.join(channels)}; there is {there or 'nothing'}",
+        fix=f"give 2D images or a folder of them ({example})" if in_2d else
+        f"name files by channel ({example}), use --channel NAME=FILE, or give a case list",
+        code="E_CHANNEL",
+    )  # fmt: skip
+
+
+def _ending(file: Path) -> str:
+    """What a file's name ends with: of a volume all of it (``.nii.gz``)."""
+    return file.name[len(volume_stem(file)) :].lower() or file.suffix.lower()

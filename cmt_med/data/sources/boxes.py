@@ -57,7 +57,10 @@ def name_classes(found: Dataset, counts: Counter[str]) -> None:
     found.labels = {"background": 0} | {name: number for number, name in enumerate(names, 1)}
     found.named_by = "the boxes"
     classes = ", ".join(f"{count} {name}" for name, count in counts.most_common(8))
-    found.notes.append(f"{counted(counts.total(), 'box').replace('boxs', 'boxes')} of {len(counts)} classes: {classes}")
+    number = counts.total()
+    found.notes.append(
+        f"{number} box{'es' if number != 1 else ''} of {counted(len(counts), 'class').replace('classs', 'classes')}: {classes}"
+    )
 
 
 def _is_voc(path: Path) -> bool:

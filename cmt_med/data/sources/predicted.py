@@ -20,7 +20,8 @@ class RunRecord(BaseModel):
     """The part of ``run.json`` that is relied on; what else ``infer`` writes is kept beside it.
 
     ``labels`` maps names to the values in the label maps, ``targets`` what is scored to such values; ``failed`` and
-    ``cases`` are names, and None where nothing says which cases were asked for.
+    ``cases`` are names, and None where nothing says which cases were asked for. ``trained_on`` are sums of the images that the
+    model was trained on (:func:`cmt_med.data.volumes.sums.sum_of_sums`).
     """
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
@@ -34,6 +35,7 @@ class RunRecord(BaseModel):
     notice: str = ""
     convention: str = ""
     model: str | None = None
+    trained_on: list[str] = []
 
 
 def read_run(folder: Path) -> RunRecord | None:

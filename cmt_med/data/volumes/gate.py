@@ -76,7 +76,7 @@ def load_case(
 
     for name in present:
         path, position = case.images[name]
-        where = f"case {case.name}: {path}"
+        where = f"case {case.name}: {readable_name(path)}"
         if path not in opened:
             opened[path] = _read(path, case, channels=None if position is None else tuple(case.images), check=fits)
             if position is not None:
@@ -93,7 +93,7 @@ def load_case(
         )
     label = mask = None
     if labels is not None and case.label is not None:
-        where = f"case {case.name}: {case.label}"
+        where = f"case {case.name}: {readable_name(case.label)}"
         volume = read_label_volume(case.label, case)
         label, own = counted_like(label_values(volume, labels, where), grid_of(volume), grid)
         require_same_grid(grid, own, where)
@@ -140,7 +140,7 @@ def load_labels(
         like: count the voxels as this grid does, if it has the same ones (:meth:`Grid.reordering`).
     """
     volume = read_label_volume(path, Case(case, {}, sha256=dict(sums or {}), colours=dict(colours or {})))
-    where = f"case {case}: {path}"
+    where = f"case {case}: {readable_name(path)}"
     values = label_values(volume, allowed if allowed is not None else range(256), where)
     return counted_like(values, grid_of(volume), like) if like is not None else (values, grid_of(volume))
 
@@ -160,13 +160,13 @@ def _read(
         volume = decode(path, check, labels=labels, segments=segments_of(case.colours) if labels else None)
     except DataError as error:
         raise _of_case(error, case) from error
-    volume = as_listed(volume, channels, f"case {case.name}: {path}")
+    volume = as_listed(volume, channels, f"case {case.name}: {readable_name(path)}")
     shape, ndim = volume.stored.shape, 3 if channels is None else 4
     if len(shape) != ndim:
         several = ndim == 3
         raise DataError(
             f"the image is {len(shape)}D with shape {shape}, {ndim}D is expected",
-            where=f"case {case.name}: {path}",
+            where=f"case {case.name}: {readable_name(path)}",
             why="several channels in one file need names" if several else "the case list names several channels",
             fix="name the channels under 'modality' in the case list, or save one volume alone"
             if several
@@ -179,7 +179,7 @@ def _read(
 def read_label_volume(path: Path, case: Case) -> Volume:
     """Read the file of a label map, with values as stored; the errors are those of :func:`load_case`."""
     volume = _read(path, case, channels=None, labels=True)
-    return from_colours(volume, case.colours, f"case {case.name}: {path}") if case.colours else volume
+    return from_colours(volume, case.colours, f"case {case.name}: {readable_name(path)}") if case.colours else volume
 
 
 def as_listed(volume: Volume, channels: Sequence[str] | None, where: str) -> Volume:
@@ -259,7 +259,7 @@ def _require_all_planes(volume: Volume, case: Case, where: str) -> None:
 
 
 def _mask(path: Path, case: Case, grid: Grid) -> NDArray[np.bool_]:
-    where = f"case {case.name}: {path}"
+    where = f"case {case.name}: {readable_name(path)}"
     volume = _read(path, case, channels=None, labels=True)
     mask, own = counted_like(label_values(volume, (0, 1), where, binary=True) > 0, grid_of(volume), grid)
     require_same_grid(grid, own, where)

@@ -21,6 +21,7 @@ from cmt_med.data.volumes.gate import content_of, grid_of, read_label_volume, re
 from cmt_med.data.volumes.grid import Grid, counted_like
 from cmt_med.data.volumes.mask_files import is_pattern, masks_of
 from cmt_med.data.volumes.painting import paint_objects
+from cmt_med.data.volumes.streams import readable_name
 from cmt_med.data.volumes.sums import check_sums
 from cmt_med.data.volumes.values import LABEL_TOLERANCE, not_finite, not_whole, real_values
 
@@ -70,7 +71,7 @@ def load_objects(case: Case, like: Grid | None = None, *, any_number: bool = Fal
     if like is None:
         return found
     numbers, own = counted_like(found.numbers, found.grid, like)
-    return Objects(numbers, require_same_grid(like, own, f"case {case.name}: {path}"), found.covered)
+    return Objects(numbers, require_same_grid(like, own, f"case {case.name}: {readable_name(path)}"), found.covered)
 
 
 def is_annotations(path: Path) -> bool:
@@ -104,7 +105,7 @@ def _annotated(path: Path, case: Case, like: Grid | None) -> Objects:
         width, height, pages = grid.shape
         if pages != 1:
             raise DataError(
-                "the annotations are of a 2D image", where=f"{path}: {image}", why=f"the image has {pages} slices",
+                "the annotations are of a 2D image", where=readable_name(image), why=f"the image has {pages} slices",
                 fix="give a label image of the volume", code="E_NDIM",
             )  # fmt: skip
         masks = object_masks(path, image, (width, height))
@@ -123,7 +124,7 @@ def _image(case: Case) -> Path:
 
 def _of_file(path: Path, case: Case, *, any_number: bool) -> tuple[NDArray[np.int32], Grid]:
     volume = read_label_volume(path, Case(case.name, {}, sha256=case.sha256))
-    return object_numbers(volume, f"case {case.name}: {path}", any_number=any_number), grid_of(volume)
+    return object_numbers(volume, f"case {case.name}: {readable_name(path)}", any_number=any_number), grid_of(volume)
 
 
 def object_numbers(volume: Volume, where: str, *, any_number: bool = False) -> NDArray[np.int32]:
@@ -152,7 +153,9 @@ def _painted(pattern: Path, case: Case) -> Objects:
     masks: list[tuple[int, NDArray[np.int64]]] = []
     for number, file in enumerate(masks_of(pattern).values(), 1):
         volume = read_label_volume(file, Case(case.name, {}))
-        grid = require_same_grid(grid, grid_of(volume), f"case {case.name}: {file}", "the case's first mask")
+        grid = require_same_grid(
+            grid, grid_of(volume), f"case {case.name}: {readable_name(file)}", "the case's first mask"
+        )
         masks.append((number, np.flatnonzero(volume.array.ravel(order="F"))))
     assert grid is not None  # there is at least one, or an error
     numbers, covered = paint_objects(masks, grid.shape, "F")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from cmt_med.base.errors import DataError
+from cmt_med.data.volumes.endings import SERIES_ENDING
 
 CHUNK = 1 << 20
 MAX_RATIO = 1032  # what deflate can gain at most (zlib technical notes)
@@ -23,11 +25,17 @@ MAX_BYTES = 2**32
 EXCESS = 16 << 20
 """Inflated bytes beyond what the header claims, after which a stream is called a bomb and not a header with wrong sizes."""
 
+_SERIES = re.compile(rf"[0-9.]{{1,64}}{re.escape(SERIES_ENDING)}")
 _GZIP, _GZIP_OR_ZLIB = 31, 47  # window bits, as zlib takes them
 
 
 def readable_name(path: Path) -> str:
-    """The path as text for messages, with bytes that are not UTF-8 written as escapes."""
+    """The path as text for messages, with bytes that are not UTF-8 written as escapes.
+
+    One DICOM series of several in a folder, which is no file, is the folder and the series' identifier.
+    """
+    if _SERIES.fullmatch(path.name):
+        return f"{readable_name(path.parent)} (series {path.name.removesuffix(SERIES_ENDING)})"
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

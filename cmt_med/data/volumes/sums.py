@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cmt_med.base.errors import DataError
@@ -36,6 +36,11 @@ def content_key(path: Path, sums: Mapping[Path, str] | None = None) -> str:
         return "missing"
     _require(path, found, (sums or {}).get(path, found))
     return found
+
+
+def sum_of_sums(sums: Iterable[str]) -> str:
+    """A short sum of the contents of several files, whatever their order: it names an image, and says nothing of it."""
+    return hashlib.sha256("\n".join(sorted({*sums})).encode()).hexdigest()[:16]
 
 
 def check_sums(path: Path, expected: str, found: str | None = None) -> None:

@@ -186,3 +186,22 @@ def test_the_result_of_a_folder_with_the_name_of_a_file(tmp_path: Path, name: st
             with pytest.raises(OutputError, match="overwrite an input"):
                 require_own(tmp_path / "scans", found.cases)
     assert case_of_channels({"ct": folder}, ("ct",)).name == "s"
+
+
+@pytest.mark.parametrize(
+    ("channels", "said", "example"),
+    [
+        (("t1", "flair"), "1 × .csv, 1 × .nii.gz, 1 × .png", "(p7_flair.nii.gz)"),
+        (("image",), "1 × .csv", "(CASE.png)"),
+    ],
+)
+def test_no_cases_say_what_is_there(tmp_path: Path, channels: tuple[str, ...], said: str, example: str) -> None:
+    (tmp_path / "notes.csv").write_text("x")
+    if len(channels) > 1:
+        nifti(tmp_path / "p7_ct.nii.gz")
+        (tmp_path / "preview.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="no cases found") as raised:
+        cases_for_network(tmp_path, channels)
+    assert raised.value.code == "E_CHANNEL"
+    assert said in raised.value.why
+    assert example in raised.value.fix

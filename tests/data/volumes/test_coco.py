@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.data.case import Case
 from cmt_med.data.volumes.coco import boxes_of, is_coco, read_coco
 from cmt_med.data.volumes.instances import load_instances, load_objects, objects_key
+from cmt_med.data.volumes.sums import volume_sum
 from tests.data.coco_made import annotation, coco_file, compressed, picture, uncompressed
 
 SIZE = (10, 12)  # width, height
@@ -177,3 +179,15 @@ def test_the_key_is_that_of_the_image_alone(tmp_path: Path) -> None:
     before = objects_key(case(tmp_path, whole, images=images))
     assert objects_key(case(tmp_path, whole[:1], images=images)) == before
     assert objects_key(case(tmp_path, whole[1:], images=images)) != before
+
+
+def test_a_file_that_is_not_the_listed_one(tmp_path: Path) -> None:
+    """The sum that a case list has of the annotations is checked."""
+    found = case(tmp_path, [annotation(1, segmentation=compressed(block(0, 0, 2, 2)))])
+    assert found.instances is not None
+    summed = replace(found, sha256={found.instances: volume_sum(found.instances)})
+    assert load_instances(summed)[0].any()
+    coco_file(found.instances, [])
+    with pytest.raises(DataError) as raised:
+        load_instances(summed)
+    assert raised.value.code == "E_HASH"

@@ -19,7 +19,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.data.case import Case
 from cmt_med.data.volumes.decoder import Decoder, decode
 from cmt_med.data.volumes.gate import load_case
-from cmt_med.data.volumes.streams import open_regular
+from cmt_med.data.volumes.streams import open_regular, readable_name
 from tests.data.made import IMAGE, LABEL, case_of, nifti, refusal
 
 
@@ -267,3 +267,12 @@ def test_threads_have_workers_of_their_own(tmp_path: Path) -> None:
         thread.join()
     assert found == [True] * 80
     assert np.array_equal(load_case(case_of(path), ("a",)).image[0], IMAGE)
+
+
+def test_a_series_that_is_no_file_is_named_as_one(tmp_path: Path) -> None:
+    """Nobody looks for a file that is not there."""
+    assert readable_name(tmp_path / "1.2.840.series") == f"{tmp_path} (series 1.2.840)"
+    assert readable_name(tmp_path / "time.series") == str(tmp_path / "time.series")
+    with pytest.raises(DataError) as raised:
+        load_case(Case("p", {"ct": (tmp_path / "1.2.3.series", None)}), ["ct"])
+    assert ".series" not in raised.value.message()

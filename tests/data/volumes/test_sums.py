@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmt_med.base.errors import DataError
-from cmt_med.data.volumes.sums import check_sums, content_key, volume_sum
+from cmt_med.data.volumes.sums import check_sums, content_key, sum_of_sums, volume_sum
 from tests.data.made import IMAGE, nifti
 
 
@@ -64,3 +64,9 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         check_sums(tmp_path / "nothing.nii", "0" * 64)
     assert raised.value.code == "E_IO"
+
+
+def test_a_sum_of_sums_is_that_of_a_set() -> None:
+    assert sum_of_sums(["a", "b"]) == sum_of_sums(iter(["b", "a", "b"]))
+    assert sum_of_sums(["a"]) != sum_of_sums(["b"])
+    assert len(sum_of_sums(["a"])) == 16
