@@ -1,8 +1,8 @@
 """Data sets of 2D images as COCO: ``images``, and ``annotations/instances.json`` with a mask in run lengths for each object.
 
-Numbered objects are an annotation each, in the order of their numbers; of label maps, each connected part of each label is one
-(pixels that touch at a corner are connected), whose category is the label. Test cases are in ``instances_test.json``, those
-without a reference in ``image_info_test.json``.
+Boxes are an annotation each, without a mask. Numbered objects are one each, in the order of their numbers; of label maps, each
+connected part of each label is one (pixels that touch at a corner are connected), whose category is the label. Test cases are in
+``instances_test.json``, those without a reference in ``image_info_test.json``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cmt_med.base.errors import DataError
 from cmt_med.base.files import write_json
 from cmt_med.data.case import COLOURS, Case
 from cmt_med.data.manifest import Manifest
+from cmt_med.data.volumes.boxes import load_boxes
 from cmt_med.data.volumes.gate import load_case
 from cmt_med.data.volumes.instances import load_instances
 from cmt_med.runs.converted import (
@@ -50,11 +51,12 @@ def write_coco(manifest: Manifest, folder: Path) -> None:
             "COCO has no value for pixels that nobody has annotated", where=str(manifest.path),
             why="they would become background", fix="use --to nnunet", code="E_LABEL",
         )  # fmt: skip
-    objects = any(case.instances for case in manifest.cases)
+    objects, boxes = (any(getattr(case, kind) for case in manifest.cases) for kind in ("instances", "boxes"))
+    kind = "instances" if objects else "boxes" if boxes else "label"
     names = {OBJECT: "object"} if objects else {value: name for name, value in manifest.labels.items() if value}
-    untaught = [case.name for case in manifest.cases if not _target(case, objects=objects)]
+    untaught = [case.name for case in manifest.cases if not getattr(case, kind)]
     taught, every = taught_and_tests(manifest, untaught)
-    tests = [case for case in every if _target(case, objects=objects)]
+    tests = [case for case in every if getattr(case, kind)]
     others = [case for case in every if case not in tests]
     for name, cases, below in (
         ("instances", taught, ""),
@@ -63,7 +65,7 @@ def write_coco(manifest: Manifest, folder: Path) -> None:
     ):
         if not cases and name != "instances":
             continue
-        content = _content(cases, manifest, folder, below, objects=objects, annotated=name != "image_info_test")
+        content = _content(cases, manifest, folder, below, kind, annotated=name != "image_info_test")
         categories = [{"id": value, "name": label, "supercategory": ""} for value, label in names.items()]
         about = {"description": manifest.name or "data set", "version": "1"}
         write_json(
@@ -71,12 +73,8 @@ def write_coco(manifest: Manifest, folder: Path) -> None:
         )
 
 
-def _target(case: Case, *, objects: bool) -> Path | None:
-    return case.instances if objects else case.label
-
-
 def _content(
-    cases: Sequence[Case], manifest: Manifest, folder: Path, below: str, *, objects: bool, annotated: bool
+    cases: Sequence[Case], manifest: Manifest, folder: Path, below: str, kind: str, *, annotated: bool
 ) -> dict[str, list[dict[str, Any]]]:
     """Write the images of cases; returns what a file says of them."""
     images: list[dict[str, Any]] = []
@@ -87,10 +85,8 @@ def _content(
         own = {"group": case.group} if case.group not in ("", case.name) else {}
         fold = {} if case.fold is None else {"fold": case.fold}
         images.append({"id": number, "file_name": name, "width": width, "height": height, **own, **fold})
-        for category, mask in _objects(case, manifest, objects=objects) if annotated else ():
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": category, **_described(mask)}
-            )
+        for category, described in _objects(case, manifest, kind) if annotated else ():
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": category, **described})
     return {"images": images} | ({"annotations": annotations} if annotated else {})
 
 
@@ -114,18 +110,25 @@ def _write_picture(case: Case, manifest: Manifest, folder: Path, below: str) -> 
     return f"{below}{case.name}.png", width, height
 
 
-def _objects(case: Case, manifest: Manifest, *, objects: bool) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Category and mask (height, width) of each object."""
-    loaded = load_case(case, manifest.channels, None if objects else values_of(manifest), need_label=not objects)
-    if objects:
+def _objects(case: Case, manifest: Manifest, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Category of each object, and what an annotation says of it."""
+    drawn = kind == "label"
+    loaded = load_case(case, manifest.channels, values_of(manifest) if drawn else None, need_label=drawn)
+    if kind == "boxes":
+        found = load_boxes(case, manifest.labels, loaded.grid)
+        for value, low, size, ignored in zip(found.classes, found.low, found.sizes, found.ignored, strict=True):
+            box, area = [float(v) for v in (*low[:2], *size[:2])], float(size[0] * size[1])
+            yield int(value), {"area": area, "bbox": box, "iscrowd": int(ignored)}
+        return
+    if kind == "instances":
         numbers = load_instances(case, loaded.grid)[0][..., 0].T
-        yield from ((OBJECT, numbers == number) for number in np.unique(numbers[numbers > 0]))
+        yield from ((OBJECT, _described(numbers == number)) for number in np.unique(numbers[numbers > 0]))
         return
     assert loaded.label is not None  # asked for
     label = loaded.label[..., 0].T
     for value in np.unique(label[label > 0]):
         parts, count = ndimage.label(label == value, _TOUCHING)
-        yield from ((int(value), parts == part) for part in range(1, count + 1))
+        yield from ((int(value), _described(parts == part)) for part in range(1, count + 1))
 
 
 def _described(mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -53,11 +53,11 @@ def convert_data_set(path: Path, to: str, output: Path, *, convention: str | Non
             "the folder is not empty", where=f"--output {output}", why="files would be mixed", fix="give another"
         )
     manifest, problems = data_set_with_problems(path, convention)
-    objects = any(case.instances for case in manifest.cases)
+    objects = any(case.instances or case.boxes for case in manifest.cases)
     if not any(case.label for case in manifest.cases) and not (objects and to == "coco"):
         raise DataError(
             "no case has a label map", where=str(path), why=f"{to} is a layout of images with label maps here",
-            fix="use --to coco for numbered objects" if objects else "classes are written by init, into its case list",
+            fix="use --to coco for boxes and numbered objects" if objects else "classes are written by init, into its case list",
             code="E_LABEL",
         )  # fmt: skip
     if output.is_dir():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools.coco import COCO
 
 from cmt_med.compare import compare
+from cmt_med.convert import convert
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.volumes.boxes import load_boxes
 from cmt_med.data.volumes.gate import load_case
@@ -134,6 +138,27 @@ def test_formats_hold_the_same_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert sorted((CLASSES[v - 1], [*map(int, a[:2])], [*map(int, b[:2])]) for v, a, b in listed) == rows
             assert (found.low[:, 2] == 0).all()
             assert (found.high[:, 2] == 1).all()
+
+
+def test_boxes_become_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pycocotools reads what convert writes, and so do we: the same boxes."""
+    monkeypatch.chdir(tmp_path)
+    voc(tmp_path / "d", 4)
+    assert run(convert, "d", "--to", "coco", "--output", "c") == 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = COCO(str(tmp_path / "c/annotations/instances.json"))
+    for name in ("d", "c"):
+        assert run(init, name, "--output", f"{name}.yaml") == 0
+    one, other = (load_manifest(tmp_path / f"{name}.json") for name in "dc")
+    assert one.labels == other.labels
+    for a, b in zip(one.cases, other.cases, strict=True):
+        first, second = (load_boxes(c, one.labels, load_case(c, ["image"]).grid) for c in (a, b))
+        assert first.low.tolist() == second.low.tolist()
+        assert first.high.tolist() == second.high.tolist()
+        assert first.classes.tolist() == second.classes.tolist()
+        listed = theirs.loadAnns(theirs.getAnnIds(theirs.getImgIds()[one.cases.index(a)]))
+        assert [item["bbox"][:2] for item in listed] == first.low[:, :2].tolist()
+    assert run(convert, "d", "--to", "nnunet", "--output", "n") == 65
 
 
 def test_from_pictures_to_a_report(

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as rle
 from skimage.measure import find_contours
 
 from cmt_med.compare import compare
@@ -238,6 +239,48 @@ def coco_run_lengths(d: Path) -> Path:
     return coco(d, compressed)
 
 
+def framed(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The faces of the ball in a picture (width, height)."""
+    places = np.argwhere(label)
+    return places.min(axis=0), places.max(axis=0) + 1
+
+
+def boxes_voc(d: Path) -> Path:
+    for i in range(CASES):
+        image, label = flat(i)
+        png(d / f"JPEGImages/p{i}.png", image)
+        (x, y), (right, bottom) = framed(label.T)
+        bounds = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>"
+        (d / "Annotations").mkdir(exist_ok=True)
+        (d / f"Annotations/p{i}.xml").write_text(
+            f"<annotation><object><name>ball</name><bndbox>{bounds}</bndbox></object></annotation>"
+        )
+    return d
+
+
+def boxes_table(d: Path) -> Path:
+    lines = ["image,class,xmin,ymin,xmax,ymax"]
+    for i in range(CASES):
+        image, label = flat(i)
+        png(d / f"images/p{i}.png", image)
+        low, high = framed(label.T)
+        lines.append(",".join(map(str, (f"p{i}.png", "ball", *low, *high))))
+    (d / "boxes.csv").write_text("\n".join(lines))
+    return d
+
+
+def boxes_coco(d: Path) -> Path:
+    """COCO without outlines."""
+    path = coco(d, compressed)
+    file = d / "annotations/instances_default.json"
+    content = json.loads(file.read_text())
+    for entry in content["annotations"]:
+        runs = entry.pop("segmentation")
+        entry["bbox"] = rle.toBbox(runs | {"counts": runs["counts"].encode()}).tolist()
+    file.write_text(json.dumps(content))
+    return path
+
+
 VOLUMES = [
     decathlon,
     datalist,
@@ -259,7 +302,11 @@ FLAT = [
     classes,
     coco_polygons,
     coco_run_lengths,
+    boxes_voc,
+    boxes_table,
+    boxes_coco,
 ]
+BOXES = [boxes_voc, boxes_table, boxes_coco]
 OBJECTS = [coco_polygons, coco_run_lengths]
 
 
@@ -272,8 +319,9 @@ def test_from_inspect_to_evaluate(
     config = tmp_path / "my.yaml"
     answers = ["--convention", "none"] if make is bids else []
     assert run_command(init, [str(path), "--output", str(config), *answers]) == 0, capfd.readouterr()
-    network = TINY_CLASSIFIER if make is classes else TINY
+    network = TINY_CLASSIFIER if make in (classes, *BOXES) else TINY
     assert ("\ntask: instances" in config.read_text()) == (make in OBJECTS)
+    assert ("\ntask: detection" in config.read_text()) == (make in BOXES)
     size = "[16, 16]" if make in FLAT else "[16, 16, 8]"
     sets = ["train.epochs=2", f"train.patch_size={size}", "train.validate_every=1", f"network.options={network}",
             "data.workers=0", f"output={tmp_path / 'run'}"]  # fmt: skip
@@ -301,7 +349,7 @@ def test_from_inspect_to_evaluate(
     trained = card["provenance"]["training_cases"]  # among the references, which the model has learned
     assert f"The model was trained on {trained} of these" in caplog.text
     assert f"The model was trained on {trained} of these" in (tmp_path / "scores/report.html").read_text()
-    if make in (*OBJECTS, dicom_seg, dicom_rtstruct, patients):  # the folder has the references, too
+    if make in (*OBJECTS, *BOXES, dicom_seg, dicom_rtstruct, patients):  # the folder has the references, too
         words = ["--predictions", str(out), "--references", str(path), "--output", str(tmp_path / "again")]
         assert run_command(evaluate, words) == 0, capfd.readouterr()
         same, other = (json.loads((tmp_path / f"{name}/metrics.json").read_text()) for name in ("scores", "again"))
@@ -325,7 +373,7 @@ def test_from_inspect_to_evaluate(
         image = nibabel.load(out / f"{case.name}.nii.gz")
         assert image.shape == grid.shape
         np.testing.assert_allclose(image.affine, grid.affine, atol=1e-4)
-    for case in manifest.cases if make in FLAT and make is not classes else ():
+    for case in manifest.cases if make in FLAT and make not in (classes, *BOXES) else ():
         size_in = Image.open(next(iter(case.images.values()))[0]).size
         assert Image.open(out / f"{case.name}.png").size == size_in
 

@@ -141,13 +141,14 @@ def _cases(files: Sequence[CocoFile], places: _Places, channels: Sequence[str]) 
             found.problems.append(_not_there(file, image))
             continue
         masks = file.annotated and any(has_mask(one) for other in file.images for one in other.annotations)
+        boxed = file.annotated and all("bbox" in one.content for other in file.images for one in other.annotations)
         positions = {channel: (at, i if len(channels) > 1 else None) for i, channel in enumerate(channels)}
         group, fold = image.content.get("group"), image.content.get("fold")  # as convert writes them
         found.cases.append(
             Case(
                 name, positions, group=group if isinstance(group, str) and group else name,
                 fold=fold if type(fold) is int and fold >= 0 else None, instances=file.path if masks else None,
-                boxes=file.path if file.annotated else None,
+                boxes=file.path if boxed else None,
             )
         )  # fmt: skip
     return found
