@@ -29,7 +29,7 @@ DATA = {  # rooms within data; modules beside them stand for themselves
 }  # fmt: skip
 ROOMS_WITHIN = {
     "networks": {"encoders", "decoders", "heads", "weights"},
-    "tasks": {"classification", "detection", "instances", "segmentation"},
+    "tasks": {"classification", "detection", "instances", "pretraining", "segmentation"},
 }  # fmt: skip
 """Rooms within others, beside those of data."""
 

@@ -12,12 +12,14 @@ from cmt_med.config.detection import Detection
 from cmt_med.config.inference import Inference
 from cmt_med.config.instances import Instances
 from cmt_med.config.network import Network
+from cmt_med.config.pretraining import Pretraining
 from cmt_med.config.sections import PercentRange, Section, VoxelSize
 from cmt_med.config.training import Augmentation, Optimizer, Train
 
 __all__ = [
     "Augmentation", "Classification", "Data", "Detection", "Experiment", "Inference", "Instances", "Missing", "Network",
-    "Optimizer", "PercentRange", "Region", "Section", "Split", "Train", "VoxelSize", "with_new_names", "without_later_keys",
+    "Optimizer", "PercentRange", "Pretraining", "Region", "Section", "Split", "Train", "VoxelSize", "with_new_names",
+    "without_later_keys",
 ]  # fmt: skip
 
 
@@ -26,7 +28,8 @@ LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("optimizer", "momentum"): 0.99, ("optimizer", "layer_decay"): 1.0, ("network", "freeze"): None, ("train", "loss"): "dice_ce",
     ("data", "enlarge"): True, ("data", "missing"): "drop", ("data", "window"): None, ("augmentation", "channel_dropout"): 0.0,
     ("classification",): Classification().model_dump(), ("instances",): Instances().model_dump(),
-    ("detection",): Detection().model_dump(),
+    ("detection",): Detection().model_dump(), ("pretraining",): Pretraining().model_dump(),
+    ("optimizer", "decoder_first"): 0.0,
 }  # fmt: skip
 """Keys that came after runs had been begun without them, and the values that mean what those runs did."""
 
@@ -37,7 +40,7 @@ class Experiment(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     output: str = Field(min_length=1, description="run folder")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    task: Literal["segmentation", "classification", "detection", "instances"] = Field(
+    task: Literal["segmentation", "classification", "detection", "instances", "pretraining"] = Field(
         "segmentation", description="what the network is trained to do"
     )
     folds: Annotated[int, Field(ge=2)] | None = Field(
@@ -49,6 +52,7 @@ class Experiment(Section):
     classification: Classification = Classification()
     detection: Detection = Detection()
     instances: Instances = Instances()
+    pretraining: Pretraining = Pretraining()
     optimizer: Optimizer = Optimizer()
     train: Train
     inference: Inference = Inference()
@@ -66,7 +70,14 @@ class Experiment(Section):
             raise ValueError("the section instances needs task: instances")
         if self.task != "detection" and self.detection != Detection():
             raise ValueError("the section detection needs task: detection")
-        if self.task in ("instances", "detection") and self.data.regions is not None:
+        if self.task == "pretraining":
+            if self.pretraining.block >= max(self.train.patch_size):
+                raise ValueError("pretraining.block covers the whole patch: nothing would be shown")
+        elif self.pretraining != Pretraining():
+            raise ValueError("the section pretraining needs task: pretraining")
+        if self.optimizer.decoder_first > 0 and self.network.pretrained is None:
+            raise ValueError("optimizer.decoder_first is for weights to start from, and network.pretrained is not set")
+        if self.task in ("instances", "detection", "pretraining") and self.data.regions is not None:
             raise ValueError(f"data.regions is for label maps, and task is {self.task}")
         if self.task == "classification":
             self._whole_images()

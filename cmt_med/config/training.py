@@ -51,6 +51,11 @@ class Optimizer(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="factor of the rate from each stage of the encoder to the finer one below it; 1 for one rate"
     )
+    decoder_first: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of the steps in which the encoder stays as network.pretrained has it; then its rate rises to that of "
+        "the others, over as many steps as the warm-up",
+    )
     warmup: Fraction = Field(0.05, description="share of the steps over which the learning rate rises")
     clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
 

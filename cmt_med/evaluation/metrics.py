@@ -97,6 +97,10 @@ INSTANCE_METRICS: dict[str, Metric] = {
 DETECTION_METRICS: dict[str, Metric] = {
     "best_f1": Metric("largest F1 at IoU 0.5", "", "higher"),
 }
+PRETRAINING_METRICS: dict[str, Metric] = {
+    "explained": Metric("variance explained in hidden blocks", "", "higher"),
+    "masked_error": Metric("squared error in hidden blocks", "", "lower"),
+}
 LESION_COUNTS = ("n_lesions", "n_lesions_detected", "n_lesions_missed", "n_lesions_false_positive")
 FACTS = ("reference_voxels", "predicted_voxels", "reference_ml", "predicted_ml")  # what a row holds besides scores
 
@@ -110,7 +114,12 @@ def metric_of(name: str) -> Metric | None:
     """The metric of that name, among them ``nsd_<tolerance>mm``; None if it is no score."""
     if name.startswith("nsd_") and name.endswith("mm"):
         return Metric(f"surface Dice at {name[4:-2]} mm", "", "higher")
-    return METRICS.get(name) or CLASS_METRICS.get(name) or INSTANCE_METRICS.get(name) or DETECTION_METRICS.get(name)
+    return (
+        METRICS.get(name)
+        or CLASS_METRICS.get(name)
+        or INSTANCE_METRICS.get(name)
+        or (DETECTION_METRICS | PRETRAINING_METRICS).get(name)
+    )
 
 
 def of_pixels(metric: Metric) -> Metric:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_med.base.errors import CmtError, DataError, OutputError
+from cmt_med.base.errors import CmtError, ConfigError, DataError, OutputError
 from cmt_med.base.files import sha256, write_json
 from cmt_med.base.text import counted, visible
 from cmt_med.compute.limits import USUAL_LIMITS, Limits, bounded, is_out_of_memory
@@ -50,6 +50,11 @@ def engine_of(predictors: Sequence[Predictor], *, written: ModelCard | None = No
     Raises:
         ConfigError: if they predict different things.
     """
+    if predictors[0].card.outputs.unlabelled:
+        raise ConfigError(
+            "this model was pretrained: it finds nothing yet", where=f"model {predictors[0].card.name}",
+            why="it tells what hidden blocks of an image look like", fix="train a task that starts from it: network.pretrained",
+        )  # fmt: skip
     if predictors[0].card.outputs.objects:
         return ObjectEnsemble(predictors)
     if predictors[0].card.outputs.boxes:

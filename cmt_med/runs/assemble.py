@@ -47,7 +47,7 @@ def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Mod
     dense = data.task.dense
     patches = PatchSet(
         data.training_entries,
-        cut_patches(experiment.data, settings, change.margin, with_label=not data.task.boxes) if dense
+        cut_patches(experiment.data, settings, change.margin, with_label=not (data.task.boxes or data.task.unlabelled)) if dense
         else WholeImaged(["image"], change.margin, axes),
         change, patches_per_case=settings.patches_per_case, seed=experiment.seed, apply=not on_device,
         balanced=data.task.balanced,
@@ -72,7 +72,8 @@ def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Mod
         )
 
     frozen = (freeze_encoder(network),) if experiment.network.freeze == "encoder" else ()
-    levels = levels_above(network) if experiment.optimizer.layer_decay < 1 else None
+    by_level = experiment.optimizer.layer_decay < 1 or experiment.optimizer.decoder_first > 0
+    levels = levels_above(network) if by_level else None
     watched = monitored(experiment, data)
     validate = None
     if watched:

@@ -46,7 +46,7 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
             "this network answers for each position", where=f"network.name={settings.name}",
             why=f"{experiment.task} needs one answer for a whole image", fix=f"use one of {', '.join(CLASSIFIERS)}",
         )  # fmt: skip
-    boxes = TASKS[experiment.task].boxes
+    boxes, unlabelled = TASKS[experiment.task].boxes, TASKS[experiment.task].unlabelled
     if settings.name in NETWORKS and (settings.name in DETECTORS) != boxes:
         raise ConfigError(
             f"this network finds {'no ' if boxes else ''}boxes", where=f"network.name={settings.name}",
@@ -65,7 +65,7 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
         settings.name, spatial_dims=settings.spatial_dims,
         in_channels=len(experiment.data.channels) + int(experiment.data.foreground_channel),
         num_classes=2,
-        deep_supervision=experiment.train.deep_supervision and dense and not boxes, **settings.options,
+        deep_supervision=experiment.train.deep_supervision and dense and not boxes and not unlabelled, **settings.options,
     )  # fmt: skip
     if settings.pretrained is not None and (fresh or not has_checkpoints(Path(experiment.output))):
         channels = [canonical_channel(name) for name in experiment.data.channels]
@@ -80,7 +80,7 @@ def has_checkpoints(folder: Path) -> bool:
 def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
     """The experiment's network, as seeded, without pretrained weights."""
     torch.manual_seed(experiment.seed)
-    deep_supervision = deep_supervision and data.task.dense and not data.task.boxes
+    deep_supervision = deep_supervision and data.task.dense and not (data.task.boxes or data.task.unlabelled)
     return build_network(**network_arguments(experiment, data), deep_supervision=deep_supervision)
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import cmt_med
@@ -30,12 +31,15 @@ from cmt_med.evaluation.overlap import known_voxels
 from cmt_med.inference.folder import engine_of, infer_cases
 from cmt_med.inference.model import ModelCard, RegionCard, load_model, save_model
 from cmt_med.inference.predict import Predictor
+from cmt_med.inference.reconstruction import reconstructed
 from cmt_med.inference.results import Probabilities
+from cmt_med.reports.reconstructions import ReconstructionEvaluation
 from cmt_med.runs.assemble import mirrored_axes
 from cmt_med.runs.network import network_arguments
 from cmt_med.runs.prepare import Prepared, settings_of
 from cmt_med.runs.scoring import scored_cases
 from cmt_med.runs.trained import trained_network
+from cmt_med.tasks.pretraining.task import Pretraining
 from cmt_med.training.fit import Outcome
 
 log = logging.getLogger(__name__)
@@ -101,6 +105,8 @@ def report_run(
     if not data.validation:
         log.info("no cases are held out, so there is no report; the model is in %s", folder / "model")
         return EXIT_DONE
+    if data.task.unlabelled:
+        return _report_reconstructions(experiment, data, card, folder, device, banner)
     card, weights = load_model(folder / "model")
     predicted = folder / "validation"
     kept: Probabilities = "uint8" if experiment.inference.choose and experiment.folds is not None else "none"
@@ -129,6 +135,29 @@ def report_run(
     for target, row in extra.get("threshold_baseline", {}).items():
         print(f"best threshold for {target}: Dice {row['dice']:.4f} ({row['channel']} {row['rule']})")
     log.info("dense 3×3×3 convolutions on this machine now: %.0f GFLOP/s", extra["rate_gflops"])
+    print(f"model: {folder / 'model'}\nreport: {page}")
+    return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
+
+
+def _report_reconstructions(
+    experiment: Experiment, data: Prepared, card: ModelCard, folder: Path, device: torch.device, banner: str
+) -> int:
+    """Hide blocks of the held-out cases, score what the model makes of them, and write the report."""
+    card, weights = load_model(folder / "model")
+    network = trained_network(card, weights).to(device).eval()
+    found = {}
+    for entry in data.validation_entries:
+        image = torch.from_numpy(np.array(entry.image())).to(device)
+        found[entry.name] = reconstructed(network, image, card.patch, card.slice_axes, data.task, entry.name)
+    cases = {case.name: case for case in data.validation}
+    assert isinstance(data.task, Pretraining)  # the only one without labels
+    scored = ReconstructionEvaluation(data.task, dict.fromkeys(cases, folder), cases, banner, found).score()
+    metrics = scored.write_metrics(folder / "report", {"provenance": card.provenance})
+    save_model(folder / "model", card.model_copy(update={"validation": metrics["summary"]}), weights)
+    page = scored.write_page(
+        folder / "report", experiment.name, log_rows=read_lines(folder / "log.jsonl"), settings=dump_config(experiment),
+        details=report_details(card, folder),
+    )  # fmt: skip
     print(f"model: {folder / 'model'}\nreport: {page}")
     return EXIT_SOME_FAILED if scored.failures else EXIT_DONE
 

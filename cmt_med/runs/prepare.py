@@ -121,7 +121,8 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
         log.warning("0 stands for the channels that cases lack: %s%s", ", ".join(lacking[:5]), _more(lacking, 5))
     entries = _cache_all([*training, *validation], channels, task, experiment)
     _require_slices(entries, experiment)
-    _warn_of_missing_labels(entries[: len(training)], entries, task.labels)
+    if not task.unlabelled:
+        _warn_of_missing_labels(entries[: len(training)], entries, task.labels)
     return Prepared(manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, task)
 
 
@@ -160,6 +161,7 @@ def _cache_all(cases: list[Case], channels: list[str], task: Task, experiment: E
             return prepare(
                 case, channels=channels, labels=task.labels, settings=settings, folder=folder, target=task.target(case),
                 objects=task.objects, boxed=task.boxes, min_component_mm3=experiment.detection.min_component_mm3,
+                unlabelled=task.unlabelled,
             )  # fmt: skip
         except DataError as error:
             return error

@@ -163,6 +163,7 @@ def _dry_run(experiment: Experiment, data: Prepared, setup: TrainingSetup) -> in
     device = next(setup.network.parameters()).device
     begun = time.monotonic()
     moved = on_device(batch, device, setup.augment)
+    moved = {**setup.task.prepared(moved)}
     hints = setup.task.hints(moved) if getattr(setup.network, "takes_hints", False) else ()
     value = setup.task.loss(setup.network.train()(moved["image"], *hints), moved)
     value.backward()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from cmt_med.tasks.classification.task import Classification
 from cmt_med.tasks.detection.task import Detection
 from cmt_med.tasks.instances.task import Instances
+from cmt_med.tasks.pretraining.task import Pretraining
 from cmt_med.tasks.segmentation.task import Segmentation
 from cmt_med.tasks.task import Task
 
 TASKS: dict[str, type[Task]] = {
     "segmentation": Segmentation, "classification": Classification, "detection": Detection, "instances": Instances,
+    "pretraining": Pretraining,
 }  # fmt: skip

@@ -51,6 +51,7 @@ class Task(Protocol):
             (:class:`WholeImageTask`).
         objects: whether its targets are objects with a number each (:class:`ObjectTask`), and no label values.
         boxes: whether its targets are boxes around objects (:class:`BoxTask`), and no label values.
+        unlabelled: whether it learns from images alone, and its models are for others to start from.
     """
 
     name: ClassVar[str]
@@ -58,6 +59,7 @@ class Task(Protocol):
     dense: ClassVar[bool]
     objects: ClassVar[bool]
     boxes: ClassVar[bool]
+    unlabelled: ClassVar[bool]
 
     @classmethod
     def from_data(cls, experiment: Experiment, manifest: Manifest) -> Task:
@@ -124,6 +126,10 @@ class Task(Protocol):
         """
         ...
 
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch as the network is to be shown it while training; what the loss needs of it beside goes with it."""
+        ...
+
     def hints(self, batch: Batch) -> tuple[Tensor, ...]:
         """What networks that ask for it (``takes_hints``) are told beside the image while they are trained."""
         ...
@@ -155,7 +161,7 @@ class Task(Protocol):
 
 def draws_labels(task: Task | type[Task]) -> bool:
     """Tell whether a task's results are label maps, in which each position has a value with a name."""
-    return task.dense and not task.objects and not task.boxes
+    return task.dense and not task.objects and not task.boxes and not task.unlabelled
 
 
 class Assessing(Task, Protocol):

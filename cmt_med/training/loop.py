@@ -20,7 +20,7 @@ from cmt_med.data.patches.loader import WorkerGoneError
 from cmt_med.training.board import Board
 from cmt_med.training.budget import Budget
 from cmt_med.training.progress import OutsideShare, Progress
-from cmt_med.training.schedule import learning_rate
+from cmt_med.training.schedule import late_share, learning_rate
 from cmt_med.training.state import Run
 from cmt_med.training.steps import batch_groups, training_step
 
@@ -73,6 +73,8 @@ class Loop:
             compiled=self.train.compile,
             frozen=self.setup.frozen,
             hints=self.setup.task.hints,
+            prepared=self.setup.task.prepared,
+            late_at=self._late if run.settings.decoder_first > 0 else None,
         )
         self.banner = banner
         self.engine = Engine(step)
@@ -139,6 +141,11 @@ class Loop:
     def _rate(self, step: int) -> float:
         settings = self.state.settings
         return learning_rate(self.budget.progress(step), peak=settings.lr, warmup=settings.warmup)
+
+    def _late(self, step: int) -> float:
+        """Factor of the encoder's rate: 0 while the decoder learns alone, then rising to 1."""
+        settings = self.state.settings
+        return late_share(self.budget.progress(step), first=settings.decoder_first, warmup=settings.warmup)
 
     # ---- after each step
 

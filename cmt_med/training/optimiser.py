@@ -22,6 +22,8 @@ def optimiser(
         levels: for each parameter how many levels it lies above the decoder, for ``layer_decay``; None for one rate.
     """
     groups = parameter_groups(network, settings.weight_decay, settings.layer_decay, levels)
+    if settings.decoder_first > 0:
+        groups = [group | {"late": group.pop("level", 0) > 0} for group in groups]
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
@@ -43,6 +45,6 @@ def parameter_groups(
             found.setdefault((levels[name] if levels is not None else 0, decays), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
-        | ({"scale": layer_decay**level} if levels is not None else {})
+        | ({"scale": layer_decay**level, "level": level} if levels is not None else {})
         for (level, decays), parameters in found.items()
     ]

@@ -25,6 +25,11 @@ def learning_rate(progress: float, *, peak: float, warmup: float) -> float:
     return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - warmup) / max(1e-9, 1.0 - warmup))))
 
 
+def late_share(progress: float, *, first: float, warmup: float) -> float:
+    """The factor of a rate that begins late: 0 over the first share of the run, then a linear rise over ``warmup`` of it."""
+    return 0.0 if progress < first else min(1.0, (progress - first) / max(warmup, 1e-9))
+
+
 @dataclass
 class StepPlan:
     """The number of optimizer steps and the way through the schedule.

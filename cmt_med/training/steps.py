@@ -39,6 +39,8 @@ def training_step(
     compiled: bool = False,
     frozen: Sequence[nn.Module] = (),
     hints: Callable[[Batch], tuple[Tensor, ...]] | None = None,
+    prepared: Callable[[Batch], Batch] | None = None,
+    late_at: Callable[[int], float] | None = None,
 ) -> Step:
     """One optimizer step on a group of batches, whose gradients are averaged.
 
@@ -53,6 +55,8 @@ def training_step(
         amp: bf16 autocast on a GPU.
         augment: changes images and labels on the device, where batches come unchanged.
         hints: what networks that ask for it are told beside the image (:meth:`cmt_med.tasks.task.Task.hints`).
+        prepared: what is done to a batch on the device (:meth:`cmt_med.tasks.task.Task.prepared`).
+        late_at: factor at a step of the rate of groups that are marked ``late``.
         frozen: parts of the network that stay in eval mode, statistics included.
         compiled: run the network through torch.compile, for patches of one size; whatever else uses it does not.
 
@@ -71,7 +75,8 @@ def training_step(
         torch.manual_seed(keyed_seed(seed, number, idist.get_rank(), 0x57E9))
         rate = rate_at(number)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("scale", 1.0)
+            late = late_at(number) if late_at is not None and group.get("late") else 1.0
+            group["lr"] = rate * group.get("scale", 1.0) * late
         network.train()
         for part in frozen:
             part.eval()
@@ -81,6 +86,8 @@ def training_step(
         total = seconds = 0.0
         for position, batch in enumerate(batches):
             moved = on_device(batch, device, augment)
+            if prepared is not None:
+                moved = {**prepared(moved)}
             begun = time.perf_counter()
             waits = position + 1 < len(batches) and network is not plain
             with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]

@@ -17,6 +17,7 @@ from cmt_med.config.schema import Detection, Inference
 from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.inference.boxes import together, views_of
 from cmt_med.inference.predict import Windows, predict_probabilities
+from cmt_med.inference.reconstruction import Reconstruction, reconstructed
 from cmt_med.inference.whole import whole_probabilities
 from cmt_med.tasks.task import Task, box_task
 
@@ -24,11 +25,13 @@ Validate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
 
 
 def _found(
-    network: nn.Module, image: torch.Tensor, windows: Windows, task: Task, settings: Detection
-) -> torch.Tensor | Boxes:
+    network: nn.Module, image: torch.Tensor, windows: Windows, task: Task, settings: Detection, name: str
+) -> torch.Tensor | Boxes | Reconstruction:
     """What a network says of an image, as the task scores it."""
     if task.boxes:
         return together(views_of(network, image, windows, box_task(task), settings), image.shape[1:], settings)
+    if task.unlabelled:
+        return reconstructed(network, image, windows.patch or windows.size, windows.slice_axes, task, name)
     if task.dense:
         return predict_probabilities(network, image, windows, task)
     return whole_probabilities(network, image, task, slice_axes=windows.slice_axes)
@@ -63,7 +66,7 @@ def validator(
             number, entry = numbered
             image = torch.from_numpy(np.array(entry.image())).to(device)
             try:
-                found = _found(network, image, windows, task, boxes)
+                found = _found(network, image, windows, task, boxes, entry.name)
             except DataError as error:
                 raise DataError(
                     error.what, where=f"case {entry.name}, validated while training", code=error.code,

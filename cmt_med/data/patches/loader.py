@@ -107,7 +107,9 @@ class PatchSet(Dataset[dict[str, Any]]):
         self.cut.set_random_state(seed=keyed_seed(self.seed, epoch, index))
         content: dict[Any, Any] = {"image": entry.image()}
         if entry.target is None:
-            content |= {"points": self.points[case]} | ({} if entry.boxed else {"label": entry.label()})
+            content |= {"points": self.points[case]} | (
+                {} if entry.boxed or entry.unlabelled else {"label": entry.label()}
+            )
         patch = self.cut(content)
         drawn = self.augment.draw(np.random.default_rng([self.seed, epoch, index, 0xA0A0]))
         image = patch["image"].float()

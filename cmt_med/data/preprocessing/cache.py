@@ -49,8 +49,8 @@ class CachedCase:
     ``target`` is the number of its class, for tasks that answer for whole images; such a case has no label map. ``annotated``
     are the label values that its source annotates, and its label map has no other ones; None for all. ``objects`` tells whether
     the case has numbered objects; its label map then holds their depths (:mod:`cmt_med.data.preprocessing.depth`). ``boxed``
-    tells whether it has boxes, and no label map. ``content`` is the sum of its images
-    (:func:`cmt_med.data.volumes.sums.sum_of_sums`).
+    tells whether it has boxes, and no label map, ``unlabelled`` whether it has its image alone. ``content`` is the sum of its
+    images (:func:`cmt_med.data.volumes.sums.sum_of_sums`).
     """
 
     name: str
@@ -60,6 +60,7 @@ class CachedCase:
     objects: bool = False
     boxed: bool = False
     content: str = ""
+    unlabelled: bool = False
 
     def image(self) -> NDArray[np.float32]:
         """(C, *S), read-only."""
@@ -83,6 +84,8 @@ class CachedCase:
         """The names of its arrays' files."""
         if self.boxed:
             return ("image.npy", "points.npy", "boxes.npy")
+        if self.unlabelled:
+            return ("image.npy", "points.npy")
         return _FILES[:1] if self.target is not None else (*_FILES, "instances.npy") if self.objects else _FILES
 
     def points(self) -> list[NDArray[np.signedinteger]]:
@@ -105,6 +108,8 @@ class CachedCase:
         """The labels that occur, without the background; or the class."""
         if self.target is not None:
             return {self.target}
+        if self.unlabelled:
+            return set()
         return {int(value) for value in np.unique(np.load(self.folder / "points.npy", allow_pickle=False)[:, 0])}
 
 
@@ -138,6 +143,7 @@ def prepare(
     objects: bool = False,
     boxed: bool = False,
     min_component_mm3: float = 0.0,
+    unlabelled: bool = False,
 ) -> CachedCase:
     """The entry of a case, made if there is none for exactly these files and settings, or if it is damaged.
 
@@ -151,25 +157,28 @@ def prepare(
         objects: whether numbered objects are learned, and no label map.
         boxed: whether boxes are, which the case has, or which are derived from its objects or labels.
         min_component_mm3: of a label that boxes are derived from.
+        unlabelled: whether the image is all that is learned from.
 
     Raises:
         DataError: from the gate, naming the case.
         OutputError: if the cache cannot be written.
     """
-    if target is not None or objects:
+    if target is not None or objects or unlabelled:
         case = replace(case, label=None, ignore=None, annotated=None)
     if boxed:
         case = with_one_source(case)
     else:
         case = replace(case, boxes=None) if objects else replace(case, instances=None, boxes=None)
-    labels = {} if target is not None else labels
+    labels = {} if target is not None or unlabelled else labels
     sums = {name: content_of(case.images[name][0], case) for name in channels if name in case.images}
     key = _key(case, channels, labels, settings, sums, [min_component_mm3] if boxed else None)
     content, annotated = sum_of_sums(sums.values()), None if boxed else case.annotated
-    entry = CachedCase(case.name, folder / f"{key}-{CACHE_VERSION}", target, annotated, objects, boxed, content)
+    entry = CachedCase(
+        case.name, folder / f"{key}-{CACHE_VERSION}", target, annotated, objects, boxed, content, unlabelled
+    )
     if _is_whole(entry):
         return entry
-    dense = target is None and not objects and not boxed
+    dense = target is None and not objects and not boxed and not unlabelled
     allowed = [*labels.values(), *([] if case.ignore is None else [case.ignore])] if dense else None
     whole = load_case(case, channels, allowed, need_label=dense, zeros=takes_zeros(settings))
     loaded = seen_by(_without_the_unknown(whole, case), settings)
@@ -183,6 +192,8 @@ def prepare(
     else:
         data = preprocessing(settings, with_label=dense)(as_dictionary(loaded))
         arrays = {"image.npy": np.ascontiguousarray(data["image"].numpy(), dtype=np.float32)}
+    if unlabelled:
+        arrays["points.npy"] = _sample_points((np.abs(arrays["image.npy"]).max(axis=0) > 0).astype(np.uint8))
     if dense:
         label = np.ascontiguousarray(data["label"].numpy(), dtype=np.uint8)
         arrays |= {"label.npy": label, "points.npy": _sample_points(label[0], case.ignore)}

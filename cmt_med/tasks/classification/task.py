@@ -41,6 +41,7 @@ class Classification:
     dense: ClassVar[bool] = False
     objects: ClassVar[bool] = False
     boxes: ClassVar[bool] = False
+    unlabelled: ClassVar[bool] = False
     overlapping: ClassVar[bool] = False
     regions: ClassVar[None] = None
 
@@ -114,6 +115,9 @@ class Classification:
                     "windows are for label maps", where=f"inference.{key}",
                     why="the network sees a whole image at once", fix=f"leave inference.{key} out",
                 )  # fmt: skip
+
+    def prepared(self, batch: Batch) -> Batch:
+        return batch
 
     def hints(self, batch: Batch) -> tuple[Tensor, ...]:
         return ()

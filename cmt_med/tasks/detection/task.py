@@ -48,6 +48,7 @@ class Detection:
     dense: ClassVar[bool] = True
     objects: ClassVar[bool] = False
     boxes: ClassVar[bool] = True
+    unlabelled: ClassVar[bool] = False
     balanced: ClassVar[bool] = False
     overlapping: ClassVar[bool] = False
     regions: ClassVar[None] = None
@@ -121,6 +122,9 @@ class Detection:
                     why="which boxes are kept is said in the section detection",
                     fix=f"leave inference.{key} out; see detection.min_score, detection.overlap and detection.min_component_mm3",
                 )  # fmt: skip
+
+    def prepared(self, batch: Batch) -> Batch:
+        return batch
 
     def hints(self, batch: Batch) -> tuple[Tensor, ...]:
         """Boxes and classes, for networks that learn from noised ones; ignored ones are none."""

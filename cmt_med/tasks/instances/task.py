@@ -45,6 +45,7 @@ class Instances:
     dense: ClassVar[bool] = True
     objects: ClassVar[bool] = True
     boxes: ClassVar[bool] = False
+    unlabelled: ClassVar[bool] = False
     balanced: ClassVar[bool] = False
     overlapping: ClassVar[bool] = False
     regions: ClassVar[None] = None
@@ -104,6 +105,9 @@ class Instances:
                     why="how objects are found is said in the section instances",
                     fix=f"leave inference.{key} out; see instances.threshold and instances.min_object_mm3",
                 )  # fmt: skip
+
+    def prepared(self, batch: Batch) -> Batch:
+        return batch
 
     def hints(self, batch: Batch) -> tuple[Tensor, ...]:
         return ()

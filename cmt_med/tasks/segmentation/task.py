@@ -40,6 +40,7 @@ class Segmentation:
     dense: ClassVar[bool] = True
     objects: ClassVar[bool] = False
     boxes: ClassVar[bool] = False
+    unlabelled: ClassVar[bool] = False
     balanced: ClassVar[bool] = False
 
     def __init__(
@@ -124,6 +125,9 @@ class Segmentation:
 
     def check(self, settings: Inference) -> None:
         self.scheme.check(settings)
+
+    def prepared(self, batch: Batch) -> Batch:
+        return batch
 
     def hints(self, batch: Batch) -> tuple[Tensor, ...]:
         return ()

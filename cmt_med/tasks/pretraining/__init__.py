@@ -1,0 +1,1 @@
+"""Masked images, without labels: weights for other tasks to start from."""
