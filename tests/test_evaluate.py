@@ -344,8 +344,12 @@ def test_a_report_does_not_overwrite_what_infer_wrote(tmp_path: Path) -> None:
     assert (tmp_path / "p/failures.json").read_text() == "[]"
 
 
-def test_a_folder_as_downloaded_is_no_folder_of_references(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(tmp_path / "download/c1/c1_seg.nii.gz", cube(4))
+def test_references_as_downloaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Label maps in folders of their own are found as init finds them; where there are none, it is said."""
+    save(tmp_path / "download/c1/c1_seg.nii.gz", cube(4), SPACING)
+    assert run(tmp_path, {"c1": (cube(4), cube(4))}, "--references", str(tmp_path / "download")) == 0
+    assert metrics(tmp_path)["cases"]["c1"]["ball"]["dice"] == 1.0
+    (tmp_path / "download/c1/c1_seg.nii.gz").rename(tmp_path / "download/c1/c1_ct.nii.gz")
     assert run(tmp_path, {"c1": (cube(4), cube(4))}, "--references", str(tmp_path / "download")) == 65
     assert "case list" in capsys.readouterr().err
 
