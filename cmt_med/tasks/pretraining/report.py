@@ -50,8 +50,8 @@ def assess(records: Mapping[str, Mapping[str, Any]], groups: Mapping[str, str], 
         ("variance explained in hidden blocks", number_text(explained)), ("squared error there", number_text(error)),
     ])  # fmt: skip
     text = (
-        f"{counted(len(rows), 'case')}, {failed} not scored; of each, blocks of some patches were hidden, the same each time. What "
-        "a network makes of hidden blocks says little about what it is good for: fine-tune it (network.pretrained)."
+        f"{counted(len(rows), 'case')}, {failed} not scored; of each, blocks of some patches were hidden, the same each "
+        "time. What a network makes of hidden blocks says little about what it is good for: fine-tune it (network.pretrained)."
     )
     sections = (
         Section("Scores", text, (table,)),

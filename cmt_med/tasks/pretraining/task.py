@@ -1,8 +1,8 @@
 """Pretraining as a task: hidden blocks are told from the rest of the image, and no label is needed.
 
 Masked image modelling for convolutional pyramids (SimMIM, Xie et al., CVPR 2022; nnU-Net's masked autoencoder, Wald et al.,
-CVPR 2025): hidden blocks are 0, the mean of a z-score, and the loss looks at them alone. Skips are kept. With noise over what is shown,
-the whole image is to be cleaned, too.
+CVPR 2025): hidden blocks are 0, the mean of a z-score, and the loss looks at them alone. Skips are kept. With noise over what is
+shown, the whole image is to be cleaned, too.
 """
 
 from __future__ import annotations
