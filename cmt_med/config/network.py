@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from cmt_med.config.sections import (
+    Positive,
     Section,
 )
 
@@ -23,3 +24,7 @@ class Network(Section):
         "encoder of cmt_unetr_ti, _xs, _s or _b",
     )
     freeze: Literal["encoder"] | None = Field(None, description="part that training leaves as it is")
+    adapters: Positive | None = Field(
+        None,
+        description="rank of low-rank adapters of the encoder's linear layers, which stay else as network.pretrained has them",
+    )

@@ -25,7 +25,8 @@ __all__ = [
 
 LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("task",): "segmentation", ("optimizer", "name"): "adamw", ("optimizer", "betas"): (0.9, 0.99),
-    ("optimizer", "momentum"): 0.99, ("optimizer", "layer_decay"): 1.0, ("network", "freeze"): None, ("train", "loss"): "dice_ce",
+    ("optimizer", "momentum"): 0.99, ("optimizer", "layer_decay"): 1.0, ("network", "freeze"): None,
+    ("network", "adapters"): None, ("train", "loss"): "dice_ce",
     ("data", "enlarge"): True, ("data", "missing"): "drop", ("data", "window"): None, ("augmentation", "channel_dropout"): 0.0,
     ("classification",): Classification().model_dump(), ("instances",): Instances().model_dump(),
     ("detection",): Detection().model_dump(), ("pretraining",): Pretraining().model_dump(),
@@ -81,6 +82,10 @@ class Experiment(Section):
             raise ValueError(f"data.regions is for label maps, and task is {self.task}")
         if self.task == "classification":
             self._whole_images()
+        if self.network.adapters is not None and (self.network.pretrained is None or self.network.freeze is not None):
+            raise ValueError(
+                "network.adapters change what network.pretrained brings: they need it, and not network.freeze"
+            )
         if self.network.freeze is not None and self.network.pretrained is None:
             raise ValueError(
                 "network.freeze keeps what network.pretrained brings; without it, random weights would be frozen"

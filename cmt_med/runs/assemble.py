@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,10 +20,13 @@ from cmt_med.data.patches.loader import PatchSet, patch_batches
 from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.inference.predict import Windows
 from cmt_med.networks import NETWORKS_VERSION
+from cmt_med.networks.weights.adapters import add_adapters, trained_parameters
 from cmt_med.networks.weights.frozen import freeze_encoder, levels_above
 from cmt_med.runs.prepare import Prepared
 from cmt_med.training.state import TrainingSetup
 from cmt_med.training.validation import Validate, validator
+
+log = logging.getLogger(__name__)
 
 
 def monitored(experiment: Experiment, data: Prepared) -> list[CachedCase]:
@@ -72,6 +76,11 @@ def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Mod
         )
 
     frozen = (freeze_encoder(network),) if experiment.network.freeze == "encoder" else ()
+    if experiment.network.adapters is not None:
+        add_adapters(network, experiment.network.adapters)
+    if experiment.network.adapters is not None or frozen:
+        learned, every = trained_parameters(network)
+        log.info("%.3f of %.3f M parameters are trained", learned / 1e6, every / 1e6)
     by_level = experiment.optimizer.layer_decay < 1 or experiment.optimizer.decoder_first > 0
     levels = levels_above(network) if by_level else None
     watched = monitored(experiment, data)

@@ -33,6 +33,7 @@ from cmt_med.config.schema import Experiment
 from cmt_med.data.manifest import manifest_content
 from cmt_med.data.phantom import BANNER
 from cmt_med.inference.model import save_model
+from cmt_med.networks.weights.adapters import merged, trained_parameters
 from cmt_med.runs.assemble import case_validator, monitored, training_setup
 from cmt_med.runs.folder import RUN_FILES, clear_run, require_run
 from cmt_med.runs.network import plain_network, start_network
@@ -129,7 +130,8 @@ def run_experiment(request: Request) -> int:
         stop_listening()
         # without the outputs of deep supervision, which only training needs
         plain = plain_network(experiment, data, deep_supervision=False)
-        weights = {name: outcome.weights[name] for name in plain.state_dict()}
+        learned = merged(network, outcome.weights) if experiment.network.adapters is not None else outcome.weights
+        weights = {name: learned[name] for name in plain.state_dict()}
         card = save_model(folder / "model", card_of(experiment, data, outcome, plain), weights)
         return report_run(experiment, data, card, folder, device, banner)
 
@@ -180,8 +182,9 @@ def _dry_run(experiment: Experiment, data: Prepared, setup: TrainingSetup) -> in
         found = case_validator(experiment, data, data.validation_entries[:1])(setup.network.eval(), lambda: False)
         monitor = data.task.monitor
         score = f"{monitor.title} {found[monitor.name]:.4f} (untrained)" if found else score
-    parameters = sum(p.numel() for p in setup.network.parameters())
-    print(f"network     {experiment.network.name}, {parameters / 1e6:.2f} M parameters, on {device}")
+    learned, parameters = trained_parameters(setup.network)
+    part = "" if learned == parameters else f", {learned / 1e6:.3f} M of them trained"
+    print(f"network     {experiment.network.name}, {parameters / 1e6:.2f} M parameters{part}, on {device}")
     print(f"data        {counted(len(data.training), 'case')} to train, {len(data.validation)} to validate")
     print(f"batch       {tuple(moved['image'].shape)}, {setup.steps_per_epoch} steps per epoch")
     print(f"bound       {said_bounds(experiment.train.epochs, experiment.train.max_minutes)}")

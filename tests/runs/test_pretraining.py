@@ -99,6 +99,17 @@ def test_from_images_to_a_model_to_start_from(tmp_path: Path, capsys: pytest.Cap
                sets=[*QUICK, *begin, "optimizer.decoder_first=0.2"]) == 0  # fmt: skip
     after = load_file(tmp_path / "late/model/model.safetensors")
     assert not all(torch.equal(before[name], after[name]) for name in shared)
+    capsys.readouterr()
+    adapted = [*QUICK, *begin, "network.adapters=2"]
+    assert run(train, "--config", late, "--dry-run", sets=[*adapted, f"output={tmp_path / 'dry'}"]) == 0
+    assert "M of them trained" in capsys.readouterr().out
+    assert run(train, "--config", late, "--threads", "1", "--fresh", sets=adapted) == 0
+    after = load_file(tmp_path / "late/model/model.safetensors")
+    changed = {name for name in shared if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(before[name].ndim == 2 for name in changed)  # matrices of linear layers alone
+    assert all(torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 2 for name in changed)
+    assert run(train, "--config", late, sets=[*adapted, "network.freeze=encoder"]) == 64
 
 
 @pytest.mark.parametrize(
