@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al., ICLR 2022): a pretrained encoder stays as it is, and its linear layers learn a small change."""
+"""Low-rank adapters (LoRA, Hu et al., ICLR 2022): a pretrained encoder stays, and its linear layers learn a small change."""
 
 from __future__ import annotations
 
