@@ -57,7 +57,7 @@ def convert_data_set(path: Path, to: str, output: Path, *, convention: str | Non
     if not any(case.label for case in manifest.cases) and not (objects and to == "coco"):
         raise DataError(
             "no case has a label map", where=str(path), why=f"{to} is a layout of images with label maps here",
-            fix="use --to coco for boxes and numbered objects" if objects else "classes are written by init, into its case list",
+            fix="use --to coco for numbered objects and boxes" if objects else "classes are written by init, into its case list",
             code="E_LABEL",
         )  # fmt: skip
     if output.is_dir():
