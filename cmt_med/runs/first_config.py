@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cmt_med.base.text import counted
 from cmt_med.data.conventions.names import is_brain_tumour
-from cmt_med.data.conventions.units import in_hounsfield_units
+from cmt_med.data.conventions.units import scale_of
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.survey import Survey
 from cmt_med.data.sources.dataset import Dataset
@@ -21,8 +20,6 @@ from cmt_med.data.volumes.box_files import listed_boxes
 
 PATCHES = (128, 96, 64, 48, 32, 16)
 PATCHES_2D = (256, 192, 128, 96, 64, 32)
-WIDE = (-1000.0, 1000.0)
-"""HU, of CT without label maps: from air to bone."""
 SMALLEST_OBJECT = 16
 """Edge in pixels that a network sees of the usual object of the smallest class: four positions of its maps."""
 LONGEST_BOXED = 512
@@ -85,18 +82,17 @@ def first_config(
     )
 
 
-def window_of(manifest: Manifest, seen: Survey) -> dict[str, list[int]]:
-    """Channel -> the window of a CT: between the percentiles of its labelled voxels, as cases have them on average.
+def window_of(manifest: Manifest, seen: Survey) -> dict[str, list[float]]:
+    """Channel -> the window of values that mean the same in every case (CT, ADC, SUV).
 
-    Of whole images with classes, where no voxel is labelled, from air to bone. Rounded to tens of HU, outwards; at least 100 HU.
+    Between the percentiles of the labelled voxels, as cases have them on average; where no voxel is labelled, all that is usual.
     """
     found = {}
     for name in manifest.channels:
-        if not in_hounsfield_units(name, seen.ranges.get(name, [])):
-            continue
-        low, high = np.mean(seen.inside[name], axis=0) if seen.inside.get(name) else WIDE
-        middle, half = (low + high) / 2, max(50.0, (high - low) / 2)
-        found[name] = [math.floor((middle - half) / 10) * 10, math.ceil((middle + half) / 10) * 10]
+        scale = scale_of(name, seen.ranges.get(name, []))
+        if scale is not None:
+            low, high = np.mean(seen.inside[name], axis=0) if seen.inside.get(name) else scale.wide
+            found[name] = scale.window(float(low), float(high))
     return found
 
 
@@ -118,7 +114,7 @@ def _patch_of_boxes(seen: Survey, spacing: list[float] | None) -> list[int]:
     return [min(LONGEST_BOXED, max(32, -(-int(n) // 16) * 16)) for n in middle]
 
 
-def _mapping(windows: Mapping[str, Sequence[int]]) -> str:
+def _mapping(windows: Mapping[str, Sequence[float]]) -> str:
     return f"{{{', '.join(f'{_quoted(name)}: {list(pair)}' for name, pair in windows.items())}}}" if windows else ""
 
 

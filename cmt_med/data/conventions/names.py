@@ -113,7 +113,9 @@ def place_of(file: Path, stem: str) -> Path:
 
 
 def require_distinct(cases: Iterable[str], where: str) -> None:
-    """Refuse names of cases whose results (``NAME.nii.gz``, ``NAME.json``, ``NAME_prob.nii.gz``) would overwrite others.
+    """Refuse names of cases whose results would overwrite others.
+
+    Results are called ``NAME.nii.gz``, ``NAME.json``, ``NAME_prob.nii.gz`` and ``NAME.boxes.json``.
 
     Some file systems do not tell capitals from small letters, so names that differ in them alone are the same.
 
@@ -123,10 +125,10 @@ def require_distinct(cases: Iterable[str], where: str) -> None:
     seen: dict[str, str] = {}
     for name in cases:
         key = name.casefold()
-        if key in ("run", "failures") or key.endswith("_prob"):
+        if key in ("run", "failures") or key.endswith(("_prob", ".boxes")):
             raise DataError(
                 f"a case cannot be called {name!r}", where=where,
-                why="its results would have the name of run.json, failures.json or another case's probabilities",
+                why="its results would have the name of run.json, failures.json, or of another case's probabilities or boxes",
                 fix="rename it, or list it with another id", code="E_MANIFEST",
             )  # fmt: skip
         if key in seen:

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 
 from cmt_med.config.reading import load_config
-from cmt_med.data.conventions.units import in_hounsfield_units
+from cmt_med.data.conventions.units import in_hounsfield_units, scale_of
 from cmt_med.data.preprocessing.normalisation import Normalised
 from cmt_med.init import init
 from cmt_med.launch.command import run_command
@@ -45,6 +45,25 @@ def test_a_window_by_hand() -> None:
 )  # fmt: skip
 def test_hounsfield_units(name: str, ranges: list[tuple[float, float]], found: bool) -> None:
     assert in_hounsfield_units(name, ranges) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "ranges", "unit", "window"),
+    [
+        ("ct", [(-1024, 1500)], "HU", [30, 140]), ("adc", [(0, 3400), (0, 2900)], "10⁻⁶ mm²/s", [30, 140]),
+        ("adc", [(0, 2.9)], "10⁻³ mm²/s", [80.25, 80.35]), ("adc", [(0, 0.0031)], "mm²/s", None), ("adc", [(-900, 900)], "", None),
+        ("adc", [(0, 60000)], "", None), ("suv", [(0, 31.5)], "SUV", [79.8, 80.8]), ("suv", [(0, 40000)], "", None),
+        ("pet", [(0, 31.5)], "", None), ("t1", [(0, 2900)], "", None), ("suv", [], "", None),
+    ],
+)  # fmt: skip
+def test_scales(name: str, ranges: list[tuple[float, float]], unit: str, window: list[float] | None) -> None:
+    """Values that mean the same in every case, by name and by value; the window around 80.25 to 80.35, which is widened."""
+    scale = scale_of(name, ranges)
+    assert (scale.unit if scale is not None else "") == unit
+    if scale is not None and window is not None:
+        found = scale.window(80.25, 80.35)
+        assert found == window
+        assert found[1] - found[0] >= scale.least
 
 
 def test_init_writes_the_window(tmp_path: Path) -> None:
