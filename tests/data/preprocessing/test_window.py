@@ -51,7 +51,8 @@ def test_hounsfield_units(name: str, ranges: list[tuple[float, float]], found: b
     ("name", "ranges", "unit", "window"),
     [
         ("ct", [(-1024, 1500)], "HU", [30, 140]), ("adc", [(0, 3400), (0, 2900)], "10⁻⁶ mm²/s", [30, 140]),
-        ("adc", [(0, 2.9)], "10⁻³ mm²/s", [80.25, 80.35]), ("adc", [(0, 0.0031)], "mm²/s", None), ("adc", [(-900, 900)], "", None),
+        ("adc", [(0, 2.9)], "10⁻³ mm²/s", [80.25, 80.35]), ("adc", [(0, 0.0031)], "mm²/s", None),
+        ("adc", [(-900, 900)], "", None),
         ("adc", [(0, 60000)], "", None), ("suv", [(0, 31.5)], "SUV", [79.8, 80.8]), ("suv", [(0, 40000)], "", None),
         ("pet", [(0, 31.5)], "", None), ("t1", [(0, 2900)], "", None), ("suv", [], "", None),
     ],
@@ -63,7 +64,7 @@ def test_scales(name: str, ranges: list[tuple[float, float]], unit: str, window:
     if scale is not None and window is not None:
         found = scale.window(80.25, 80.35)
         assert found == window
-        assert found[1] - found[0] >= scale.least
+        assert found[1] - found[0] >= scale.least - 1e-9
 
 
 def test_init_writes_the_window(tmp_path: Path) -> None:
