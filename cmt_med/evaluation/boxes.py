@@ -172,22 +172,28 @@ def froc_curve(
     return np.concatenate([[0.0], false]), np.concatenate([[0.0], found])
 
 
-def interval(groups: Sequence[str], score: Callable[[NDArray[np.float64]], float]) -> tuple[float, float]:
-    """The 95% percentile interval of a score, with images resampled by patient; NaN below two patients.
+def intervals(
+    groups: Sequence[str], scores: Callable[[NDArray[np.float64]], Sequence[float]], count: int
+) -> list[tuple[float, float]]:
+    """The 95% percentile intervals of several scores, with images resampled by patient; NaN below two patients.
 
     Args:
         groups: the patient of each image.
-        score: from how often each image counts (I,) to a number; NaN is left out.
+        scores: from how often each image counts (I,) to so many numbers; of each, NaN is left out.
+        count: how many.
     """
     names = sorted(set(groups))
     if len(names) < 2:
-        return float("nan"), float("nan")
+        return [(float("nan"), float("nan"))] * count
     member = np.array([[group == name for group in groups] for name in names], float)
     rng = np.random.default_rng(0)
     drawn = (
         np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(BOOTSTRAP_SAMPLES)
     )
-    values = np.array([score(counts.astype(float) @ member) for counts in drawn])
-    values = values[~np.isnan(values)]
+    values = np.array([scores(counts.astype(float) @ member) for counts in drawn])
+    return [_middle(column[~np.isnan(column)]) for column in values.T]
+
+
+def _middle(values: NDArray[np.float64]) -> tuple[float, float]:
     low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     return float(low), float(high)

@@ -19,7 +19,7 @@ from cmt_med.evaluation.boxes import (
     Ranking,
     average_precision,
     froc,
-    interval,
+    intervals,
     match,
     mean_precision,
     ranking,
@@ -155,9 +155,10 @@ def test_weights_are_repeated_images() -> None:
 
 def test_intervals_are_over_patients() -> None:
     values = np.array([1.0, 1.0, 0.0])
-    low, high = interval(["a", "a", "b"], lambda weights: float(weights @ values / weights.sum()))
-    assert (low, high) == (0.0, 1.0)
-    assert all(map(math.isnan, interval(["a", "a"], lambda weights: 1.0)))
+    found = intervals(["a", "a", "b"], lambda weights: [float(weights @ values / weights.sum()), float("nan")], 2)
+    assert found[0] == (0.0, 1.0)
+    assert all(map(math.isnan, found[1]))
+    assert all(math.isnan(bound) for pair in intervals(["a", "a"], lambda weights: [1.0], 1) for bound in pair)
 
 
 def test_nothing() -> None:

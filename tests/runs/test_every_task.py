@@ -62,8 +62,8 @@ def start(file: Path, output: Path, ranks: int) -> list[Running]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    jobs = [{"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            for rank in range(ranks)] if ranks > 1 else [{}]  # fmt: skip
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    jobs = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)] if ranks > 1 else [{}]
     return [
         Running(cmt_med_main, "train", arguments, log=output.with_suffix(f".{rank}.log"), environment=job)
         for rank, job in enumerate(jobs)

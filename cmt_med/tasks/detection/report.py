@@ -20,8 +20,7 @@ from cmt_med.evaluation.boxes import (
     average_precision,
     froc,
     froc_curve,
-    interval,
-    mean_precision,
+    intervals,
     ranking,
 )
 from cmt_med.evaluation.metrics import DETECTION_METRICS
@@ -50,20 +49,25 @@ def assess(
     every = ranking([list(record["matches"].values()) for record in records.values()])
     patients = [groups[name] for name in records]
 
-    def with_interval(score: Callable[[NDArray[np.float64] | None], float]) -> dict[str, float]:
-        low, high = interval(patients, score)
-        return {"value": score(None), "low": low, "high": high}
-
-    def precision_at(thresholds: Sequence[int]) -> dict[str, float]:
-        return with_interval(lambda weights: mean_precision(by_class, thresholds, weights))
-
-    def sensitivities_at(threshold: int) -> dict[str, dict[str, float]]:
-        rows = {rate: with_interval(lambda w, i=i: froc(every, threshold, w)[i]) for i, rate in enumerate(_RATES)}  # type: ignore[misc]
-        return rows | {"mean": with_interval(lambda w: float(np.mean(froc(every, threshold, w))))}
-
     coco = [THRESHOLDS.index(value) for value in COCO]
-    precision = {f"ap{round(100 * THRESHOLDS[t]):02d}": precision_at([t]) for t in SHOWN} | {"map": precision_at(coco)}
-    sensitivity = {f"{THRESHOLDS[t]:g}": sensitivities_at(t) for t in SHOWN}
+
+    def precisions(weights: NDArray[np.float64] | None) -> list[float]:
+        table = np.array([
+            [average_precision(ranked, t, weights) for t in range(len(THRESHOLDS))] for ranked in by_class.values()
+        ])  # fmt: skip
+        known = table[~np.isnan(table[:, 0])]  # a class has a reference, or none
+        if not len(known):
+            return [math.nan] * (len(SHOWN) + 1)
+        return [*known[:, list(SHOWN)].mean(axis=0).tolist(), float(known[:, coco].mean())]
+
+    def sensitivities(weights: NDArray[np.float64] | None) -> list[float]:
+        found = [froc(every, t, weights) for t in SHOWN]
+        return [value for row in found for value in (*row, float(np.mean(row)))]
+
+    names = [f"ap{round(100 * THRESHOLDS[t]):02d}" for t in SHOWN] + ["map"]
+    precision = dict(zip(names, _with_intervals(patients, precisions), strict=True))
+    rates = iter(_with_intervals(patients, sensitivities))
+    sensitivity = {f"{THRESHOLDS[t]:g}": {rate: next(rates) for rate in (*_RATES, "mean")} for t in SHOWN}
     classes = {name: _class_row(ranked, coco) for name, ranked in by_class.items()}
     rows = {name: {n: case_row(m) for n, m in record["matches"].items()} for name, record in records.items()}
     metrics: dict[str, Any] = {
@@ -90,6 +94,14 @@ def assess(
     ]
     lines.append(f"{counted(len(records), 'case')}, {_counts(metrics)}; {failed} not scored")
     return Assessment(metrics, tuple(lines), _sections(metrics, every, records))
+
+
+def _with_intervals(
+    patients: Sequence[str], scores: Callable[[NDArray[np.float64] | None], list[float]]
+) -> list[dict[str, float]]:
+    values = scores(None)
+    bounds = intervals(patients, scores, len(values))
+    return [{"value": value, "low": low, "high": high} for value, (low, high) in zip(values, bounds, strict=True)]
 
 
 def case_row(matches: Matches) -> dict[str, float]:
