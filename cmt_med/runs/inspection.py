@@ -224,6 +224,8 @@ def _row(name: str, counts: dict[str, int]) -> Iterator[str]:
 def _file(file: dict[str, Any]) -> str:
     if not file["format"]:
         return file["path"]
+    if not file["shape"]:  # a list, and no array
+        return ", ".join([file["path"], *file["notes"]])
     parts = [
         f"{file['format']} {file['dtype']} {'×'.join(map(str, file['shape']))}",
         f"{'×'.join(f'{v:.4g}' for v in file['spacing'])} mm {file['axes']}",

@@ -22,6 +22,7 @@ from cmt_med.data.volumes.gate import load_case
 from cmt_med.evaluate import evaluate
 from cmt_med.infer import infer
 from cmt_med.init import init
+from cmt_med.inspect import inspect
 from cmt_med.launch.command import run_command
 from cmt_med.train import train
 from cmt_med.view import view
@@ -286,6 +287,9 @@ def test_bad_boxes_are_refused(
     text = file.read_text()
     assert change[0] in text
     file.write_text(text.replace(change[0], change[1], 1))
+    assert run(inspect, "d") == (
+        65 if said in ("no number", "cannot be used", "has no bndbox") else 0 if said == "unknown class" else 2
+    )
     capsys.readouterr()
     assert run(train, "--config", "my.yaml", sets=[*QUICK, "train.epochs=1"]) == 65
     shown = capsys.readouterr().err

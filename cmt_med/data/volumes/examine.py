@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,9 @@ import numpy as np
 from cmt_med.base.errors import DataError
 from cmt_med.base.text import counted
 from cmt_med.compute.memory import no_memory
-from cmt_med.data.case import COLOURS, Case, Codes, segments_of
+from cmt_med.data.case import COLOURS, Case, Codes, first_image, segments_of
+from cmt_med.data.volumes.box_files import listed_boxes
+from cmt_med.data.volumes.boxes import load_boxes
 from cmt_med.data.volumes.decoder import Volume, decode
 from cmt_med.data.volumes.flags import flags_of
 from cmt_med.data.volumes.gate import as_listed, grid_of, require_same_grid
@@ -104,6 +107,8 @@ def examine(case: Case, channels: Sequence[str], allowed: Sequence[int] | None, 
         _masks_of_objects(report, case, case.instances, seen)
     elif case.instances is not None:
         _file(report, case, case.instances, "instances", seen, _objects)
+    if case.boxes is not None:
+        _boxes(report, case, case.boxes, seen)
     _check_grids(report, seen.grids)
     report.flags += [flag for file in report.files for flag in file.flags]
     return report
@@ -220,6 +225,20 @@ def _masks_of_objects(report: CaseReport, case: Case, path: Path, seen: _Seen) -
             share = objects.covered / (objects.covered + np.count_nonzero(numbers))
             found.notes += (f"{share:.1%} of their voxels lie under a smaller object",)
         seen.grids.append((found, grid, f"case {case.name}: {found.path}"))
+    except DataError as error:
+        _add(report, found, error.as_dict())
+
+
+def _boxes(report: CaseReport, case: Case, path: Path, seen: _Seen) -> None:
+    """Examine the boxes of a case against its image; which classes there are is a matter of the whole data set."""
+    found = FileReport(readable_name(path), "boxes", format="boxes")
+    report.files.append(found)
+    try:
+        listed = listed_boxes(path, first_image(case))
+        counts = Counter(box.class_name for box in listed)
+        found.notes = (", ".join(f"{count} {name}" for name, count in counts.most_common(8)) or "no box",)
+        if seen.grids:
+            load_boxes(case, {name: number for number, name in enumerate(counts, 1)}, seen.grids[0][1])
     except DataError as error:
         _add(report, found, error.as_dict())
 
