@@ -23,9 +23,9 @@ def require_dimensions(card: ModelCard, case: str, source: Path, grid: Grid) -> 
         DataError: E_NDIM.
     """
     depth = grid.shape[2]
-    if card.slice_axes and not card.outputs.dense and depth > 1:
+    if card.slice_axes and (not card.outputs.dense or card.outputs.boxes) and depth > 1:
         what, fix = (
-            "the case is a volume, the model classifies 2D images",
+            f"the case is a volume, the model {'finds boxes in' if card.outputs.boxes else 'classifies'} 2D images",
             "give it single images, or train with volumes",
         )
     elif depth > 1 and not looks_like_picture(source) and _was_shown_images(card):

@@ -120,7 +120,7 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
     if lacking and settings.missing == "zeros":
         log.warning("0 stands for the channels that cases lack: %s%s", ", ".join(lacking[:5]), _more(lacking, 5))
     entries = _cache_all([*training, *validation], channels, task, experiment)
-    _require_slices(entries, experiment)
+    _require_slices(entries, experiment, boxes=task.boxes)
     if not task.unlabelled:
         _warn_of_missing_labels(entries[: len(training)], entries, task.labels)
     return Prepared(manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, task)
@@ -131,10 +131,17 @@ def _more(names: Sequence[str], told: int) -> str:
     return f" and {len(names) - told} more" if len(names) > told else ""
 
 
-def _require_slices(entries: Sequence[CachedCase], experiment: Experiment) -> None:
+def _require_slices(entries: Sequence[CachedCase], experiment: Experiment, *, boxes: bool) -> None:
     """Raise where volumes are to be cut into slices, and nothing says across which axis, or where 2D images would be."""
     if experiment.network.spatial_dims == 3:
         return
+    thick = [entry for entry in entries if entry.image().shape[-1] > 1]
+    if boxes and thick:
+        raise ConfigError(
+            "2D networks find boxes in 2D images alone", where="network.spatial_dims=2",
+            why=f"case {thick[0].name} is a volume: a box of a slice would be none of the object",
+            fix="use network.spatial_dims: 3",
+        )  # fmt: skip
     if experiment.data.slice_axis is not None:
         if experiment.data.slice_axis != 2 and entries and all(entry.image().shape[-1] == 1 for entry in entries):
             raise ConfigError(
@@ -142,7 +149,6 @@ def _require_slices(entries: Sequence[CachedCase], experiment: Experiment) -> No
                 why="lines of one pixel would be left", fix="leave data.slice_axis out",
             )  # fmt: skip
         return
-    thick = [entry for entry in entries if entry.image().shape[-1] > 1]
     if thick:
         shape = "×".join(map(str, thick[0].image().shape[1:]))
         raise ConfigError(

@@ -59,6 +59,10 @@ def scene(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[NDArray[np.
     return image, rows
 
 
+def rng_image(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.random.default_rng(3).normal(0, 1, shape).astype(np.float32)
+
+
 def grey(path: Path, image: NDArray[np.float32]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(image.T, 0, 255).astype(np.uint8)).save(path)
@@ -200,6 +204,9 @@ def test_from_pictures_to_a_report(
     again = json.loads((tmp_path / "s/metrics.json").read_text())
     assert again["summary"]["all_classes"]["ap50"]["value"] > 0.6
     assert run(compare, "r", "s") == 0
+    save(tmp_path / "volume/v.nii.gz", rng_image((20, 20, 9)))
+    assert run(infer, "--model", "runs/my", "--input", "volume", "--output", "v") == 2
+    assert json.loads((tmp_path / "v/failures.json").read_text())[0]["code"] == "E_NDIM"
     before = (tmp_path / "p/p0.boxes.json").stat().st_mtime_ns
     assert run(infer, "--model", "runs/my", "--input", new, "--output", "p") == 0  # kept
     assert (tmp_path / "p/p0.boxes.json").stat().st_mtime_ns == before
@@ -258,6 +265,9 @@ def test_volumes_with_masks_and_folds(tmp_path: Path, monkeypatch: pytest.Monkey
     assert scored["summary"]["references"] == sum(
         len(load_boxes(case, manifest.labels, load_case(case, ["image"]).grid)) for case in manifest.cases
     )
+    flat = [*sets[:-4], "network.spatial_dims=2", "train.patch_size=[32, 32]", "data.slice_axis=2", "output=runs/flat"]
+    assert run(train, "--config", "my.yaml", sets=flat) == 64  # boxes of slices would be none of the objects
+    assert not (tmp_path / "runs/flat/model").exists()
     row = json.loads((tmp_path / "p/v0.boxes.json").read_text())["boxes"][0]
     low, high = np.array(row["low"]), np.array(row["high"])
     assert row["low_mm"] == pytest.approx([40.5 - high[0], low[1] - 7.5, 2 * low[2] + 2], abs=1e-2)
