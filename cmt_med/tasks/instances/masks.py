@@ -90,11 +90,21 @@ def mask_loss(output: MaskOutput, numbers: Tensor, boxes: Tensor, there: Tensor,
     total = centre_loss(output.dense, boxes, classes, torch.zeros_like(there), size, box_weight)
     layers, copies = len(output.classes), GROUPS if output.noised_classes.shape[2] else 0
     wanted = [masks_of(numbers[i, 0], int(there[i].sum()), stride) for i in range(len(numbers))]
-    for layer in range(layers):
+    # Taken apart at once: the gradient of each single index would be as large as the whole.
+    for said, placed, all_drawn, noised_said, noised_placed, noised_drawn in zip(
+        output.classes,
+        output.boxes,
+        output.masks,
+        output.noised_classes,
+        output.noised_boxes,
+        output.noised_masks,
+        strict=True,
+    ):
         part = boxes.new_zeros(())
-        for i, masks in enumerate(wanted):
-            logits, found = output.classes[layer, i].float(), output.boxes[layer, i].float()
-            drawn, own = output.masks[layer, i].float().flatten(1), boxes[i][there[i]]
+        for i, (logits, found, drawn) in enumerate(
+            zip(said.float(), placed.float(), all_drawn.float().flatten(2), strict=True)
+        ):
+            masks, own = wanted[i], boxes[i][there[i]]
             around = _around(own, stride)
             rows, columns = assignment(logits.detach(), found.detach(), drawn.detach(), own, masks, scale, around)
             target = torch.zeros_like(logits)
@@ -103,10 +113,11 @@ def mask_loss(output: MaskOutput, numbers: Tensor, boxes: Tensor, there: Tensor,
             part = part + box_weight * face_loss(found[rows], own[columns], scale).sum()
             part = part + _of_masks(drawn[rows], masks[columns], around[columns]).sum()
         if copies:
-            said, found = output.noised_classes[layer].float(), output.noised_boxes[layer].float()
-            noised = noised_loss(said, found, boxes, classes, there, copies, scale, box_weight)
-            for i, masks in enumerate(wanted):
-                drawn = output.noised_masks[layer, i].float().flatten(1).unflatten(0, (copies, -1))[:, : len(masks)]
+            noised = noised_loss(
+                noised_said.float(), noised_placed.float(), boxes, classes, there, copies, scale, box_weight
+            )
+            for i, (drawn, masks) in enumerate(zip(noised_drawn.float().flatten(2), wanted, strict=True)):
+                drawn = drawn.unflatten(0, (copies, -1))[:, : len(masks)]
                 around = _around(boxes[i][there[i]], stride).expand(copies, -1)
                 noised = noised + _of_masks(drawn, masks.expand(copies, -1, -1), around).sum()
             part = part + noised / copies
