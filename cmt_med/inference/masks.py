@@ -55,7 +55,7 @@ class MaskEnsemble(ObjectEnsemble):
             raise ConfigError(
                 "models that find masks by queries are not averaged", where=self.card.name,
                 why="each has queries of its own, and nothing says which of them belong together",
-                fix="give one model, of folds RUN/fold-0, or train the dense network cmt_unetr",
+                fix="give one model, of folds RUN/fold_0, or train the dense network cmt_unetr",
             )  # fmt: skip
         self.predictor = predictors[0]
 
