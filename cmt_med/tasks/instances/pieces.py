@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from cmt_med.config.instances import Instances
 
-REPEATED = 0.5
-"""IoU of two masks, or share of the smaller one that lies in the other, from which the one of lower score is left out."""
+REPEATED, WITHIN = 0.5, 0.8
+"""IoU of two masks, and share of the smaller one that lies in the other, above which the one of lower score is left out."""
 LEFT = 0.5
 """Share of its mask that an object must keep after others took theirs."""
 
@@ -73,7 +73,7 @@ def _without_repeats(scores: Tensor, chances: Tensor, threshold: float) -> Tenso
     flat, areas = inside[order].float(), areas[order].float()
     shared = flat @ flat.T
     smaller = torch.minimum(areas[:, None], areas[None])
-    repeats = (shared > REPEATED * (areas[:, None] + areas[None] - shared)) | (shared > 0.8 * smaller)
+    repeats = (shared > REPEATED * (areas[:, None] + areas[None] - shared)) | (shared > WITHIN * smaller)
     kept: list[int] = []
     for i, row in enumerate(repeats.cpu().numpy()):
         if not row[kept].any():
