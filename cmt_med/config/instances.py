@@ -1,4 +1,4 @@
-"""Section ``instances``: how numbered objects are learned, and found in the network's maps."""
+"""Section ``instances``: how numbered objects are learned, and found in what the network says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cmt_med.config.sections import PositiveFloat, Probability, Section
 
 
 class Instances(Section):
-    """Objects from maps of foreground and depth; for ``task: instances``. All but the weight is kept in the model."""
+    """Objects from maps of foreground and depth, or from masks. All but the weight is kept in the model."""
 
     depth_weight: PositiveFloat = Field(1.0, description="of the loss of depths, beside that of the foreground")
     threshold: Probability = Field(
@@ -26,4 +26,7 @@ class Instances(Section):
     )
     min_object_mm3: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="mm³; smaller objects are removed. Of 2D images pixels, of which one counts as 1 mm³"
+    )
+    min_score: Probability = Field(
+        0.3, description="of a query whose mask becomes an object; for networks that find masks (cmt_mask_queries)"
     )

@@ -29,6 +29,7 @@ LATER_KEYS: dict[tuple[str, ...], Any] = {
     ("network", "adapters"): None, ("train", "loss"): "dice_ce",
     ("data", "enlarge"): True, ("data", "missing"): "drop", ("data", "window"): None, ("augmentation", "channel_dropout"): 0.0,
     ("classification",): Classification().model_dump(), ("instances",): Instances().model_dump(),
+    ("instances", "min_score"): Instances().min_score,
     ("detection",): Detection().model_dump(), ("pretraining",): Pretraining().model_dump(),
     ("optimizer", "decoder_first"): 0.0,
 }  # fmt: skip

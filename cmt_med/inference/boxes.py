@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cmt_med.base.boxes import Boxes
 from cmt_med.base.files import sha256, write_json, write_text
 from cmt_med.base.text import as_text
-from cmt_med.blocks.conv import channels_last
 from cmt_med.config.detection import Detection
 from cmt_med.data.case import Case
 from cmt_med.data.preprocessing.pipeline import as_dictionary
@@ -28,9 +26,9 @@ from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.data.volumes.gate import Loaded
 from cmt_med.data.volumes.grid import Grid
 from cmt_med.inference.cards import joint_card
-from cmt_med.inference.predict import Predictor, Windows, not_finite
+from cmt_med.inference.predict import Predictor, Windows
 from cmt_med.inference.results import Results, read_record
-from cmt_med.inference.windows import require_few_windows, window_starts
+from cmt_med.inference.window_outputs import flat_axis, window_outputs
 from cmt_med.tasks.detection.fusion import View, fused
 from cmt_med.tasks.task import BoxTask, box_task
 
@@ -65,28 +63,11 @@ def views_of(network: nn.Module, image: Tensor, windows: Windows, task: BoxTask,
 def _in_windows(
     network: nn.Module, image: Tensor, windows: Windows, task: BoxTask, settings: Detection
 ) -> Iterator[View]:
-    flat = windows.slice_axes[0] if windows.slice_axes else None
+    flat = flat_axis(windows)
     plane = image if flat is None else image.squeeze(1 + flat)
-    size = windows.over(plane.shape[1:])
-    pads = [max(0, w - n) // 2 for n, w in zip(plane.shape[1:], size, strict=True)]
-    after = [max(0, w - n) - p for n, w, p in zip(plane.shape[1:], size, pads, strict=True)]
-    if any(pads) or any(after):
-        plane = F.pad(plane, [edge for pair in reversed(list(zip(pads, after, strict=True))) for edge in pair])
-    require_few_windows((1, *plane.shape[1:]), size, windows.overlap)
-    starts = itertools.product(
-        *(window_starts(n, w, windows.overlap) for n, w in zip(plane.shape[1:], size, strict=True))
-    )
-    while places := list(itertools.islice(starts, windows.batch_size)):
-        patches = torch.stack(
-            [plane[(slice(None), *(slice(s, s + w) for s, w in zip(place, size, strict=True)))] for place in places]
-        )
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=patches.is_cuda):
-            output: Tensor = network(channels_last(patches))
-        if not bool(output.isfinite().all()):
-            raise not_finite()
-        for place, boxes in zip(places, task.find(output, size, settings), strict=True):
-            start = np.array(place, float) - np.array(pads)
-            yield _in_volume(View(boxes.moved(start), start, np.array(size, float)), flat)
+    for batch in window_outputs(network, plane, windows):
+        for start, boxes in zip(batch.starts, task.find(batch.output, batch.size, settings), strict=True):
+            yield _in_volume(View(boxes.moved(start), start, np.array(batch.size, float)), flat)
 
 
 def _in_volume(view: View, flat: int | None) -> View:

@@ -26,6 +26,7 @@ from cmt_med.data.volumes.gate import Loaded, content_of, load_case
 from cmt_med.data.volumes.written import write_volume
 from cmt_med.inference.boxes import BoxEnsemble
 from cmt_med.inference.dimensions import require_dimensions
+from cmt_med.inference.masks import MaskEnsemble
 from cmt_med.inference.model import ModelCard
 from cmt_med.inference.objects import ObjectEnsemble
 from cmt_med.inference.predict import Ensemble, Predictor
@@ -55,6 +56,8 @@ def engine_of(predictors: Sequence[Predictor], *, written: ModelCard | None = No
             "this model was pretrained: it finds nothing yet", where=f"model {predictors[0].card.name}",
             why="it tells what hidden blocks of an image look like", fix="train a task that starts from it: network.pretrained",
         )  # fmt: skip
+    if predictors[0].card.outputs.queries:
+        return MaskEnsemble(predictors)
     if predictors[0].card.outputs.objects:
         return ObjectEnsemble(predictors)
     if predictors[0].card.outputs.boxes:

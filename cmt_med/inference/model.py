@@ -25,7 +25,7 @@ from cmt_med.config.schema import Detection, Inference, Instances, PercentRange,
 from cmt_med.config.sections import ValueRange
 from cmt_med.data.preprocessing.fingerprint import Fingerprint
 from cmt_med.data.volumes.streams import MAX_VOXELS
-from cmt_med.tasks import TASKS
+from cmt_med.tasks import TASKS, task_class
 from cmt_med.tasks.segmentation.labels import LabelScheme
 from cmt_med.tasks.segmentation.task import Segmentation
 from cmt_med.tasks.task import Task, draws_labels
@@ -167,7 +167,7 @@ class ModelCard(BaseModel):
     def outputs(self) -> Task:
         """The task that the network was trained for."""
         regions = [region.model_dump() for region in self.regions] if self.regions is not None else None
-        return TASKS[self.task].from_card(self.labels, regions)
+        return task_class(self.task, str(self.network["name"])).from_card(self.labels, regions)
 
     @property
     def writes_labels(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from cmt_med.base.errors import DataError
 from cmt_med.base.files import sha256, write_text
@@ -33,20 +34,27 @@ class ObjectEnsemble(Ensemble):
     """Models whose maps are averaged before objects are found in them.
 
     Raises:
-        ConfigError: if they predict different things.
+        ConfigError: if they predict different things, or for settings that mean nothing for them.
     """
 
     def __init__(self, predictors: Sequence[Predictor]) -> None:
         super().__init__(predictors)
         self.task = object_task(self.card.outputs)
+        assert self.card.instances is not None  # by the card
+        self.task.check_objects(self.card.instances, str(self.card.network["name"]))
+
+    def find(self, loaded: Loaded) -> tuple[Objects, Tensor | None]:
+        """The objects of a case on its own grid, and the maps that they were found in, if there are some."""
+        assert self.card.instances is not None  # by the card
+        maps = self.probabilities(loaded)
+        return self.task.find(maps.numpy(), self.card.instances, loaded.grid.spacing), maps
 
     def write(
         self, loaded: Loaded, results: Results, source: Path, probabilities: Probabilities
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Write the label image of a case; returns what its record says, and the volume of all objects in mL."""
-        maps, grid = self.probabilities(loaded), loaded.grid
-        assert self.card.instances is not None  # by the card
-        found = self.task.find(maps.numpy(), self.card.instances, grid.spacing)
+        grid = loaded.grid
+        found, maps = self.find(loaded)
         target = results.of_slices(grid.shape[2])
         count = len(found.voxels)
         if count > MOST_IN_16_BITS and target.suffix == ".png":
@@ -55,8 +63,8 @@ class ObjectEnsemble(Ensemble):
                 fix="set instances.min_object_mm3, or give parts of the image", code="E_SIZE",
             )  # fmt: skip
         write_volume(target, found.numbers.astype(np.uint16 if count <= MOST_IN_16_BITS else np.uint32), grid, source)
-        kept = probabilities != "none"
-        if kept:
+        kept = maps is not None and probabilities != "none"
+        if maps is not None and kept:
             write_volume(results.chances, maps.movedim(0, -1).numpy(), grid, source, stored=np.dtype(probabilities))
         voxel_mm3 = math.prod(grid.spacing)
         return {

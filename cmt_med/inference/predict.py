@@ -206,7 +206,7 @@ class Ensemble:
 
     def probabilities(self, loaded: Loaded) -> Tensor:
         """Mean probabilities (K, D1, D2, D3) on the case's own grid; ``loaded`` has the joint card's channels."""
-        if _is_blank(loaded):
+        if is_blank(loaded):
             return self.nothing(loaded.grid)
         if self._alike:
             transform = self.predictors[0].transform
@@ -228,7 +228,7 @@ class Ensemble:
         """
         scheme, settings, grid = self._own.scheme, self._own.inference, loaded.grid
         decide = scheme.decide(settings)
-        if _is_blank(loaded):
+        if is_blank(loaded):
             return np.zeros(grid.shape, dtype=np.uint8), Removed()
         if not self._alike or settings.min_component_mm3 or decide is None:
             return self.labels(self.probabilities(loaded), grid)
@@ -258,7 +258,7 @@ class Ensemble:
         return replace(loaded, image=loaded.image[order])
 
 
-def _is_blank(loaded: Loaded) -> bool:
+def is_blank(loaded: Loaded) -> bool:
     """Tell whether every channel is constant: there is nothing to segment, whatever a network would make of it."""
     return all(bool((channel == channel.flat[0]).all()) for channel in loaded.image)
 

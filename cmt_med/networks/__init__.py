@@ -18,6 +18,7 @@ from cmt_med.networks.cmt_unetr import PAPER_UNETRS, cmt_unetr, cmt_unetr_pyrami
 from cmt_med.networks.encoders.cmt import PAPER_NETWORKS
 from cmt_med.networks.heads.classifier import cmt_classifier, monai_densenet
 from cmt_med.networks.heads.detector import cmt_detector
+from cmt_med.networks.heads.mask_queries import cmt_mask_queries
 from cmt_med.networks.heads.retinanet import cmt_retinanet
 from cmt_med.networks.heads.set_detector import cmt_detr
 from cmt_med.networks.peers import (
@@ -37,6 +38,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cmt_classifier": cmt_classifier,
     "cmt_detector": cmt_detector,
     "cmt_detr": cmt_detr,
+    "cmt_mask_queries": cmt_mask_queries,
     "cmt_retinanet": cmt_retinanet,
     "cmt_unetr": cmt_unetr,
     "cmt_unetr_pyramid": cmt_unetr_pyramid,
@@ -56,7 +58,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 CLASSIFIERS = (*PAPER_NETWORKS, "cmt_classifier", "monai_densenet")
 """Names of the networks that answer once for a whole image."""
 DETECTORS = ("cmt_detector", "cmt_detr", "cmt_retinanet")
-"""Names of the networks that find boxes; all others answer for each position."""
+"""Names of the networks that find boxes."""
+MASK_NETWORKS = ("cmt_mask_queries",)
+"""Names of the networks that find objects with a mask each; all others answer for each position."""
 
 NETWORKS_VERSION = 2
 """Counts up when a name and its options come to mean another network: runs begun before cannot be resumed."""
@@ -93,7 +97,8 @@ def build_network(
     Returns:
         A module from (B, in_channels, *S) to (B, num_classes, *S), to (B, num_classes) for ``CLASSIFIERS``, or to maps
         (B, num_classes + 2d, *ceil(S / stride)) for ``cmt_detector``; ``cmt_detr`` and
-        ``cmt_retinanet`` give a set, (B, n, num_classes + 2d). It raises NetworkError for an input of another kind.
+        ``cmt_retinanet`` give a set, (B, n, num_classes + 2d), and ``cmt_mask_queries`` one with masks,
+        (B, n, num_classes + 2d + positions). It raises NetworkError for an input of another kind.
 
     Raises:
         NetworkError: for an unknown name or option, or one that the network does not have.

@@ -54,7 +54,7 @@ def training_setup(experiment: Experiment, data: Prepared, network: torch.nn.Mod
         cut_patches(experiment.data, settings, change.margin, with_label=not (data.task.boxes or data.task.unlabelled)) if dense
         else WholeImaged(["image"], change.margin, axes),
         change, patches_per_case=settings.patches_per_case, seed=experiment.seed, apply=not on_device,
-        balanced=data.task.balanced,
+        balanced=data.task.balanced, numbered=data.task.queries,
     )  # fmt: skip
     world, rank = idist.get_world_size(), idist.get_rank()
     if settings.batch_size % world:

@@ -63,6 +63,11 @@ def infer_into(
     require_writable_folder(output)
     predictors = [Predictor(trained_network(c, w), c, pick_device(device)) for c, w in members]
     ensemble = engine_of(predictors, written=written)
+    if probabilities and ensemble.card.outputs.queries:
+        raise ConfigError(
+            "this model has no maps of probabilities", where="--probabilities", why="its queries have a mask each",
+            fix="leave it out; objects.csv has the probability of each object",
+        )  # fmt: skip
     banner = BANNER if ensemble.card.provenance.get("demo") else ""
     if banner:
         log.warning("%s: the model was trained on synthetic volumes", banner)

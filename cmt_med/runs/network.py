@@ -13,7 +13,7 @@ from cmt_med.base.errors import ConfigError
 from cmt_med.config.schema import Experiment
 from cmt_med.data.conventions.names import canonical_channel
 from cmt_med.inference.model import load_model, member_folders
-from cmt_med.networks import CLASSIFIERS, DETECTORS, FIXED, NETWORKS, build_network
+from cmt_med.networks import CLASSIFIERS, DETECTORS, FIXED, MASK_NETWORKS, NETWORKS, build_network
 from cmt_med.networks.encoders.cmt import PAPER
 from cmt_med.networks.weights.official import is_official
 from cmt_med.networks.weights.pretrained import load_pretrained, read_state_dict
@@ -54,6 +54,11 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
             fix=f"use {' or '.join(DETECTORS)}" if boxes
             else f"use task: detection, or {'cmt_unetr' if dense else 'cmt_classifier'}",
         )  # fmt: skip
+    if settings.name in MASK_NETWORKS and not TASKS[experiment.task].objects:
+        raise ConfigError(
+            "this network finds objects with a mask each", where=f"network.name={settings.name}",
+            why=f"network and task ({experiment.task}) do not go together", fix="use task: instances, or cmt_unetr",
+        )  # fmt: skip
     fixed = [key for key in settings.options if key in FIXED]
     if fixed:
         raise ConfigError(
@@ -65,7 +70,8 @@ def check_network(experiment: Experiment, *, fresh: bool = False) -> None:
         settings.name, spatial_dims=settings.spatial_dims,
         in_channels=len(experiment.data.channels) + int(experiment.data.foreground_channel),
         num_classes=2,
-        deep_supervision=experiment.train.deep_supervision and dense and not boxes and not unlabelled, **settings.options,
+        deep_supervision=experiment.train.deep_supervision and dense and not boxes and not unlabelled
+        and settings.name not in MASK_NETWORKS, **settings.options,
     )  # fmt: skip
     if settings.pretrained is not None and (fresh or not has_checkpoints(Path(experiment.output))):
         channels = [canonical_channel(name) for name in experiment.data.channels]
@@ -80,7 +86,8 @@ def has_checkpoints(folder: Path) -> bool:
 def plain_network(experiment: Experiment, data: Prepared, *, deep_supervision: bool) -> torch.nn.Module:
     """The experiment's network, as seeded, without pretrained weights."""
     torch.manual_seed(experiment.seed)
-    deep_supervision = deep_supervision and data.task.dense and not (data.task.boxes or data.task.unlabelled)
+    task = data.task
+    deep_supervision = deep_supervision and task.dense and not (task.boxes or task.unlabelled or task.queries)
     return build_network(**network_arguments(experiment, data), deep_supervision=deep_supervision)
 
 

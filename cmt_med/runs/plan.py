@@ -21,7 +21,7 @@ from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.networks import build_network
 from cmt_med.runs.network import plain_network
 from cmt_med.runs.prepare import Prepared
-from cmt_med.tasks import TASKS
+from cmt_med.tasks import task_class
 
 CPU_PATCH = {2: 192, 3: 64}
 """Longest edge of a patch on a CPU, where a step takes as long as it has voxels: more, smaller steps learn more."""
@@ -177,13 +177,13 @@ def foresee(experiment: Experiment, channels: int, targets: int, cases: int) -> 
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dims = experiment.network.spatial_dims
-    train = experiment.train
+    train, task = experiment.train, task_class(experiment.task, experiment.network.name)
     patch = list(train.patch_size)
-    if device.type == "cpu" and TASKS[experiment.task].dense:  # whole images stay whole
+    if device.type == "cpu" and task.dense:  # whole images stay whole
         patch = [min(p, CPU_PATCH[dims]) for p in patch]
     network = build_network(
         experiment.network.name, spatial_dims=dims, in_channels=channels, num_classes=targets,
-        deep_supervision=train.deep_supervision and TASKS[experiment.task].dense and not TASKS[experiment.task].boxes,
+        deep_supervision=train.deep_supervision and task.dense and not task.boxes and not task.queries,
         **experiment.network.options,
     ).to(device)  # fmt: skip
     seconds = _step_seconds(network, channels, TIMED_EDGE[dims], dims, device)

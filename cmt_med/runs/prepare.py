@@ -23,7 +23,7 @@ from cmt_med.data.phantom_lesions import make_lesion_phantom
 from cmt_med.data.preprocessing.cache import CachedCase, default_cache_folder, prepare
 from cmt_med.data.preprocessing.pipeline import preprocessing_settings, whole_image_settings
 from cmt_med.data.splits import split_cases
-from cmt_med.tasks import TASKS
+from cmt_med.tasks import task_class
 from cmt_med.tasks.task import Task
 
 DEMO_MINUTES = 9.0
@@ -100,7 +100,7 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
             f"there is no channel {strange[0]!r}", where="data.window", why=f"data.channels are {', '.join(settings.channels)}",
             fix="name channels of the config",
         )  # fmt: skip
-    task = TASKS[experiment.task].from_data(experiment, manifest)
+    task = task_class(experiment.task, experiment.network.name).from_data(experiment, manifest)
     task.check(experiment.inference)
     labelled = [case for case in manifest.cases if task.has_target(case)]
     if len(labelled) < len(manifest.cases):
@@ -121,6 +121,13 @@ def prepare_data(experiment: Experiment, manifest: Manifest, limit: int | None) 
         log.warning("0 stands for the channels that cases lack: %s%s", ", ".join(lacking[:5]), _more(lacking, 5))
     entries = _cache_all([*training, *validation], channels, task, experiment)
     _require_slices(entries, experiment, boxes=task.boxes)
+    thick = [entry.name for entry in entries if task.queries and entry.image().shape[-1] > 1]
+    if thick and experiment.network.spatial_dims == 2:
+        raise ConfigError(
+            "masks of slices are not put together", where=f"network.spatial_dims=2, case {thick[0]}",
+            why=f"it is a volume, and {experiment.network.name} numbers the objects of each slice alone",
+            fix="set network.spatial_dims to 3, or use cmt_unetr",
+        )  # fmt: skip
     if not task.unlabelled:
         _warn_of_missing_labels(entries[: len(training)], entries, task.labels)
     return Prepared(manifest, training, validation, entries[: len(training)], entries[len(training) :], channels, task)

@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cmt_med.base.errors import DataError, NetworkError
 from cmt_med.inference.model import ModelCard
-from cmt_med.networks import CLASSIFIERS, DETECTORS, build_network
+from cmt_med.networks import CLASSIFIERS, DETECTORS, MASK_NETWORKS, build_network
 
 
 def trained_network(card: ModelCard, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -29,7 +29,8 @@ def trained_network(card: ModelCard, weights: Mapping[str, Tensor]) -> nn.Module
     if (card.network["name"] in CLASSIFIERS) == card.outputs.dense:
         answers = "for each position" if not card.outputs.dense else "once for a whole image"
         raise _fault(card, f"{card.network['name']} answers {answers}, and its task is {card.task}")
-    if (card.network["name"] in DETECTORS) != card.outputs.boxes:
+    name, task = card.network["name"], card.outputs
+    if (name in DETECTORS) != task.boxes or (name in MASK_NETWORKS) != task.queries:
         raise _fault(card, f"{card.network['name']} is no network for its task, {card.task}")
     own = network.state_dict()
     wrong = sorted(own.keys() ^ weights.keys()) or [key for key in own if own[key].shape != weights[key].shape]

@@ -16,6 +16,7 @@ from cmt_med.data.case import Case
 from cmt_med.data.manifest import Manifest
 from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.tasks.instances.decode import Objects
+from cmt_med.tasks.instances.pieces import Pieces
 from cmt_med.tasks.sections import Assessment
 
 Batch = Mapping[str, Tensor]
@@ -52,6 +53,7 @@ class Task(Protocol):
         objects: whether its targets are objects with a number each (:class:`ObjectTask`), and no label values.
         boxes: whether its targets are boxes around objects (:class:`BoxTask`), and no label values.
         unlabelled: whether it learns from images alone, and its models are for others to start from.
+        queries: whether the network finds objects with a mask each (:class:`QueryTask`), and no maps.
     """
 
     name: ClassVar[str]
@@ -60,6 +62,7 @@ class Task(Protocol):
     objects: ClassVar[bool]
     boxes: ClassVar[bool]
     unlabelled: ClassVar[bool]
+    queries: ClassVar[bool]
 
     @classmethod
     def from_data(cls, experiment: Experiment, manifest: Manifest) -> Task:
@@ -186,6 +189,30 @@ class ObjectTask(Assessing, Protocol):
     def find(self, maps: NDArray[np.float32], settings: Instances, spacing: Sequence[float]) -> Objects:
         """Return the objects in the network's maps (K, *S), with voxels of this size in mm."""
         ...
+
+    def check_objects(self, settings: Instances, network: str) -> None:
+        """Raise for settings that mean nothing for a network.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        ...
+
+
+class QueryTask(ObjectTask, Protocol):
+    """A task whose network finds objects with a mask each, in windows."""
+
+    settings: Instances
+
+    def pieces(self, output: Tensor, size: Sequence[int], settings: Instances) -> list[Pieces]:
+        """The objects of each window of a size, from the network's output."""
+        ...
+
+
+def query_task(task: Task) -> QueryTask:
+    """A task whose network finds masks, as what it is."""
+    assert task.queries  # by the callers
+    return cast(QueryTask, task)
 
 
 class BoxTask(Assessing, Protocol):

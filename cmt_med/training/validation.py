@@ -16,20 +16,23 @@ from cmt_med.base.errors import DataError
 from cmt_med.config.schema import Detection, Inference
 from cmt_med.data.preprocessing.cache import CachedCase
 from cmt_med.inference.boxes import together, views_of
+from cmt_med.inference.masks import numbered
 from cmt_med.inference.predict import Windows, predict_probabilities
 from cmt_med.inference.reconstruction import Reconstruction, reconstructed
 from cmt_med.inference.whole import whole_probabilities
-from cmt_med.tasks.task import Task, box_task
+from cmt_med.tasks.task import Task, box_task, query_task
 
 Validate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
 
 
 def _found(
     network: nn.Module, image: torch.Tensor, windows: Windows, task: Task, settings: Detection, name: str
-) -> torch.Tensor | Boxes | Reconstruction:
+) -> torch.Tensor | NDArray[np.int32] | Boxes | Reconstruction:
     """What a network says of an image, as the task scores it."""
     if task.boxes:
         return together(views_of(network, image, windows, box_task(task), settings), image.shape[1:], settings)
+    if task.queries:
+        return numbered(network, image, windows, query_task(task), query_task(task).settings)[0]
     if task.unlabelled:
         return reconstructed(network, image, windows.patch or windows.size, windows.slice_axes, task, name)
     if task.dense:

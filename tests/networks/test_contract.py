@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cmt_med.base.errors import NetworkError
-from cmt_med.networks import CLASSIFIERS, DETECTORS, NETWORKS, build_network
+from cmt_med.networks import CLASSIFIERS, DETECTORS, MASK_NETWORKS, NETWORKS, build_network
 
+SETS = (*DETECTORS, *MASK_NETWORKS)
 SOAK = bool(os.environ.get("CMT_SOAK"))
 SIZES = {2: [(32, 48), (37, 21), (5, 64)], 3: [(16, 32, 16), (17, 11, 23), (3, 20, 9)]}
 TINY: dict[str, Any] = {"stem_channels": 8, "dims": (16, 24, 32), "head_dim": 8, "window": 3}
@@ -27,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cmt_detector": TINY,
     "cmt_retinanet": TINY | {"channels": 16, "most": 10},
     "cmt_detr": TINY | {"channels": 16, "heads": 2, "queries": 12},
+    "cmt_mask_queries": TINY | {"channels": 16, "heads": 2, "queries": 12},
     "cmt_unetr": TINY,
     "cmt_unetr_pyramid": TINY | {"dims": (16, 24, 32, 40)},
     "cmt_unetr_ti": {"input_size": 64},
@@ -105,6 +107,8 @@ def expected_shape(name: str, size: tuple[int, ...]) -> tuple[int, ...]:
     maps = [math.ceil(n / 4) for n in size]
     if name == "cmt_detr":
         return (2, min(12, math.prod(maps)), 3 + 2 * len(size))
+    if name == "cmt_mask_queries":
+        return (2, min(12, math.prod(maps)), 3 + 2 * len(size) + math.prod(math.ceil(n / 2) for n in size))
     if name == "cmt_retinanet":
         return (2, 10, 3 + 2 * len(size))
     if name == "cmt_detector":
@@ -138,14 +142,14 @@ def test_any_size_and_deterministic_eval(name: str, variant: str, dims: int) -> 
 @pytest.mark.parametrize(("name", "variant"), OURS)
 def test_every_parameter_gets_a_gradient(name: str, variant: str, dims: int) -> None:
     more: dict[str, Any] = (
-        {"dropout": 0.0} if name in CLASSIFIERS else {} if name in DETECTORS else {"deep_supervision": True}
+        {"dropout": 0.0} if name in CLASSIFIERS else {} if name in SETS else {"deep_supervision": True}
     )
     network = make(name, dims, variant, drop_path=0.0, **more).double().train()
     size = (
         (32, 64) if dims == 2 else (33, 9, 33)
     )  # two keys at least along depth and plane, or queries would have no gradient
     hints: tuple[Tensor, ...] = ()
-    if name == "cmt_detr":  # RetinaNet samples anchors, which may be of some grids alone
+    if name in ("cmt_detr", "cmt_mask_queries"):  # RetinaNet samples anchors, which may be of some grids alone
         hints = (torch.tensor([[[2.0] * dims + [8.0] * dims] * 3] * 2), torch.tensor([[0, 1, -1], [2, 0, 1]]))
     outputs = as_list(network(torch.randn(2, 2, *size, dtype=torch.float64), *hints))
     torch.stack([(y * torch.randn_like(y)).sum() for y in outputs]).sum().backward()
@@ -180,7 +184,7 @@ def test_round_trip_and_registration(name: str, variant: str, dims: int) -> None
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(
-    "name", [name for name, variant in USUAL if name not in (*CLASSIFIERS, *DETECTORS) and variant == "as preset"]
+    "name", [name for name, variant in USUAL if name not in (*CLASSIFIERS, *SETS) and variant == "as preset"]
 )
 def test_deep_supervision_is_a_list_only_in_training(name: str, dims: int) -> None:
     x = torch.randn(1, 2, *(64,) * dims)
@@ -286,7 +290,7 @@ def test_what_is_bounded_in_size_says_so() -> None:
         network = make(name, 2, "as preset").eval()
         x = torch.randn(1, 2, 70, 33)
         if name not in BOUNDED_SIZE:
-            assert network(x).shape[-2:] == (70, 33) or name in (*CLASSIFIERS, *DETECTORS)
+            assert network(x).shape[-2:] == (70, 33) or name in (*CLASSIFIERS, *SETS)
             continue
         with pytest.raises(NetworkError, match="64"):
             network(x)

@@ -21,7 +21,7 @@ from cmt_med.data.preprocessing.cache import CachedCase, prepare
 from cmt_med.networks import CLASSIFIERS, build_network
 from cmt_med.runs.network import check_network
 from cmt_med.runs.prepare import settings_of
-from cmt_med.tasks import TASKS
+from cmt_med.tasks import TASKS, task_class
 from cmt_med.tasks.task import Task
 from tests.helpers import save
 
@@ -29,6 +29,8 @@ NETWORKS = {True: ("cmt_unetr", {"stem_channels": 8, "dims": (8, 16), "depths": 
                                  "attention": ("identity",) * 2, "kv_strides": (2, 1)}),
             "boxes": ("cmt_detector", {"stem_channels": 8, "dims": (8, 16), "depths": (1, 1), "head_dim": 8,
                                        "attention": ("identity",) * 2, "kv_strides": (2, 1)}),
+            "queries": ("cmt_mask_queries", {"stem_channels": 8, "dims": (8, 16), "depths": (1, 1), "head_dim": 8, "queries": 9,
+                                             "attention": ("identity",) * 2, "kv_strides": (2, 1), "drop_path": 0.0}),
             False: ("cmt_classifier", {"stem_channels": 8, "dims": (8, 16), "depths": (1, 1), "head_dim": 8,
                                        "attention": ("identity",) * 2, "kv_strides": (2, 1)})}  # fmt: skip
 
@@ -64,19 +66,21 @@ def blocks(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint1
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*TASKS, "queries"])
 @settings(max_examples=5, deadline=None)
 @given(targets=st.integers(2, 4), seed=st.integers(0, 10_000))
 def test_every_task(tmp_path_factory: pytest.TempPathFactory, name: str, dims: int, targets: int, seed: int) -> None:
     folder = tmp_path_factory.mktemp("data")
     manifest, plain = data_set(folder, dims, targets, seed)
-    experiment = plain.model_copy(update={"task": name})
-    assert all(TASKS[name].has_target(case) for case in manifest.cases)
-    task = TASKS[name].from_data(experiment, manifest).with_training(manifest.cases)
+    kind = task_class("instances", NETWORKS[name][0]) if name == "queries" else TASKS[name]
+    experiment = plain.model_copy(update={"task": kind.name})
+    assert all(kind.has_target(case) for case in manifest.cases)
+    task = kind.from_data(experiment, manifest).with_training(manifest.cases)
     task.check(experiment.inference)
-    assert TASKS[task.name] is TASKS[name]
+    assert issubclass(kind, TASKS[task.name])
     _the_card_says_it_all(task)
-    network_name, options = NETWORKS["boxes" if task.boxes else task.dense]
+    network_name, options = NETWORKS["boxes" if task.boxes else "queries" if task.queries else task.dense]
+    assert task_class(task.name, network_name) is kind
     assert (network_name in CLASSIFIERS) != task.dense
     network = build_network(network_name, spatial_dims=dims, in_channels=1, num_classes=task.channels, **options)
     cached = settings_of(experiment, task)
@@ -99,7 +103,7 @@ def test_every_task(tmp_path_factory: pytest.TempPathFactory, name: str, dims: i
 
 
 def _the_card_says_it_all(task: Task) -> None:
-    again = TASKS[task.name].from_card(dict(task.labels), task.regions)
+    again = type(task).from_card(dict(task.labels), task.regions)
     assert (again.labels, again.regions, again.channels, again.scored) == (
         task.labels, task.regions, task.channels, task.scored,
     )  # fmt: skip
@@ -107,7 +111,7 @@ def _the_card_says_it_all(task: Task) -> None:
 
 
 def _learns(task: Task, network: torch.nn.Module, dims: int, targets: int) -> None:
-    """A gradient reaches the network, and a step against it lowers the loss."""
+    """A gradient reaches the network, and steps against it lower the loss."""
     torch.manual_seed(0)
     images = torch.randn(4, 1, *[16] * dims)
     batch = {
@@ -120,13 +124,19 @@ def _learns(task: Task, network: torch.nn.Module, dims: int, targets: int) -> No
     }
     batch = {**task.prepared(batch)}
     images = batch["image"]
-    network.eval()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-    before = task.loss(network(images), batch)
-    before.backward()
-    assert bool(torch.isfinite(before))
-    optimizer.step()
-    assert float(task.loss(network(images), batch)) < float(before)
+    hints = task.hints(batch) if task.queries else ()
+    network.train(task.queries)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-5 if task.queries else 1e-3)
+    losses = []
+    for _ in range(6):
+        torch.manual_seed(1)
+        loss = task.loss(network(images, *hints), batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert np.isfinite(losses[0])
+    assert min(losses[1:]) < losses[0]  # who is matched with whom may change in a step
 
 
 def _is_scored(task: Task, entries: list[CachedCase], experiment: Experiment) -> None:
@@ -146,9 +156,11 @@ def _is_scored(task: Task, entries: list[CachedCase], experiment: Experiment) ->
 
 
 def _answer(task: Task, entry: CachedCase, shift: int) -> Any:
-    """Probabilities that say what is right, or the next class or label in its place; or boxes that lie there, or beside it."""
+    """Probabilities that say what is right, or the next class or label in its place; or boxes or masks there, or beside."""
     if task.unlabelled:
         return SimpleNamespace(error=float(shift), variance=1.0)
+    if task.queries:
+        return np.roll(np.asarray(entry.instances()), 3 * shift, 0)
     if task.boxes:
         return entry.boxes().moved([2.0 * shift, 0, 0])
     if entry.target is not None:
@@ -168,6 +180,7 @@ def test_the_network_must_fit_the_task(tmp_path: Path, name: str) -> None:
     boxes = TASKS[name].boxes
     for network, fits in (
         (NETWORKS[True][0], dense and not boxes), (NETWORKS[False][0], not dense), ("cmt_ti", not dense), ("cmt_detector", boxes),
+        ("cmt_mask_queries", TASKS[name].objects),
     ):  # fmt: skip
         chosen = plain.network.model_copy(update={"name": network})
         experiment = plain.model_copy(update={"task": name, "network": chosen})

@@ -67,6 +67,7 @@ class PatchSet(Dataset[dict[str, Any]]):
         seed: with epoch and index, the key of everything random.
         apply: change the patch here; else it keeps its margin, and what was drawn comes with it, for the device.
         balanced: show each class equally often, where cases have one.
+        numbered: give the numbers of objects as label, in place of their depths.
     """
 
     def __init__(
@@ -79,11 +80,12 @@ class PatchSet(Dataset[dict[str, Any]]):
         seed: int,
         apply: bool,
         balanced: bool = False,
+        numbered: bool = False,
     ) -> None:
         self.entries, self.cut, self.augment = list(entries), cut, augment
         self.patches_per_case, self.seed, self.apply = patches_per_case, seed, apply
         self.points = [entry.points() if entry.target is None else [] for entry in self.entries]
-        self.balanced = balanced
+        self.balanced, self.numbered = balanced, numbered
         self.annotated = _annotated(self.entries)
         self.axes = [axis for axis in range(3) if axis not in getattr(cut, "slice_axes", ())]
         boxed = [entry.boxes() for entry in self.entries if entry.boxed]
@@ -108,13 +110,15 @@ class PatchSet(Dataset[dict[str, Any]]):
         content: dict[Any, Any] = {"image": entry.image()}
         if entry.target is None:
             content |= {"points": self.points[case]} | (
-                {} if entry.boxed or entry.unlabelled else {"label": entry.label()}
+                {}
+                if entry.boxed or entry.unlabelled
+                else {"label": entry.instances()[None] if self.numbered else entry.label()}
             )
         patch = self.cut(content)
         drawn = self.augment.draw(np.random.default_rng([self.seed, epoch, index, 0xA0A0]))
         image = patch["image"].float()
         label = (
-            patch["label"].to(torch.uint8)
+            patch["label"].to(torch.int32 if self.numbered else torch.uint8)
             if "label" in patch
             else torch.zeros((1, *image.shape[1:]), dtype=torch.uint8)
         )

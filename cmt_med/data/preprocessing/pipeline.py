@@ -161,3 +161,11 @@ def invert_probabilities(probabilities: Tensor, preprocessed: Mapping[str, Any],
     undo = Invertd("probabilities", transform, orig_keys="image", nearest_interp=False)
     result = undo({"image": preprocessed["image"], "probabilities": MetaTensor(probabilities)})["probabilities"]
     return torch.as_tensor(result.as_tensor())
+
+
+def invert_numbers(numbers: Tensor, preprocessed: Mapping[str, Any], transform: Compose) -> Tensor:
+    """Bring numbers (*S') on the preprocessed grid back to the input's own (*S), each from the nearest voxel."""
+    undo = Invertd("numbers", transform, orig_keys="image", nearest_interp=True)
+    kept = MetaTensor(numbers[None].double())  # whole numbers stay so
+    result = undo({"image": preprocessed["image"], "numbers": kept})["numbers"]
+    return torch.as_tensor(result.as_tensor())[0].round().to(numbers.dtype)

@@ -42,6 +42,7 @@ class Classification:
     objects: ClassVar[bool] = False
     boxes: ClassVar[bool] = False
     unlabelled: ClassVar[bool] = False
+    queries: ClassVar[bool] = False
     overlapping: ClassVar[bool] = False
     regions: ClassVar[None] = None
 

@@ -50,7 +50,7 @@ def set_loss(
         return total
     copies = noised // (2 * boxes.shape[1])  # groups
     for logits, found in zip(output.noised_classes, output.noised_boxes, strict=True):
-        part = _of_noised(logits.float(), found.float(), boxes, classes, present, copies, scale, box_weight)
+        part = noised_loss(logits.float(), found.float(), boxes, classes, present, copies, scale, box_weight)
         total = total + part / (number * copies * layers)
     return total
 
@@ -66,7 +66,7 @@ def _of_queries(
         wanted, named = boxes[i][present[i]].float(), classes[i][present[i]]
         rows, columns = assignment(logits[i].detach(), found[i].detach(), wanted, named, scale)
         target[i, rows, named[columns]] = 1.0
-        of_boxes = of_boxes + _face_loss(found[i][rows], wanted[columns], scale).sum()
+        of_boxes = of_boxes + face_loss(found[i][rows], wanted[columns], scale).sum()
         if bool(ignored[i].any()):
             inside = _middles_inside(found[i].detach(), boxes[i][ignored[i]].float())
             inside[rows] = False
@@ -75,7 +75,7 @@ def _of_queries(
     return (OF_CLASSES * of_classes + box_weight * of_boxes) / number
 
 
-def _of_noised(
+def noised_loss(
     logits: Tensor,
     found: Tensor,
     boxes: Tensor,
@@ -95,7 +95,7 @@ def _of_noised(
     target = named * (near & there)[..., None]
     of_classes = (focal_loss(logits.view(*shape, -1), target).sum(-1) * there).sum()
     wanted = boxes.float()[:, None, None].expand(*shape, -1)
-    of_boxes = (_face_loss(found.view(*shape, -1), wanted, scale) * (near & there)).sum()
+    of_boxes = (face_loss(found.view(*shape, -1), wanted, scale) * (near & there)).sum()
     return OF_CLASSES * of_classes + box_weight * of_boxes
 
 
@@ -108,16 +108,25 @@ def assignment(logits: Tensor, found: Tensor, boxes: Tensor, classes: Tensor, sc
         boxes, classes: references, (n, 2d) and (n,).
         scale: what faces are divided by, (2d,).
     """
+    return cheapest(costs(logits, found, boxes, classes, scale))
+
+
+def costs(logits: Tensor, found: Tensor, boxes: Tensor, classes: Tensor, scale: Tensor) -> Tensor:
+    """The cost of each query for each reference (Q, n); arguments as of :func:`assignment`."""
     chance = logits.sigmoid()
     for_it = ALPHA * (1 - chance) ** GAMMA * -(chance + 1e-8).log()
     against = (1 - ALPHA) * chance**GAMMA * -(1 - chance + 1e-8).log()
     cost = OF_CLASSES * (for_it - against)[:, classes]
-    cost = cost + OF_FACES * torch.cdist(found / scale, boxes / scale, p=1) - OF_GIOU * pairwise_giou(found, boxes)
+    return cost + OF_FACES * torch.cdist(found / scale, boxes / scale, p=1) - OF_GIOU * pairwise_giou(found, boxes)
+
+
+def cheapest(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of a matrix of costs that belong together, so that the sum is the least."""
     rows, columns = linear_sum_assignment(cost.nan_to_num(1e6, 1e6, -1e6).cpu().numpy())
-    return torch.as_tensor(rows, device=logits.device), torch.as_tensor(columns, device=logits.device)
+    return torch.as_tensor(rows, device=cost.device), torch.as_tensor(columns, device=cost.device)
 
 
-def _face_loss(found: Tensor, wanted: Tensor, scale: Tensor) -> Tensor:
+def face_loss(found: Tensor, wanted: Tensor, scale: Tensor) -> Tensor:
     """L1 and GIoU loss of boxes (..., 2d), pair by pair."""
     return OF_FACES * ((found - wanted) / scale).abs().sum(-1) + OF_GIOU * (1 - giou(found, wanted))
 

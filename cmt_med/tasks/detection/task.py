@@ -49,6 +49,7 @@ class Detection:
     objects: ClassVar[bool] = False
     boxes: ClassVar[bool] = True
     unlabelled: ClassVar[bool] = False
+    queries: ClassVar[bool] = False
     balanced: ClassVar[bool] = False
     overlapping: ClassVar[bool] = False
     regions: ClassVar[None] = None

@@ -47,17 +47,31 @@ def decode(maps: NDArray[np.float32], settings: Instances, spacing: Sequence[flo
     """
     chance = np.asarray(maps[0], dtype=np.float64)
     numbers = _watershed(chance > settings.threshold, np.asarray(maps[1], dtype=np.float64), settings)
-    sizes = np.bincount(numbers.ravel())
-    small = sizes * float(np.prod(spacing)) < settings.min_object_mm3
-    small[0] = False
-    if small.any():
-        order = np.cumsum(~small) - 1
-        numbers = np.where(small, 0, order)[numbers].astype(np.int32)
-        sizes = sizes[~small]
-    index = np.arange(1, len(sizes))
+    sums = np.bincount(numbers.ravel(), chance.ravel())[1:]
+    means = sums / np.maximum(np.bincount(numbers.ravel())[1:], 1)
+    return described(numbers, means, settings.min_object_mm3, spacing)
+
+
+def described(
+    numbers: NDArray[np.int32], probabilities: NDArray[np.float64], least: float, spacing: Sequence[float]
+) -> Objects:
+    """Objects from their numbers, without those that are too small, or have no voxel.
+
+    Args:
+        numbers: (*S), up to n.
+        probabilities: (n,), of each object.
+        least: mm³ of an object.
+        spacing: size of a voxel in mm along each axis.
+    """
+    sizes = np.bincount(numbers.ravel(), minlength=len(probabilities) + 1)
+    gone = sizes[1:] == 0
+    small = ~gone & (sizes[1:] * float(np.prod(spacing)) < least)
+    kept = ~(gone | small)
+    if not kept.all():
+        numbers = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)]).astype(np.int32)[numbers]
+    index = np.arange(1, int(kept.sum()) + 1)
     centres = np.array(ndimage.center_of_mass(numbers > 0, numbers, index)).reshape(len(index), numbers.ndim)
-    probabilities = np.bincount(numbers.ravel(), chance.ravel())[1:] / np.maximum(sizes[1:], 1)
-    return Objects(numbers, centres, sizes[1:].astype(np.int64), probabilities, int(small.sum()))
+    return Objects(numbers, centres, sizes[1:][kept].astype(np.int64), probabilities[kept], int(small.sum()))
 
 
 def _watershed(inside: NDArray[np.bool_], depth: NDArray[np.float64], settings: Instances) -> NDArray[np.int32]:

@@ -46,10 +46,13 @@ class Instances:
     objects: ClassVar[bool] = True
     boxes: ClassVar[bool] = False
     unlabelled: ClassVar[bool] = False
+    queries: ClassVar[bool] = False
     balanced: ClassVar[bool] = False
     overlapping: ClassVar[bool] = False
     regions: ClassVar[None] = None
     channels: ClassVar[int] = 2
+    without: ClassVar[tuple[str, ...]] = ("min_score",)
+    """Settings that mean nothing here."""
 
     def __init__(self, settings: Settings = USUAL) -> None:
         self.settings = settings
@@ -69,7 +72,9 @@ class Instances:
                 why="instances uses Dice and cross-entropy of the foreground, and cross-entropy of depths",
                 fix="leave it out; see the section instances",
             )  # fmt: skip
-        return cls(experiment.instances)
+        task = cls(experiment.instances)
+        task.check_objects(experiment.instances, experiment.network.name)
+        return task
 
     @classmethod
     def from_card(cls, labels: dict[str, int], regions: Sequence[Mapping[str, Any]] | None) -> Instances:
@@ -104,6 +109,15 @@ class Instances:
                     "this setting is for label maps", where=f"inference.{key}",
                     why="how objects are found is said in the section instances",
                     fix=f"leave inference.{key} out; see instances.threshold and instances.min_object_mm3",
+                )  # fmt: skip
+
+    def check_objects(self, settings: Settings, network: str) -> None:
+        """Raise for settings of the section ``instances`` that mean nothing for a network."""
+        for key in self.without:
+            if getattr(settings, key) != getattr(USUAL, key):
+                raise ConfigError(
+                    f"{network} has no use for this setting", where=f"instances.{key}",
+                    why="some belong to maps of depth, others to masks of queries", fix=f"leave instances.{key} out",
                 )  # fmt: skip
 
     def prepared(self, batch: Batch) -> Batch:
@@ -142,9 +156,7 @@ class Instances:
         """
         bare = self.settings.model_copy(update={"min_object_mm3": 0.0})
         objects = decode(found.cpu().numpy(), bare, (1.0,) * (found.ndim - 1))
-        compared = overlaps(objects.numbers, np.asarray(entry.instances()))
-        at_half = detections(compared)
-        return [at_half.pq, at_half.f1, bowl_score(compared)]
+        return scores_of(objects.numbers, entry)
 
     def summarise(self, rows: NDArray[np.float64]) -> dict[str, float]:
         """Means over cases."""
@@ -162,3 +174,10 @@ class Instances:
         self, records: Mapping[str, Mapping[str, Any]], cases: Mapping[str, Case], failures: Sequence[Mapping[str, str]]
     ) -> Assessment:
         return assess(records, {name: cases[name].group or name for name in records}, failed=len(failures))
+
+
+def scores_of(numbers: NDArray[np.integer], entry: CachedCase) -> list[float]:
+    """Panoptic quality, F1 at IoU 0.5, and the Data Science Bowl's average precision of objects on the preprocessed grid."""
+    compared = overlaps(numbers, np.asarray(entry.instances()))
+    at_half = detections(compared)
+    return [at_half.pq, at_half.f1, bowl_score(compared)]

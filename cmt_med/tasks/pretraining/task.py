@@ -44,6 +44,7 @@ class Pretraining:
     objects: ClassVar[bool] = False
     boxes: ClassVar[bool] = False
     unlabelled: ClassVar[bool] = True
+    queries: ClassVar[bool] = False
     balanced: ClassVar[bool] = False
     overlapping: ClassVar[bool] = False
     regions: ClassVar[None] = None

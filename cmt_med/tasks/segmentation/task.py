@@ -41,6 +41,7 @@ class Segmentation:
     objects: ClassVar[bool] = False
     boxes: ClassVar[bool] = False
     unlabelled: ClassVar[bool] = False
+    queries: ClassVar[bool] = False
     balanced: ClassVar[bool] = False
 
     def __init__(
