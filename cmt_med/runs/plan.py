@@ -179,8 +179,11 @@ def foresee(experiment: Experiment, channels: int, targets: int, cases: int) -> 
     dims = experiment.network.spatial_dims
     train, task = experiment.train, task_class(experiment.task, experiment.network.name)
     patch = list(train.patch_size)
+    batch = train.batch_size
     if device.type == "cpu" and task.dense:  # whole images stay whole
-        patch = [min(p, CPU_PATCH[dims]) for p in patch]
+        if not task.boxes:
+            patch = [min(p, CPU_PATCH[dims]) for p in patch]
+        batch = min(batch, CPU_BATCH[dims])
     network = build_network(
         experiment.network.name, spatial_dims=dims, in_channels=channels, num_classes=targets,
         deep_supervision=train.deep_supervision and task.dense and not task.boxes and not task.queries,
@@ -188,13 +191,13 @@ def foresee(experiment: Experiment, channels: int, targets: int, cases: int) -> 
     ).to(device)  # fmt: skip
     seconds = _step_seconds(network, channels, TIMED_EDGE[dims], dims, device)
     per_voxel, weights = _kept_bytes(network.cpu(), channels, PROBE_EDGE[dims], dims)
-    voxels = math.prod(patch) * train.batch_size
+    voxels = math.prod(patch) * batch
     step = seconds * voxels / TIMED_EDGE[dims] ** dims
     step *= train.accumulate
-    steps = math.ceil(cases * train.patches_per_case / (train.batch_size * train.accumulate))
+    steps = math.ceil(cases * train.patches_per_case / (batch * train.accumulate))
     memory = (per_voxel * voxels + WEIGHT_COPIES * weights) / 1e9
     lines = [
-        f"on this machine ({device}): patch {patch}, batch {train.batch_size}, {steps} steps per epoch",
+        f"on this machine ({device}): patch {patch}, batch {batch}, {steps} steps per epoch",
         f"memory about {memory:.1f} GB for a training step",
         f"about {step:.2f} s per step, {_duration(step * steps)} per epoch",
     ]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cmt_med.base.errors import DataError
 from cmt_med.base.text import counted
 from cmt_med.data.case import COLOURS, Case, first_image
 from cmt_med.data.conventions.names import canonical_label
@@ -20,7 +21,7 @@ from cmt_med.data.sources.walk import MAX_DEPTH, walk
 from cmt_med.data.volumes.box_files import class_counts, fault, has_box_columns, images_in
 from cmt_med.data.volumes.endings import looks_like_picture, looks_like_volume, volume_stem
 
-_VOC = "Annotations"
+_VOC, _IMAGES = "Annotations", "JPEGImages"
 _LOOKED_INTO = 50
 """Images of which one in colour makes all be read in colour."""
 
@@ -39,14 +40,13 @@ def read(path: Path, channels: Sequence[str] | None) -> Dataset:
     table = None if _is_voc(path) else _table(path)
     if table is None:
         found = image_cases(path, channels)
-        found.cases = [_with_file(case, path / _VOC) for case in found.cases]
-        files = sorted((path / _VOC).glob("*.xml"))
+        counts = _add_voc(found, path / _VOC)
         found.kind = "images with boxes (Pascal VOC)"
     else:
-        found, files = _listed(table, channels), [table]
+        found, counts = _listed(table, channels), class_counts([table])
         found.kind = "images with boxes (table)"
     found.title = path.resolve().name
-    name_classes(found, class_counts(files))
+    name_classes(found, counts)
     return found
 
 
@@ -58,18 +58,47 @@ def name_classes(found: Dataset, counts: Counter[str]) -> None:
     found.named_by = "the boxes"
     classes = ", ".join(f"{count} {name}" for name, count in counts.most_common(8))
     number = counts.total()
+    rare = [name for name, count in counts.items() if count == 1 and number > 20]
+    if rare:
+        found.notes.append(
+            f"look at: of {', '.join(rare[:8])} there is one box: a slip of the pen would look like that"
+        )
     found.notes.append(
         f"{number} box{'es' if number != 1 else ''} of {counted(len(counts), 'class').replace('classs', 'classes')}: {classes}"
     )
 
 
 def _is_voc(path: Path) -> bool:
-    return path.is_dir() and any((path / _VOC).glob("*.xml"))
+    annotations = path / _VOC
+    return path.is_dir() and annotations.is_dir() and ((path / _IMAGES).is_dir() or any(annotations.glob("*.xml")))
 
 
-def _with_file(case: Case, folder: Path) -> Case:
-    file = folder / f"{first_image(case).stem}.xml"
-    return replace(case, boxes=file if file.is_file() else None)
+def _add_voc(found: Dataset, folder: Path) -> Counter[str]:
+    """Give each image the file of its name; a file that cannot be read is its image's problem. Returns the boxes by class.
+
+    Raises:
+        DataError: E_MANIFEST, if there is not one file.
+    """
+    files = {file.stem: file for file in sorted(folder.glob("*.xml"))}
+    if not files:
+        raise fault(folder, "there is no file of boxes in it", "put Annotations/x.xml there for each JPEGImages/x.jpg")
+    counts: Counter[str] = Counter()
+    cases = []
+    for case in found.cases:
+        file = files.pop(first_image(case).stem, None)
+        try:
+            counts += class_counts([file] if file is not None else [])
+        except DataError as problem:
+            problem.case = case.name
+            found.problems.append(problem)
+            continue
+        cases.append(replace(case, boxes=file))
+    found.cases = cases
+    for stem, file in files.items():
+        lacking = fault(file, "the image of its name is not there", "put it into JPEGImages, or remove the file")
+        lacking.case = case_name(stem)
+        found.problems.append(lacking)
+    return counts
 
 
 def _table(path: Path) -> Path | None:

@@ -162,7 +162,11 @@ def _table(file: Path, _changed: int) -> Listing:
         if not name:
             raise fault(file, f"line {number} names no image")
         score = number_in(row["score"], f"line {number}: score", file) if row.get("score") else 1.0
-        box = ListedBox((row.get(kind, "") if kind else "") or UNNAMED, low, high, score=score)
+        if kind and not row.get(kind):
+            raise fault(
+                file, f"line {number} names no class", "fill the column, or remove it where all are of one class"
+            )
+        box = ListedBox(row[kind] if kind else UNNAMED, low, high, score=score)
         found.setdefault(Path(name).name, []).append(box)
     return found
 

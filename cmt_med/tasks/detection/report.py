@@ -130,7 +130,8 @@ def _title(name: str) -> str:
 
 def _counts(metrics: Mapping[str, Any]) -> str:
     summary = metrics["summary"]
-    return f"{summary['references']} objects in the references, {summary['found']} boxes of any score found"
+    found = f"{summary['found']} boxes scored (at most 100 of an image and class)"
+    return f"{summary['references']} objects in the references, {found}"
 
 
 def _sections(

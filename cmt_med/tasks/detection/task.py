@@ -121,7 +121,7 @@ class Detection:
                 raise ConfigError(
                     "this setting is for label maps", where=f"inference.{key}",
                     why="which boxes are kept is said in the section detection",
-                    fix=f"leave inference.{key} out; see detection.min_score, detection.overlap and detection.min_component_mm3",
+                    fix=f"leave inference.{key} out; see detection.min_score, detection.overlap and detection.most",
                 )  # fmt: skip
 
     def prepared(self, batch: Batch) -> Batch:

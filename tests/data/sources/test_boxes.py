@@ -35,9 +35,30 @@ def test_voc(tmp_path: Path) -> None:
     assert manifest.labels == {"background": 0, "cell": 1, "dust": 2}
     assert [case.boxes for case in manifest.cases] == [tmp_path / f"set/Annotations/{i}.xml" for i in range(2)]
     (tmp_path / "set/Annotations/1.xml").write_text('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>')
+    (tmp_path / "set/Annotations/gone.xml").write_text(VOC.format(OBJECT.format("cell")))
+    found = find_dataset(tmp_path / "set")
+    assert [case.name for case in found.cases] == ["0"]  # of the others, each says why
+    assert [(problem.case, problem.code) for problem in found.problems] == [("1", "E_MANIFEST"), ("gone", "E_MANIFEST")]
+    assert "entities" in found.problems[0].message()
+    assert "the image of its name is not there" in found.problems[1].message()
+    assert found.boxes == {"cell": 2}  # of images that are there
+
+
+def test_an_empty_folder_of_annotations(tmp_path: Path) -> None:
+    grey(tmp_path / "set/JPEGImages/a.png")
+    (tmp_path / "set/Annotations").mkdir()
     with pytest.raises(DataError, match="cannot be used") as raised:
         find_dataset(tmp_path / "set")
-    assert raised.value.code == "E_MANIFEST"
+    assert "no file of boxes" in raised.value.why
+
+
+def test_a_class_of_one_box_is_noted(tmp_path: Path) -> None:
+    grey(tmp_path / "set/JPEGImages/a.png")
+    (tmp_path / "set/Annotations").mkdir()
+    many = OBJECT.format("cell") * 30
+    for objects, noted in ((many, False), (many + OBJECT.format("cel"), True)):
+        (tmp_path / "set/Annotations/a.xml").write_text(VOC.format(objects))
+        assert any("of cel there is one box" in note for note in find_dataset(tmp_path / "set").notes) == noted
 
 
 @pytest.mark.data

@@ -60,6 +60,7 @@ def test_voc_counts_from_one_and_includes_the_last(tmp_path: Path) -> None:
         ("[1]", "x.json", "E_MANIFEST", "neither the list boxes"), ("a;b\n1;2", "x.csv", "E_MANIFEST", "its columns are a, b"),
         ("class,xmin,ymin,xmax,ymax\ncell,1,1,2,2", "x.csv", "E_MANIFEST", "which image"),
         ("image,xmin,ymin,xmax,ymax\nx.png,1,1,2,x", "x.csv", "E_MANIFEST", "line 2: ymax"),
+        ("image,class,xmin,ymin,xmax,ymax\nx.png, ,1,1,2,2", "x.csv", "E_MANIFEST", "line 2 names no class"),
         ("image,xmin,ymin,xmax,ymax\n,1,1,2,2", "x.csv", "E_MANIFEST", "line 2 names no image"),
         ("", "x.txt", "E_MANIFEST", "ending"),
     ],
