@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from cmt_med.base.errors import DataError
 from cmt_med.inference.model import MAX_CARD_BYTES, load_model, save_model
-from cmt_med.networks import CLASSIFIERS, NETWORKS, build_network
+from cmt_med.networks import CLASSIFIERS, DETECTORS, MASK_NETWORKS, NETWORKS, build_network
 from cmt_med.runs.trained import trained_network
 from tests.inference.models import NETWORK, random_model, save_random_model
 
@@ -123,7 +123,11 @@ def test_every_network_is_no_larger_than_its_weights(name: str, dims: int) -> No
     options = small if name == "cmt_unetr" else {"in_channels": 2, "num_classes": 3}
     network = build_network(name, spatial_dims=dims, **options)
     card, _ = random_model()
-    card = card.model_copy(update={"network": {"name": name, "spatial_dims": dims} | options})
+    task = "detection" if name in DETECTORS else "instances" if name in MASK_NETWORKS else "segmentation"
+    labels = {"background": 0, "object": 1} if task == "instances" else card.labels
+    card = card.model_copy(
+        update={"network": {"name": name, "spatial_dims": dims} | options, "task": task, "labels": labels}
+    )
     again = trained_network(card, network.state_dict())
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)

@@ -126,9 +126,9 @@ def _learns(task: Task, network: torch.nn.Module, dims: int, targets: int) -> No
     images = batch["image"]
     hints = task.hints(batch) if task.queries else ()
     network.train(task.queries)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-5 if task.queries else 1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     losses = []
-    for _ in range(6):
+    for _ in range(12):
         torch.manual_seed(1)
         loss = task.loss(network(images, *hints), batch)
         optimizer.zero_grad()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cmt_med.base.errors import DataError
-from cmt_med.config.schema import Inference
+from cmt_med.config.schema import Detection, Inference
 from cmt_med.data.manifest import load_manifest
 from cmt_med.data.preprocessing.cache import prepare
 from cmt_med.inference.predict import Windows
@@ -43,6 +43,7 @@ def test_outputs_that_are_not_finite_are_no_score(tmp_path: Path, value: float) 
         Windows((16, 16, 16), 0.5, 1),
         Segmentation(Classes([Target("ball", (1,), 1)]), manifest.labels),
         Inference(),
+        Detection(),
     )
     assert validate(Constant(0.0), lambda: False) == {"dice": 0.0, "dice/ball": 0.0}
     with pytest.raises(DataError, match="not finite") as caught:
