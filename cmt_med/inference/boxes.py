@@ -26,7 +26,7 @@ from cmt_med.data.volumes.endings import looks_like_picture
 from cmt_med.data.volumes.gate import Loaded
 from cmt_med.data.volumes.grid import Grid
 from cmt_med.inference.cards import joint_card
-from cmt_med.inference.predict import Predictor, Windows
+from cmt_med.inference.predict import Predictor, Windows, is_blank
 from cmt_med.inference.results import Results, read_record
 from cmt_med.inference.window_outputs import flat_axis, window_outputs
 from cmt_med.tasks.detection.fusion import View, fused
@@ -110,6 +110,8 @@ class BoxEnsemble:
     def boxes(self, loaded: Loaded) -> Boxes:
         """The objects of a case, in voxels of its own grid."""
         assert self.card.detection is not None  # by the card
+        if is_blank(loaded):
+            return Boxes.of([], [], [])
         views = [view for predictor in self.predictors for view in self._of_member(loaded, predictor)]
         return together(views, loaded.grid.shape, self.card.detection)
 

@@ -204,6 +204,9 @@ def test_from_pictures_to_a_report(
     again = json.loads((tmp_path / "s/metrics.json").read_text())
     assert again["summary"]["all_classes"]["ap50"]["value"] > 0.6
     assert run(compare, "r", "s") == 0
+    grey(tmp_path / "blank/b.png", np.full((64, 48), 130, np.float32))
+    assert run(infer, "--model", "runs/my", "--input", "blank", "--output", "b") == 0
+    assert json.loads((tmp_path / "b/b.boxes.json").read_text())["boxes"] == []
     save(tmp_path / "volume/v.nii.gz", rng_image((20, 20, 9)))
     assert run(infer, "--model", "runs/my", "--input", "volume", "--output", "v") == 2
     assert json.loads((tmp_path / "v/failures.json").read_text())[0]["code"] == "E_NDIM"

@@ -124,14 +124,18 @@ def _listed(table: Path, channels: Sequence[str] | None) -> Dataset:
         pictures = list(filter(looks_like_picture, files))[:_LOOKED_INTO]
         channels = COLOURS if any(map(in_colour, pictures)) else ("image",)
     found.channels = list(channels)
+    ambiguous: set[Path] = set()
     for name in images_in(table):
         there = by_name.get(name, [])
         if len(there) != 1:
+            ambiguous |= set(there)  # whose boxes these are, nobody knows
             what = "is not there" if not there else "is there more than once"
             problem = fault(table, f"the image {name!r} {what}", "put it beside the table, once, or correct the name")
             problem.case = case_name(volume_stem(Path(name)))
             found.problems.append(problem)
     for file in files:
+        if file in ambiguous:
+            continue
         positions = {channel: (file, i if len(channels) > 1 else None) for i, channel in enumerate(channels)}
         name = case_name(volume_stem(file))
         found.cases.append(Case(name, positions, group=name, boxes=table))

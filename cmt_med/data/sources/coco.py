@@ -135,20 +135,21 @@ def _cases(files: Sequence[CocoFile], places: _Places, channels: Sequence[str]) 
     found = Dataset("", channels=list(channels), boxes={})
     listed = [(file, image) for file in files for image in file.images]
     names = _names([image.file_name for _, image in listed])
+    every = {file.path: [one for image in file.images for one in image.annotations] for file in files if file.annotated}
+    masked = {path for path, annotations in every.items() if any(map(has_mask, annotations))}
+    boxed = {path for path, annotations in every.items() if all("bbox" in one.content for one in annotations)}
     for (file, image), name in zip(listed, names, strict=True):
         at = places.image(file.path, image.file_name)
         if at is None:
             found.problems.append(_not_there(file, image))
             continue
-        masks = file.annotated and any(has_mask(one) for other in file.images for one in other.annotations)
-        boxed = file.annotated and all("bbox" in one.content for other in file.images for one in other.annotations)
         positions = {channel: (at, i if len(channels) > 1 else None) for i, channel in enumerate(channels)}
         group, fold = image.content.get("group"), image.content.get("fold")  # as convert writes them
         found.cases.append(
             Case(
                 name, positions, group=group if isinstance(group, str) and group else name,
-                fold=fold if type(fold) is int and fold >= 0 else None, instances=file.path if masks else None,
-                boxes=file.path if boxed else None,
+                fold=fold if type(fold) is int and fold >= 0 else None, instances=file.path if file.path in masked else None,
+                boxes=file.path if file.path in boxed else None,
             )
         )  # fmt: skip
     return found

@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 from cmt_med.base.errors import DataError
 from cmt_med.base.text import strict_json
 from cmt_med.data.volumes.coco import boxes_of, is_coco
+from cmt_med.data.volumes.endings import volume_stem
 from cmt_med.data.volumes.streams import io_error, readable_name
 
 MOST_BYTES = 200_000_000
@@ -76,7 +77,7 @@ def listed_boxes(file: Path, image: Path) -> list[ListedBox]:
         raise io_error(error, file) from error
     if None in by_image:
         return by_image[None]
-    return by_image.get(image.name) or by_image.get(image.name.partition(".")[0]) or []
+    return by_image.get(image.name) or by_image.get(volume_stem(image)) or []
 
 
 Listing = Mapping[str | None, list[ListedBox]]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cmt_med.base.errors import DataError
 from cmt_med.data.sources import find_dataset
+from cmt_med.data.volumes.box_files import listed_boxes
 from cmt_med.runs.recognition import data_set
 
 VOC = "<annotation><filename>x.png</filename>{}</annotation>"
@@ -66,3 +67,16 @@ def test_blood_cells(real_data: Path) -> None:
     found = find_dataset(real_data / "blood_cells")
     assert found.boxes == {"RBC": 3350, "WBC": 301, "Platelets": 292}
     assert len(found.cases) == 292
+
+
+def test_images_of_a_table_go_by_their_whole_names(tmp_path: Path) -> None:
+    """Dots belong to a name; of two images of one name, nobody knows whose the boxes are: both are left out."""
+    for name in ("scan.1.png", "scan.2.png", "a/same.png", "b/same.png"):
+        grey(tmp_path / f"set/{name}")
+    lines = ["image,class,xmin,ymin,xmax,ymax", "scan.1,cell,1,1,3,4", "scan,dust,0,0,2,2", "same.png,cell,1,1,2,2"]
+    (tmp_path / "set/boxes.csv").write_text("\n".join(lines))
+    found = find_dataset(tmp_path / "set")
+    assert [case.name for case in found.cases] == ["scan.1", "scan.2"]
+    first, second = (listed_boxes(tmp_path / "set/boxes.csv", next(iter(c.images.values()))[0]) for c in found.cases)
+    assert ([box.class_name for box in first], second) == (["cell"], [])
+    assert sorted(problem.case for problem in found.problems) == ["same", "scan"]
