@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cmt_med.base.errors import NetworkError
-from cmt_med.networks import NETWORKS, build_network
+from cmt_med.networks import DETECTORS, MASK_NETWORKS, NETWORKS, build_network
 from cmt_med.networks.weights.frozen import freeze_encoder, levels_above
 from cmt_med.networks.weights.transfer import ChannelMap, transfer
 from tests.networks.test_contract import LARGE, OPTIONS
@@ -107,3 +107,16 @@ def test_networks_without_an_encoder_are_refused(name: str) -> None:
         freeze_encoder(network)
     with pytest.raises(NetworkError, match="no stages"):
         levels_above(network)
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, *MASK_NETWORKS, "cmt_classifier"])
+def test_every_head_starts_from_the_encoder_of_another(name: str) -> None:
+    """And but for the classifier from the decoder's blocks, too: names are the same."""
+    sizes = {key: OPTIONS["cmt_unetr"][key] for key in ("stem_channels", "dims", "head_dim", "window")}
+    there = build_network("cmt_unetr", spatial_dims=2, in_channels=1, num_classes=3, **sizes)
+    here = build_network(name, spatial_dims=2, in_channels=1, num_classes=2, **sizes)
+    account = transfer(here, there.state_dict())
+    encoder = {key for key in here.state_dict() if key.startswith("encoder.")}
+    assert encoder
+    assert encoder <= set(account.matched)
+    assert any(key.startswith("decoder.ups.") for key in account.matched) == (name != "cmt_classifier")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,28 +32,15 @@ class DetectionLosses(NamedTuple):
     boxes: Tensor
 
 
-class _Pyramid(nn.Module):
-    """The encoder and the upper levels of the UNETR decoder, with grids of one width."""
+class _Features(nn.Module):
+    """What MONAI's network calls for its grids; the parts belong to the network around it, under the names of the others."""
 
-    def __init__(self, encoder: CMTBackbone, *, spatial_dims: int, norm: str, stride: int, channels: int) -> None:
+    def __init__(self, grids: Callable[[Tensor], list[Tensor]], channels: int) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.decoder = CentreDecoder(
-            spatial_dims=spatial_dims,
-            widths=encoder.out_channels,
-            strides=encoder.strides,
-            num_classes=1,
-            norm=norm,
-            stride=stride,
-        )
-        del self.decoder.towers
-        widths = encoder.out_channels[self.decoder.finest :]
-        self.project = nn.ModuleList(Pointwise(width, channels) for width in widths)
-        self.out_channels = channels
+        self.grids, self.out_channels = grids, channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        grids = self.decoder.grids(self.encoder(channels_last(x)))
-        return [project(grid) for project, grid in zip(self.project, grids, strict=True)]
+        return self.grids(x)
 
 
 class RetinaNetOverPyramid(nn.Module):
@@ -65,13 +52,27 @@ class RetinaNetOverPyramid(nn.Module):
     takes_hints = True
 
     def __init__(
-        self, pyramid: _Pyramid, *, spatial_dims: int, num_classes: int, edges: Sequence[float], most: int
-    ) -> None:
+        self, encoder: CMTBackbone, *, spatial_dims: int, num_classes: int, norm: str, stride: int, channels: int,
+        edges: Sequence[float], most: int,
+    ) -> None:  # fmt: skip
         super().__init__()
-        levels = len(pyramid.project)
-        stride = pyramid.decoder.stride
         self.objects, self.dims, self.most = num_classes, spatial_dims, most
-        network = RetinaNet(spatial_dims, num_classes, len(edges), pyramid, size_divisible=stride * 2 ** (levels - 1))
+        self.encoder = encoder
+        self.decoder = CentreDecoder(
+            spatial_dims=spatial_dims, widths=encoder.out_channels, strides=encoder.strides, num_classes=1, norm=norm,
+            stride=stride,
+        )  # fmt: skip
+        del self.decoder.towers  # MONAI's heads are in their place
+        widths = encoder.out_channels[self.decoder.finest :]
+        self.project = nn.ModuleList(Pointwise(width, channels) for width in widths)
+        levels = len(widths)
+        network = RetinaNet(
+            spatial_dims,
+            num_classes,
+            len(edges),
+            _Features(self._grids, channels),
+            size_divisible=stride * 2 ** (levels - 1),
+        )
         anchors = AnchorGeneratorWithAnchorShape(
             [2.0**i for i in range(levels)], [(edge * stride,) * spatial_dims for edge in edges]
         )
@@ -87,11 +88,10 @@ class RetinaNetOverPyramid(nn.Module):
         )
         channels_last_weights(self)
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The backbone."""
-        found: nn.Module = self.detector.network.feature_extractor.encoder
-        return found
+    def _grids(self, x: Tensor) -> list[Tensor]:
+        """The pyramid with what is coarser in each grid, all of one width."""
+        grids = self.decoder.grids(self.encoder(channels_last(x)))
+        return [project(grid) for project, grid in zip(self.project, grids, strict=True)]
 
     def forward(
         self, x: Tensor, boxes: Tensor | None = None, classes: Tensor | None = None
@@ -182,7 +182,7 @@ def cmt_retinanet(
         head_dim=head_dim, attention=attention, kv_strides=kv_strides, window=window, ffn_ratio=ffn_ratio,
         drop_path=drop_path, norm=norm, embedding=embedding, merging=merging, checkpointing=checkpointing,
     )  # fmt: skip
-    pyramid = _Pyramid(encoder, spatial_dims=spatial_dims, norm=norm, stride=stride, channels=channels)
     return RetinaNetOverPyramid(
-        pyramid, spatial_dims=spatial_dims, num_classes=num_classes, edges=anchor_edges, most=most
-    )
+        encoder, spatial_dims=spatial_dims, num_classes=num_classes, norm=norm, stride=stride, channels=channels,
+        edges=anchor_edges, most=most,
+    )  # fmt: skip
