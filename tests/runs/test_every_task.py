@@ -45,13 +45,13 @@ def data_set(folder: Path, dims: int) -> Path:
     return path
 
 
-def config(folder: Path, task: str, dims: int) -> Path:
+def config(folder: Path, task: str, dims: int, network: str | None = None) -> Path:
     path = folder / "x.yaml"
     size = [16, 16, 8][:dims]
     path.write_text("\n".join([
         "name: x", "output: unused", f"task: {task}",
         f"data: {{manifest: {data_set(folder / 'd', dims)}, channels: [a], split: {{by: last, count: 2}}, workers: 0}}",
-        f"network: {{name: {NETWORKS.get(task, 'cmt_unetr')}, spatial_dims: {dims}, options: {SMALL}}}",
+        f"network: {{name: {network or NETWORKS.get(task, 'cmt_unetr')}, spatial_dims: {dims}, options: {SMALL}}}",
         f"train: {{epochs: {EPOCHS}, patch_size: {size}, batch_size: 2, validate_every: 3}}",
         *(["pretraining: {block: 4}"] if task == "pretraining" else []),
     ]))  # fmt: skip
@@ -106,3 +106,13 @@ def test_trained_killed_resumed_inferred_and_scored(tmp_path: Path, task: str, d
     assert set(scored["cases"]) == {f"c{i}" for i in range(6)}
     assert len(scored["trained_on"]) == 4
     assert (scores / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("task", "network"),
+    [("detection", "cmt_detr"), ("detection", "cmt_retinanet"), ("instances", "cmt_mask_queries")],
+)
+def test_other_heads_in_two_processes(tmp_path: Path, task: str, network: str) -> None:
+    """Each parameter has its gradient in every step, or the processes would wait for one another."""
+    file = config(tmp_path, task, 2, network)
+    assert finish(file, tmp_path / "run", 2)

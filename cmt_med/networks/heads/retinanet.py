@@ -107,7 +107,9 @@ class RetinaNetOverPyramid(nn.Module):
             for own, named in zip(boxes, classes, strict=True)
         ]
         losses = self.detector(x, targets)
-        return DetectionLosses(losses["classification"], losses["box_regression"])
+        # Without a positive anchor MONAI's loss leaves out the heads of boxes; several processes wait for every gradient.
+        nothing = 0.0 * torch.stack([p.flatten()[0] for p in self.parameters() if p.requires_grad]).sum()
+        return DetectionLosses(losses["classification"] + nothing, losses["box_regression"])
 
     def _as_set(self, found: dict[str, Tensor]) -> Tensor:
         """One image's boxes as rows (most, K + 2d); the rest is absent."""
