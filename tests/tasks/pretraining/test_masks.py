@@ -25,13 +25,10 @@ def test_blocks_are_whole_and_as_many_as_asked(seed: int, dims: int, block: int,
     assert masks.shape == (3, 1, *size)
     assert masks.dtype == torch.bool
     for mask in masks[:, 0]:
-        runs = []
         for axis in range(dims):  # along each axis, changes are a block apart
-            changed = (mask.narrow(axis, 1, size[axis] - 1) != mask.narrow(axis, 0, size[axis] - 1)).flatten()
             moved = (mask.narrow(axis, 1, size[axis] - 1) != mask.narrow(axis, 0, size[axis] - 1)).movedim(axis, 0)
             at = torch.nonzero(moved.flatten(1).any(1)).flatten().tolist()
             assert len({place % block for place in at}) <= 1
-            runs.append(int(changed.sum()))
         if block < min(size):
             assert 0 < int(mask.sum()) < mask.numel()
     if block * 4 <= edge:
