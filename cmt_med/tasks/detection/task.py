@@ -25,11 +25,11 @@ from cmt_med.tasks.detection.centres import centre_loss, peaks
 from cmt_med.tasks.detection.fusion import without_repeats
 from cmt_med.tasks.detection.report import assess
 from cmt_med.tasks.detection.sets import set_boxes, set_loss
+from cmt_med.tasks.label_settings import refuse_label_settings
 from cmt_med.tasks.sections import Assessment
 from cmt_med.tasks.task import Batch, Metric
 
 USUAL = Settings()
-USUAL_INFERENCE = Inference()
 MONITORED = tuple(THRESHOLDS.index(value) for value in (*LOOSE, 0.5))
 _NUMBERS = 3
 """Of each found box in the rows of a validation: class, score, and the thresholds that it is a match at, as bits."""
@@ -116,13 +116,11 @@ class Detection:
 
     def check(self, settings: Inference) -> None:
         """Raise for settings of label maps."""
-        for key in ("threshold", "thresholds", "min_region_mm3", "min_component_mm3", "confident", "choose"):
-            if getattr(settings, key) != getattr(USUAL_INFERENCE, key):
-                raise ConfigError(
-                    "this setting is for label maps", where=f"inference.{key}",
-                    why="which boxes are kept is said in the section detection",
-                    fix=f"leave inference.{key} out; see detection.min_score, detection.overlap and detection.most",
-                )  # fmt: skip
+        refuse_label_settings(
+            settings,
+            "which boxes are kept is said in the section detection",
+            "detection.min_score, detection.overlap and detection.most",
+        )  # fmt: skip
 
     def prepared(self, batch: Batch) -> Batch:
         return batch

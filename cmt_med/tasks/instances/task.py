@@ -21,12 +21,12 @@ from cmt_med.data.preprocessing.depth import DEEPEST
 from cmt_med.evaluation.instances import bowl_score, detections, overlaps
 from cmt_med.tasks.instances.decode import Objects, decode
 from cmt_med.tasks.instances.report import TARGET, assess
+from cmt_med.tasks.label_settings import refuse_label_settings
 from cmt_med.tasks.sections import Assessment
 from cmt_med.tasks.segmentation.losses import region_loss
 from cmt_med.tasks.task import Batch, Metric
 
 USUAL = Settings()
-USUAL_INFERENCE = Inference()
 _VALIDATED = ("pq", "f1", "ap_bowl")
 
 
@@ -103,13 +103,11 @@ class Instances:
 
     def check(self, settings: Inference) -> None:
         """Raise for settings of label maps."""
-        for key in ("threshold", "thresholds", "min_region_mm3", "min_component_mm3", "confident", "choose"):
-            if getattr(settings, key) != getattr(USUAL_INFERENCE, key):
-                raise ConfigError(
-                    "this setting is for label maps", where=f"inference.{key}",
-                    why="how objects are found is said in the section instances",
-                    fix=f"leave inference.{key} out; see instances.threshold and instances.min_object_mm3",
-                )  # fmt: skip
+        refuse_label_settings(
+            settings,
+            "how objects are found is said in the section instances",
+            "instances.threshold and instances.min_object_mm3",
+        )  # fmt: skip
 
     def check_objects(self, settings: Settings, network: str) -> None:
         """Raise for settings of the section ``instances`` that mean nothing for a network."""
